@@ -1,0 +1,111 @@
+# `make` lists the targets. Everything runs in .venv, which `make setup` fills and every target checks.
+#
+# Variables of the targets are given on the command line: make train CONFIG=my.config TRAIN_DIR=out/train
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Setup. PYTHON makes .venv when it is given; without it, the environment that is there is kept.
+PYTHON ?=
+OD_API ?=
+TENSORFLOW ?=
+export PYTHON OD_API TENSORFLOW
+
+# The demo.
+DATA ?= builtin
+WORK ?= demo_out
+SEED ?= 0
+
+# The steps alone.
+CONFIG ?= configs/ssd_mobilenet_v2_qat.config
+TRAIN_DIR ?= out/train
+CHECKPOINT ?= $(TRAIN_DIR)
+EVAL_DIR ?= out/eval
+OUT ?= out/export
+MODEL ?= $(OUT)/detect.tflite
+DATA_DIR ?= out/data
+RECORD ?= $(DATA_DIR)/val.record
+LABEL_MAP ?= $(DATA_DIR)/label_map.pbtxt
+GRAPH ?= $(OUT)/frozen_inference_graph.pb
+
+# More flags of the command: make train ARGS='--override train_config.num_steps=500'
+ARGS ?=
+
+RUN := .venv/bin/python -m od_qat
+TF1 := .venv-tf1/bin/python
+
+# What follows `voc:` or `coco:`, which may hold spaces.
+KIND = $(firstword $(subst :, ,$(DATA)))
+FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
+
+.PHONY: help setup setup-tf1 demo test test-tf1 lint data train eval export export-tflite score nodes doctor \
+        lock clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [VARIABLE=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Start with: make setup, then make demo"
+
+setup: ## make .venv and install everything into it (PYTHON, OD_API=/path/to/models/research)
+	@bash requirements/setup.sh main
+
+setup-tf1: ## make .venv-tf1: TensorFlow 1.15.5 on Python 3.7, to compare with
+	@bash requirements/setup.sh tf1
+
+demo: setup ## the whole road on a small data set (DATA=builtin|voc:/path|coco:/path WORK SEED)
+	@$(RUN) demo --data="$(DATA)" --work_dir="$(WORK)" --seed="$(SEED)" $(ARGS)
+
+data: setup ## records and a label map (DATA=builtin|voc:/path|coco:/path DATA_DIR)
+	@case "$(KIND)" in \
+	  builtin) $(RUN) data builtin --output_dir="$(DATA_DIR)" --seed="$(SEED)" $(ARGS) ;; \
+	  voc) $(RUN) data voc "$(FOLDER)" --output_dir="$(DATA_DIR)" $(ARGS) ;; \
+	  coco) $(RUN) data coco --output_dir="$(DATA_DIR)" \
+	    --train_images="$(FOLDER)/train2017" \
+	    --train_annotations="$(FOLDER)/annotations/instances_train2017.json" \
+	    --val_images="$(FOLDER)/val2017" \
+	    --val_annotations="$(FOLDER)/annotations/instances_val2017.json" $(ARGS) ;; \
+	  *) echo "make: error: unknown data: found '$(DATA)', allowed: builtin, voc:/path or coco:/path" >&2; exit 2 ;; \
+	esac
+
+train: setup ## train what CONFIG describes (CONFIG TRAIN_DIR SEED)
+	@$(RUN) train --pipeline_config_path="$(CONFIG)" --train_dir="$(TRAIN_DIR)" --seed="$(SEED)" $(ARGS)
+
+eval: setup ## metrics of the newest checkpoint (CONFIG TRAIN_DIR EVAL_DIR)
+	@$(RUN) eval --pipeline_config_path="$(CONFIG)" --checkpoint_dir="$(TRAIN_DIR)" --eval_dir="$(EVAL_DIR)" \
+	  --run_once $(ARGS)
+
+export: setup ## checkpoint -> frozen_inference_graph.pb (CONFIG CHECKPOINT OUT)
+	@$(RUN) export --pipeline_config_path="$(CONFIG)" --trained_checkpoint_prefix="$(CHECKPOINT)" \
+	  --output_directory="$(OUT)" $(ARGS)
+
+export-tflite: setup ## checkpoint -> detect.tflite (CONFIG CHECKPOINT OUT)
+	@$(RUN) export-tflite --pipeline_config_path="$(CONFIG)" --trained_checkpoint_prefix="$(CHECKPOINT)" \
+	  --output_directory="$(OUT)" $(ARGS)
+
+score: setup ## metrics, size and latency of a model (MODEL RECORD LABEL_MAP)
+	@$(RUN) score --model="$(MODEL)" --record="$(RECORD)" --label_map="$(LABEL_MAP)" $(ARGS)
+
+nodes: setup ## the output nodes of a graph (GRAPH)
+	@$(RUN) nodes "$(GRAPH)" $(ARGS)
+
+doctor: ## what is installed, what is missing, how to get it
+	@$(or $(wildcard .venv/bin/python),python3) -m od_qat doctor $(ARGS)
+
+test: setup ## all tests, on the current TensorFlow
+	@.venv/bin/python -m pytest tests --timeout=600 $(ARGS)
+
+test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5
+	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest tests -m tf1 --timeout=600 $(ARGS)
+
+lint: setup ## ruff: errors, style and layout
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m ruff format --check .
+
+lock: ## resolve the requirements anew (PYTHON, once for each of 3.9 to 3.13)
+	@$(or $(PYTHON),python3) requirements/lock.py
+
+clean: ## remove the environments and caches; what you trained stays
+	@rm -rf .venv .venv-tf1 .pytest_cache .ruff_cache .hypothesis build dist od_qat.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,210 @@
+"""Strict restoring: every variable that a graph needs is either in the checkpoint or named in an error.
+
+The OD API once chose the variables to restore before the graph was rewritten, so quantization ranges stayed
+at their defaults and mAP fell to zero without a warning (tensorflow/models issue 3611). Nothing here is
+chosen before the rewrite, and nothing is skipped silently.
+"""
+
+import os
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+from od_qat.compat import tf
+from od_qat.errors import CheckpointError
+
+# The collection that the rewriter puts its range variables into.
+QUANT_VARIABLES = "quant_vars"
+
+_NAMES_SHOWN = 3
+
+
+class FineTunePlan(NamedTuple):
+    """What a fine-tune checkpoint fills and what starts fresh."""
+
+    restored: Dict[str, object]
+    fresh_quant: Tuple[str, ...]
+    fresh_other: Tuple[str, ...]
+
+
+def shapes(prefix: str) -> Dict[str, List[int]]:
+    """Names and shapes of the variables in a checkpoint.
+
+    Args:
+      prefix: `.../model.ckpt-123`, without `.index`.
+
+    Raises:
+      CheckpointError: when it is missing, truncated or not a checkpoint.
+    """
+    if not prefix:
+        raise CheckpointError("no checkpoint given", allowed="a prefix such as train_dir/model.ckpt-2000")
+    if prefix.endswith((".index", ".meta")):
+        prefix = os.path.splitext(prefix)[0]
+    if not tf.train.checkpoint_exists(prefix):
+        raise CheckpointError(
+            "no such checkpoint",
+            where=prefix,
+            found=_neighbours(prefix),
+            allowed="a prefix such as train_dir/model.ckpt-2000, without .index",
+        )
+    try:
+        reader = tf.train.NewCheckpointReader(prefix)
+        found = reader.get_variable_to_shape_map()
+        _check_data_files(prefix, reader, found)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            "the checkpoint is damaged",
+            where=prefix,
+            found=str(getattr(error, "message", error)).splitlines()[0],
+            fix="use an earlier checkpoint of that folder",
+        ) from error
+    return found
+
+
+def _check_data_files(prefix: str, reader, found: Dict[str, List[int]]) -> None:
+    """Reads the tensor that lies last, so that a truncated data file is seen now and not mid-restore."""
+    data = tf.gfile.Glob(prefix + ".data-*")
+    if not data and not tf.gfile.Exists(prefix):  # (a V1 checkpoint is one file, of that very name)
+        raise ValueError("the .index file is there, its .data file is not")
+    total = sum(tf.gfile.Stat(path).length for path in data)
+    if data:
+        floats = 0
+        for name, shape in found.items():
+            count = 1
+            for size in shape:
+                count *= size
+            floats += count * reader.get_variable_to_dtype_map()[name].size
+        if total < floats:
+            raise ValueError("{:,} bytes of data where {:,} are indexed".format(total, floats))
+
+
+def _neighbours(prefix: str) -> str:
+    folder = os.path.dirname(prefix) or "."
+    try:
+        names = sorted(name[: -len(".index")] for name in os.listdir(folder) if name.endswith(".index"))
+    except OSError:
+        return "no folder {}".format(folder)
+    return "in that folder: {}".format(", ".join(names[-5:]) or "no checkpoints")
+
+
+def latest(folder: str) -> str:
+    """The newest checkpoint of a folder.
+
+    Raises:
+      CheckpointError: when there is none.
+    """
+    prefix = tf.train.latest_checkpoint(folder)
+    if prefix is None:
+        raise CheckpointError(
+            "no checkpoint in the folder",
+            where=folder,
+            found="nothing" if os.path.isdir(folder) else "no such folder",
+            fix="pass the train_dir of a training run that has saved at least once",
+        )
+    return prefix
+
+
+def step_of(prefix: str) -> Optional[int]:
+    """The step in a checkpoint's name, `model.ckpt-123` -> 123; None when it has none."""
+    digits = os.path.basename(prefix).rpartition("-")[2]
+    return int(digits) if digits.isdigit() else None
+
+
+def quant_variable_names(graph=None) -> frozenset:
+    """Names of the variables that the rewriter made in a graph, moving-average helpers included."""
+    graph = graph or tf.get_default_graph()
+    return frozenset(variable.op.name for variable in graph.get_collection(QUANT_VARIABLES))
+
+
+def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
+    """Raises unless the checkpoint holds every variable, with its shape.
+
+    Args:
+      name_to_variable: name in the checkpoint -> variable.
+      prefix: checkpoint prefix.
+      quant_names: which of the names are quantization variables.
+
+    Raises:
+      CheckpointError: naming the first missing ones and what to do.
+    """
+    available = shapes(prefix)
+    quant_names = frozenset(quant_names)
+    missing = sorted(name for name in name_to_variable if name not in available)
+    if missing:
+        only_quant = all(name in quant_names for name in missing)
+        raise CheckpointError(
+            "the checkpoint lacks {} of {} variables".format(len(missing), len(name_to_variable)),
+            where=prefix,
+            found="no {}".format(_some(missing)),
+            fix=(
+                "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "
+                "train into a new train_dir, or drop the graph_rewriter block"
+                if only_quant
+                else "it is of another model: use the pipeline.config it was trained with"
+            ),
+        )
+    wrong = sorted(
+        name for name, variable in name_to_variable.items() if available[name] != variable.shape.as_list()
+    )
+    if wrong:
+        raise CheckpointError(
+            "the checkpoint's shapes are another model's",
+            where=prefix,
+            found="{} is {}".format(wrong[0], available[wrong[0]]),
+            allowed=str(name_to_variable[wrong[0]].shape.as_list()),
+            fix="use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)",
+        )
+
+
+def plan_fine_tune(
+    name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str], backbone: str
+) -> FineTunePlan:
+    """Decides what a float (or QAT) checkpoint fills when training starts from it.
+
+    Args:
+      name_to_variable: the model's restore map (name in the checkpoint -> variable).
+      prefix: checkpoint prefix.
+      quant_names: variables of the rewriter; they may start fresh.
+      backbone: scope whose variables must all be there (heads may differ: another num_classes).
+
+    Raises:
+      CheckpointError: when backbone variables are missing or have other shapes.
+    """
+    available = shapes(prefix)
+    quant_names = frozenset(quant_names)
+    restored, fresh_quant, fresh_other = {}, [], []
+    for name, variable in sorted(name_to_variable.items()):
+        if name == tf.GraphKeys.GLOBAL_STEP or variable.op.name == tf.GraphKeys.GLOBAL_STEP:
+            continue
+        if available.get(name) == variable.shape.as_list():
+            restored[name] = variable
+        elif variable.op.name in quant_names:
+            fresh_quant.append(name)
+        else:
+            fresh_other.append(name)
+    in_backbone = [
+        name
+        for name in fresh_other
+        if name_to_variable[name].op.name.startswith(backbone) and not _is_optimizer_state(name, available)
+    ]
+    if in_backbone or not restored:
+        example = (in_backbone or fresh_other or ["any variable"])[0]
+        raise CheckpointError(
+            "the fine-tune checkpoint is of another model: it fills {} of {} variables".format(
+                len(restored), len(restored) + len(fresh_other)
+            ),
+            where=prefix,
+            found="{} {}".format(example, available.get(example, "missing")),
+            allowed=str(name_to_variable[example].shape.as_list()) if example in name_to_variable else None,
+            fix="use a checkpoint of this feature extractor, or set fine_tune_checkpoint_type",
+        )
+    return FineTunePlan(restored, tuple(fresh_quant), tuple(fresh_other))
+
+
+def _is_optimizer_state(name: str, available: Dict[str, List[int]]) -> bool:
+    """Slots and averages hang below a variable's own name: `.../weights/Momentum`."""
+    return name.rpartition("/")[0] in available
+
+
+def _some(names: List[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    rest = len(names) - _NAMES_SHOWN
+    return shown + (" and {} more".format(rest) if rest > 0 else "")

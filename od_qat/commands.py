@@ -1,0 +1,281 @@
+"""What the OD API's scripts do around the drop-ins: config in, model and inputs built, drop-in called."""
+
+import functools
+import os
+from typing import Dict, Iterable, Optional
+
+from od_qat import plugin  # noqa: F401  (puts everything in place before object_detection is imported)
+from od_qat.errors import ConfigError
+from od_qat.od_api import graph_rewriter, models, pipeline
+
+
+def train(
+    pipeline_config_path: str,
+    train_dir: str,
+    overrides: Iterable[str] = (),
+    num_clones: int = 1,
+    clone_on_cpu: bool = False,
+    save_interval_secs: int = 600,
+    seed: Optional[int] = None,
+):
+    """Trains what a pipeline config describes; with a graph_rewriter block, with QAT.
+
+    Args:
+      pipeline_config_path: the config.
+      train_dir: checkpoints go here; a run that stopped goes on from here.
+      overrides: `dotted.path=value` edits of the config.
+      num_clones: clones on this machine.
+      clone_on_cpu: clones go to CPUs.
+      save_interval_secs: seconds between checkpoints.
+      seed: graph seed.
+
+    Returns:
+      trainer.TrainResult.
+    """
+    from od_qat import trainer
+
+    config = pipeline.load(pipeline_config_path, overrides)
+    graph_rewriter.check(config, training=True, where=pipeline_config_path)
+    reader = config.train_input_reader
+    models.check_inputs(config, reader)
+    hook = None
+    if config.HasField("graph_rewriter"):
+        hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
+    pipeline.save(config, train_dir)
+    return trainer.train(
+        models.input_fn(reader),
+        models.model_fn(config, is_training=True),
+        config.train_config,
+        "",
+        0,
+        num_clones,
+        1,
+        clone_on_cpu,
+        0,
+        "lonely_worker",
+        True,
+        train_dir,
+        graph_hook_fn=hook,
+        save_interval_secs=save_interval_secs,
+        seed=seed,
+    )
+
+
+def evaluate(
+    pipeline_config_path: str,
+    checkpoint_dir: str,
+    eval_dir: str,
+    run_once: bool = False,
+    eval_training_data: bool = False,
+    overrides: Iterable[str] = (),
+) -> Dict[str, float]:
+    """Evaluates the checkpoints of a training run and freezes each.
+
+    Args:
+      pipeline_config_path: the config.
+      checkpoint_dir: the run's train_dir.
+      eval_dir: metrics and frozen_eval_graph.pb go here.
+      run_once: the newest checkpoint only.
+      eval_training_data: on the training records.
+      overrides: `dotted.path=value` edits of the config.
+
+    Returns:
+      metric name -> value.
+    """
+    from od_qat import evaluator
+
+    config = pipeline.load(pipeline_config_path, overrides)
+    graph_rewriter.check(config, training=False, where=pipeline_config_path)
+    if eval_training_data:
+        reader = config.train_input_reader
+    elif len(config.eval_input_reader):
+        reader = config.eval_input_reader[0]
+    else:
+        raise ConfigError("the config has no eval_input_reader", where=pipeline_config_path)
+    available = sum(models.check_inputs(config, reader).values())
+    eval_config = config.eval_config
+    if not eval_config.HasField("num_examples") or eval_config.num_examples > available:
+        # More would count images twice.
+        eval_config.num_examples = available
+    if run_once:
+        eval_config.max_evals = 1
+    reader.shuffle = False
+    pipeline.save(config, eval_dir)
+    return evaluator.evaluate(
+        models.input_fn(reader),
+        models.model_fn(config, is_training=False),
+        eval_config,
+        models.categories(reader.label_map_path),
+        checkpoint_dir,
+        eval_dir,
+        graph_hook_fn=_eval_hook(config),
+    )
+
+
+def _eval_hook(config):
+    if config.HasField("graph_rewriter"):
+        return graph_rewriter.build(config.graph_rewriter, is_training=False)
+    return None
+
+
+def export(
+    pipeline_config_path: str,
+    trained_checkpoint_prefix: str,
+    output_directory: str,
+    overrides: Iterable[str] = (),
+) -> str:
+    """Writes frozen_inference_graph.pb: quantized when the config has a graph_rewriter block.
+
+    Args:
+      pipeline_config_path: the config.
+      trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir for its newest.
+      output_directory: where to.
+      overrides: `dotted.path=value` edits of the config.
+
+    Returns:
+      path of the .pb.
+    """
+    from od_qat import detection_export
+
+    config = pipeline.load(pipeline_config_path, overrides)
+    graph_rewriter.check(config, training=False, where=pipeline_config_path)
+    path, _ = detection_export.export_detection_graph(
+        models.model_fn(config, is_training=False),
+        _eval_hook(config),
+        _resolve(trained_checkpoint_prefix),
+        os.path.join(output_directory, "frozen_inference_graph.pb"),
+        config.eval_config.use_moving_averages,
+    )
+    pipeline.save(config, output_directory)
+    return path
+
+
+def _resolve(prefix: str) -> str:
+    from od_qat import checkpoints
+
+    return checkpoints.latest(prefix) if os.path.isdir(prefix) else prefix
+
+
+def export_tflite(
+    pipeline_config_path: str,
+    trained_checkpoint_prefix: str,
+    output_directory: str,
+    inference_type: str = "int8",
+    fast_nms: bool = False,
+    max_detections: Optional[int] = None,
+    overrides: Iterable[str] = (),
+    ptq: bool = False,
+    calibration_images: int = 100,
+) -> str:
+    """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
+
+    Args:
+      pipeline_config_path: the config that the checkpoint was trained with.
+      trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir for its newest.
+      output_directory: where to.
+      inference_type: 'int8' (CPUs) or 'uint8' (devices that want it).
+      fast_nms: TFLite's fast NMS instead of the config's own, which scores better.
+      max_detections: default is the config's max_total_detections.
+      overrides: `dotted.path=value` edits of the config.
+      ptq: post-training quantization of a float checkpoint, calibrated on training images.
+      calibration_images: how many.
+
+    Returns:
+      path of the .tflite.
+    """
+    from od_qat import files, freeze, tflite
+    from od_qat.compat import tf
+    from od_qat.od_api import calibration, inference
+
+    config = pipeline.load(pipeline_config_path, overrides)
+    if ptq:
+        config.ClearField("graph_rewriter")
+    elif not config.HasField("graph_rewriter"):
+        raise ConfigError(
+            "the config has no graph_rewriter block, so its model is not quantised",
+            where=pipeline_config_path,
+            fix="export with the QAT config that it was trained with, or pass --ptq",
+        )
+    graph_rewriter.check_for_tflite(config, where=pipeline_config_path)
+    height, width = inference.input_size(config.model, pipeline_config_path)
+    checkpoint = _resolve(trained_checkpoint_prefix)
+    hook = _eval_hook(config)
+    with tf.Graph().as_default():
+        model = models.model_fn(config, is_training=False)()
+        anchors = inference.build_raw_heads_graph(model, config.model, height, width)
+        mean, std = inference.input_statistics(model, height, width)
+        if hook:
+            hook()
+        heads = freeze.freeze(
+            checkpoint,
+            [inference.RAW_BOXES, inference.RAW_SCORES],
+            use_moving_averages=config.eval_config.use_moving_averages,
+        )
+    if not ptq:
+        tflite.require_quantised(heads, checkpoint, inference_type)
+    post_process = _post_process(config.model.ssd, fast_nms, max_detections)
+    graph_def = tflite.add_post_process(
+        heads,
+        inference.RAW_BOXES,
+        inference.RAW_SCORES,
+        anchors,
+        post_process,
+        quantised_input=inference_type == "uint8" and not ptq,
+    )
+    images = None
+    if ptq:
+        files_of_train = pipeline.input_files(config.train_input_reader)
+        images = functools.partial(
+            calibration.images, files_of_train, height, width, mean, std, calibration_images
+        )
+    outputs = [tflite.POST_PROCESS] + ["{}:{}".format(tflite.POST_PROCESS, i) for i in (1, 2, 3)]
+    model_bytes = tflite.convert(
+        graph_def, inference.TFLITE_INPUT, [1, height, width, 3], outputs, inference_type, mean, std, images
+    )
+    path = os.path.join(output_directory, "detect.tflite")
+    tflite.check(model_bytes, tflite.count_weights(heads), path)
+    description = freeze.describe(
+        path,
+        inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": inference_type}],
+        outputs=[{"name": name, "role": role} for name, role in zip(outputs, tflite.POST_PROCESS_ROLES)],
+        preprocessing={
+            "resize": {"method": "bilinear", "height": height, "width": width},
+            "mean": mean,
+            "std": std,
+            "channels": "RGB",
+        },
+        class_id_offset=1,
+        checkpoint=checkpoint,
+        quantized=True,
+        max_detections=post_process.max_detections,
+    )
+    files.write_atomically(os.path.join(output_directory, "tflite_graph.pb"), graph_def.SerializeToString())
+    files.write_atomically(path, model_bytes)
+    files.write_json(os.path.splitext(path)[0] + ".json", description)
+    return path
+
+
+def _post_process(ssd, fast_nms: bool, max_detections: Optional[int]):
+    from od_qat import tflite
+
+    nms = ssd.post_processing.batch_non_max_suppression
+    coder = ssd.box_coder.faster_rcnn_box_coder
+    if ssd.box_coder.WhichOneof("box_coder_oneof") not in (None, "faster_rcnn_box_coder"):
+        raise ConfigError(
+            "TFLite_Detection_PostProcess decodes one box coder only",
+            where="model.ssd.box_coder",
+            found=ssd.box_coder.WhichOneof("box_coder_oneof"),
+            allowed="faster_rcnn_box_coder",
+        )
+    return tflite.PostProcess(
+        num_classes=ssd.num_classes,
+        y_scale=coder.y_scale,
+        x_scale=coder.x_scale,
+        h_scale=coder.height_scale,
+        w_scale=coder.width_scale,
+        score_threshold=nms.score_threshold,
+        iou_threshold=nms.iou_threshold,
+        max_detections=max_detections or nms.max_total_detections,
+        detections_per_class=nms.max_detections_per_class,
+        regular_nms=not fast_nms,
+    )

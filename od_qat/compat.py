@@ -1,0 +1,149 @@
+"""The only file that knows TensorFlow versions.
+
+Everything else does ``from od_qat.compat import tf`` and gets ``tensorflow.compat.v1``. Code that builds
+OD API models calls :func:`enable_tf1_behaviour` first, which must happen before the OD API or tf-slim is
+imported: the OD API decides at import time which of its halves (TF 1 or TF 2) it registers.
+
+What each entry is for was found by running the TF 1 half of the OD API (tf-object-detection-api 0.1) and
+tf-slim 1.1.0 on TensorFlow 2.21.
+"""
+
+import os
+import sys
+import types
+import warnings
+
+# Both must be set before TensorFlow is imported. Keras 3 has no `layers.experimental`, which the OD API
+# reads at import time; the second quiets the C++ start-up banner, which is no help to a user.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# tf_keras and TF 1.15 on numpy print a page of FutureWarnings each.
+warnings.filterwarnings("ignore", category=FutureWarning)
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+# tf-slim's batch norm calls Keras layers' `apply`, once a layer.
+warnings.filterwarnings("ignore", message=".*layer.apply. is deprecated.*")
+
+
+class native_stderr_silenced(object):
+    """Sends file descriptor 2 to nowhere while TensorFlow's C++ libraries load.
+
+    They log to it before their own log level is read ("All log messages before
+    absl::InitializeLog() ..."); Python errors still reach the caller as exceptions.
+    """
+
+    def __enter__(self):
+        self._saved = None
+        if os.environ.get("OD_QAT_DEBUG"):
+            return self
+        try:
+            sys.stderr.flush()
+            self._saved = os.dup(2)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
+        except OSError:  # no stderr at all (a daemon, pythonw)
+            self._saved = None
+        return self
+
+    def __exit__(self, *exc_info):
+        if self._saved is not None:
+            os.dup2(self._saved, 2)
+            os.close(self._saved)
+
+
+with native_stderr_silenced():
+    import tensorflow as _tensorflow
+    import tensorflow.compat.v1 as tf  # noqa: F401  (re-exported)
+
+    if hasattr(_tensorflow.config, "list_physical_devices"):
+        # The look for devices logs at first use, so provoke it here. (TF 1.15 has no such function.)
+        _tensorflow.config.list_physical_devices()
+
+TF_VERSION = tuple(int(part) for part in _tensorflow.__version__.split(".")[:2])
+IS_TF1 = TF_VERSION < (2, 0)
+
+
+def quiet_logging() -> None:
+    """Keeps TensorFlow's Python log to warnings, without its deprecation notes."""
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    try:
+        from tensorflow.python.util import deprecation
+
+        deprecation._PRINT_DEPRECATION_WARNINGS = False
+    except (ImportError, AttributeError):
+        pass
+
+
+_tf1_behaviour_enabled = False
+
+
+def enable_tf1_behaviour() -> None:
+    """Graph mode, reference variables and v1 control flow, plus the names tf-slim expects.
+
+    On TF 1.15 this is nearly nothing. On TF 2 it must run before the OD API is imported
+    (``tf2.enabled()`` is what the OD API asks) and before any eager op runs. It may be called again.
+
+    Raises:
+      RuntimeError: from TensorFlow, when eager ops have run already.
+    """
+    global _tf1_behaviour_enabled
+    if _tf1_behaviour_enabled:
+        return
+    quiet_logging()
+    if not IS_TF1:
+        tf.disable_v2_behavior()
+        _restore_names_for_tf_slim()
+    _tf1_behaviour_enabled = True
+
+
+def _restore_names_for_tf_slim() -> None:
+    """Gives back the names that tf-slim 1.1.0 looks up on TensorFlow's internal modules.
+
+    They moved inside TensorFlow between 2.9 and 2.13; only names that are missing are set.
+    """
+    from tensorflow.python.framework import indexed_slices, ops, tensor
+    from tensorflow.python.ops import (
+        array_ops,
+        array_ops_stack,
+        cond,
+        control_flow_assert,
+        control_flow_case,
+        control_flow_ops,
+        variable_scope,
+        variable_v1,
+        while_loop,
+    )
+
+    moved = [
+        (control_flow_ops, "cond", cond.cond),
+        (control_flow_ops, "case", control_flow_case.case),
+        (control_flow_ops, "while_loop", while_loop.while_loop),
+        (control_flow_ops, "Assert", control_flow_assert.Assert),
+        (array_ops, "stack", array_ops_stack.stack),
+        (array_ops, "unstack", array_ops_stack.unstack),
+        (ops, "Tensor", tensor.Tensor),
+        (ops, "IndexedSlices", indexed_slices.IndexedSlices),
+        (variable_scope, "variable", getattr(variable_v1, "VariableV1", None)),
+    ]
+    for module, name, value in moved:
+        if not hasattr(module, name) and value is not None:
+            setattr(module, name, value)
+    _restore_legacy_layers()
+
+
+def _restore_legacy_layers() -> None:
+    """tf-slim's batch norm asks for `tf_keras.legacy_tf_layers`; tf-keras 2.16+ keeps it in `src`."""
+    try:
+        import tf_keras  # noqa: F401
+        from tf_keras.src.legacy_tf_layers import normalization
+    except ImportError:
+        return
+    name = "tf_keras.legacy_tf_layers"
+    if name in sys.modules:
+        return
+    package = types.ModuleType(name)
+    package.__path__ = []  # marks it as a package, so that `import a.b.normalization` is looked up
+    package.normalization = normalization
+    sys.modules[name] = package
+    sys.modules[name + ".normalization"] = normalization
+    tf_keras.legacy_tf_layers = package

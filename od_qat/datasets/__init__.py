@@ -1,0 +1,8 @@
+"""Data sets in the OD API's TFRecord format: the built-in digits, VOC folders, COCO annotations.
+
+Importing this package is light; TensorFlow, Pillow and lxml are imported by the functions that need them.
+"""
+
+from od_qat.datasets.records import DatasetInfo, Example, check_records, read_examples
+
+__all__ = ["DatasetInfo", "Example", "check_records", "read_examples"]

@@ -1,0 +1,437 @@
+"""TFRecord files of tf.Example, in the OD API's layout: writing, reading, checking.
+
+Boxes are stored and given back normalised to the image.
+"""
+
+import io
+import os
+import tempfile
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from od_qat.datasets.info import DatasetInfo
+from od_qat.datasets.label_map import read_items, read_label_map, shorten, write_label_map
+from od_qat.errors import DataError, OdQatError
+
+__all__ = [
+    "DatasetInfo",
+    "EncodedExample",
+    "Example",
+    "RecordWriter",
+    "check_records",
+    "read_examples",
+    "read_label_map",
+    "write_label_map",
+]
+
+# The OD API's own limit for what it still takes as a normalised coordinate.
+_MAX_NORMALISED = 1.1
+# Around each record of a TFRecord file: its length (8 bytes), a checksum (4) of that and one of the data.
+_FRAME_BYTES = 16
+_IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+_FIX_RECORD = "convert the data again with `od-qat data`"
+
+
+class Example(NamedTuple):
+    """One image and its objects, as read back from a record.
+
+    Attributes:
+      image_id: unique in its record.
+      encoded: the JPEG or PNG bytes.
+      height: pixels.
+      width: pixels.
+      boxes: float32 [N, 4], normalised ymin, xmin, ymax, xmax.
+      classes: int64 [N], label map ids, from 1.
+      difficult: bool [N].
+      is_crowd: bool [N]: a box around many objects at once.
+    """
+
+    image_id: str
+    encoded: bytes
+    height: int
+    width: int
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+    is_crowd: Optional[np.ndarray] = None
+
+
+class EncodedExample(NamedTuple):
+    """A serialised tf.Example, its image's id, and how many objects it holds and left out."""
+
+    image_id: str
+    serialized: bytes
+    objects: int
+    skipped: int = 0
+
+
+class RecordWriter(object):
+    """Writes a TFRecord file beside its destination; :meth:`commit` gives it its name.
+
+    Used as a context manager, it leaves nothing behind when it was not committed.
+    """
+
+    def __init__(self, path: str) -> None:
+        from od_qat.compat import tf
+
+        self.path = path
+        self.count = 0
+        self._ids = set()
+        self._errors = (OSError, tf.errors.OpError)
+        self._temporary: Optional[str] = None
+        self._writer = None
+        try:
+            folder = os.path.dirname(os.path.abspath(path))
+            os.makedirs(folder, exist_ok=True)
+            handle, self._temporary = tempfile.mkstemp(dir=folder, prefix="." + os.path.basename(path) + ".")
+            os.close(handle)
+            self._writer = tf.python_io.TFRecordWriter(self._temporary)
+        except self._errors as error:
+            self.discard()
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> OdQatError:
+        return OdQatError(
+            "cannot write the file",
+            where=self.path,
+            found=getattr(error, "strerror", None) or shorten(" ".join(str(error).split())),
+            fix="free space there or choose another folder",
+        )
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.discard()
+
+    def write(self, example: EncodedExample) -> None:
+        """Appends one example.
+
+        Raises:
+          DataError: when an example of that image id was written before.
+          OdQatError: when the disk is full.
+        """
+        if example.image_id in self._ids:
+            raise DataError(
+                "two images have the same id",
+                where=self.path,
+                found=repr(example.image_id),
+                fix="give each image a name of its own and list it once",
+            )
+        self._ids.add(example.image_id)
+        try:
+            self._writer.write(example.serialized)
+        except self._errors as error:
+            raise self._failure(error) from error
+        self.count += 1
+
+    def close(self) -> None:
+        """Brings everything to the disk, still under the temporary name.
+
+        Raises:
+          OdQatError: when the disk is full.
+        """
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        try:
+            writer.close()
+            with open(self._temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def commit(self) -> None:
+        """Closes the file and renames it.
+
+        Raises:
+          OdQatError: when the disk is full.
+        """
+        self.close()
+        try:
+            # mkstemp makes files private; records are as public as the user's umask says.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(self._temporary, 0o666 & ~umask)
+            os.replace(self._temporary, self.path)
+        except self._errors as error:
+            raise self._failure(error) from error
+        self._temporary = None
+
+    def discard(self) -> None:
+        """Removes what has not been committed."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            try:
+                writer.close()
+            except self._errors:  # a full disk: the file goes anyway
+                pass
+        if self._temporary and os.path.exists(self._temporary):
+            os.unlink(self._temporary)
+        self._temporary = None
+
+
+def _read_serialized(path: str) -> Iterator[bytes]:
+    """The records of a TFRecord file.
+
+    Raises:
+      DataError: naming the file, when it is missing, truncated or not a TFRecord file.
+    """
+    from od_qat import compat
+
+    compat.quiet_logging()  # the iterator is deprecated, but the only one that needs no graph or session
+    tf = compat.tf
+    if not tf.gfile.Exists(path) or tf.gfile.IsDirectory(path):
+        raise DataError(
+            "cannot find the record file",
+            where=path,
+            found="a folder" if tf.gfile.Exists(path) else "nothing",
+            fix="give the path of a .record file, or make one with `od-qat data`",
+        )
+
+    def damaged():
+        return DataError(
+            "the record file is truncated or not a TFRecord file",
+            where=path,
+            found="damage after {} whole examples".format(count),
+            fix="copy the file again or " + _FIX_RECORD,
+        )
+
+    count = size = 0
+    try:
+        for serialized in tf.python_io.tf_record_iterator(path):
+            yield serialized
+            count += 1
+            size += _FRAME_BYTES + len(serialized)
+        # TensorFlow takes a file that ends inside a record's header for one that ends before it.
+        if size != tf.gfile.Stat(path).length:
+            raise damaged()
+    except tf.errors.DataLossError as error:
+        raise damaged() from error
+    except tf.errors.OpError as error:
+        raise DataError(
+            "cannot read the record file",
+            where=path,
+            found=shorten(" ".join(str(error).split())),
+            fix=_FIX_RECORD,
+        ) from error
+
+
+class _Features(object):
+    """The features of one tf.Example, with the checks that both readers need."""
+
+    def __init__(self, serialized: bytes, path: str, number: int) -> None:
+        from google.protobuf.message import DecodeError
+
+        from od_qat.compat import tf
+
+        self.where = "{}, example {}".format(path, number)
+        example = tf.train.Example()
+        try:
+            example.ParseFromString(serialized)
+        except DecodeError as error:
+            raise DataError("a record is not a tf.Example", where=self.where, fix=_FIX_RECORD) from error
+        self._feature = example.features.feature
+
+    def values(self, key: str, kind: str) -> Sequence[Any]:
+        """The list of a feature, empty when there is none; `kind` is 'bytes', 'float' or 'int64'."""
+        if key not in self._feature:
+            return ()
+        feature = self._feature[key]
+        found = feature.WhichOneof("kind")
+        if found is None:
+            return ()
+        if found != kind + "_list":
+            raise DataError(
+                "a feature has another type",
+                where=self.where,
+                found="{} as {}".format(key, found),
+                allowed=kind + "_list",
+                fix=_FIX_RECORD,
+            )
+        return getattr(feature, found).value
+
+    def text(self, key: str) -> str:
+        values = self.values(key, "bytes")
+        return values[0].decode("utf-8", "replace") if values else ""
+
+    def encoded(self) -> bytes:
+        """The image; only its first bytes are checked."""
+        values = self.values("image/encoded", "bytes")
+        if not values or not values[0]:
+            raise DataError(
+                "an example has no image", where=self.where, found="no image/encoded", fix=_FIX_RECORD
+            )
+        encoded = values[0]
+        if not encoded.startswith(_IMAGE_SIGNATURES) and self.text("image/format") != "raw":
+            raise DataError(
+                "an example's image is not an image file",
+                where=self.where,
+                found="image/encoded starting with {!r}".format(encoded[:8]),
+                allowed="the bytes of a JPEG or PNG file",
+                fix=_FIX_RECORD,
+            )
+        return encoded
+
+    def boxes(self) -> np.ndarray:
+        """float32 [N, 4], normalised ymin, xmin, ymax, xmax."""
+        sides = [
+            self.values("image/object/bbox/" + side, "float") for side in ("ymin", "xmin", "ymax", "xmax")
+        ]
+        if len({len(side) for side in sides}) != 1:
+            raise DataError(
+                "an example's boxes are incomplete",
+                where=self.where,
+                found="{} ymin, {} xmin, {} ymax, {} xmax".format(*[len(side) for side in sides]),
+                fix=_FIX_RECORD,
+            )
+        boxes = np.array(sides, np.float32).T.reshape(-1, 4)
+        with np.errstate(invalid="ignore"):  # written so that a NaN is wrong too
+            valid = (boxes >= 1 - _MAX_NORMALISED).all(axis=1) & (boxes <= _MAX_NORMALISED).all(axis=1)
+        valid &= (boxes[:, 0] <= boxes[:, 2]) & (boxes[:, 1] <= boxes[:, 3])
+        if not valid.all():
+            number = int(np.argmin(valid))
+            raise DataError(
+                "an example has an invalid box",
+                where=self.where,
+                found="object {}: ymin {:g}, xmin {:g}, ymax {:g}, xmax {:g}".format(
+                    number + 1, *boxes[number]
+                ),
+                allowed="normalised coordinates, from 0 to 1, minimum before maximum",
+                fix=_FIX_RECORD,
+            )
+        return boxes
+
+    def per_object(self, key: str, kind: str, count: int) -> Sequence[Any]:
+        """A feature with one value an object, or with none at all."""
+        values = self.values(key, kind)
+        if len(values) not in (0, count):
+            raise DataError(
+                "an example's features differ in length",
+                where=self.where,
+                found="{} boxes, {} {}".format(count, len(values), key),
+                fix=_FIX_RECORD,
+            )
+        return values
+
+
+def _flags(values: Sequence[int], count: int) -> np.ndarray:
+    return np.array(values, np.int64) != 0 if len(values) else np.zeros(count, bool)
+
+
+def read_examples(path: str) -> Iterator[Example]:
+    """Reads the examples of a record, in the order of the file.
+
+    An example without `image/source_id` gets its file name as id, else its number.
+
+    Raises:
+      DataError: while iterating, naming file and example: missing, truncated or not a TFRecord file, not the
+        OD API's tf.Example, or two images of the same id.
+    """
+    ids = set()
+    for number, serialized in enumerate(_read_serialized(path), start=1):
+        features = _Features(serialized, path, number)
+        encoded = features.encoded()
+        boxes = features.boxes()
+        classes = features.per_object("image/object/class/label", "int64", len(boxes))
+        if len(boxes) and not len(classes):
+            raise DataError(
+                "an example has boxes without class ids",
+                where=features.where,
+                found="no image/object/class/label",
+                fix=_FIX_RECORD,
+            )
+        image_id = features.text("image/source_id") or features.text("image/filename") or str(number)
+        if image_id in ids:
+            raise DataError(
+                "two examples have the same image id",
+                where=features.where,
+                found=repr(image_id),
+                allowed="an image/source_id of its own for each image",
+                fix=_FIX_RECORD,
+            )
+        ids.add(image_id)
+        height, width = features.values("image/height", "int64"), features.values("image/width", "int64")
+        if height and width:
+            size = (int(height[0]), int(width[0]))
+        else:
+            size = _size_of(encoded, features.where)
+        yield Example(
+            image_id=image_id,
+            encoded=encoded,
+            height=size[0],
+            width=size[1],
+            boxes=boxes,
+            classes=np.array(classes, np.int64),
+            difficult=_flags(features.per_object("image/object/difficult", "int64", len(boxes)), len(boxes)),
+            is_crowd=_flags(features.per_object("image/object/is_crowd", "int64", len(boxes)), len(boxes)),
+        )
+
+
+def _size_of(encoded: bytes, where: str) -> Tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.size[1], image.size[0]
+    except Exception as error:  # as in read_image
+        raise DataError("an example's image cannot be decoded", where=where, fix=_FIX_RECORD) from error
+
+
+def check_records(record_path: str, label_map_path: str) -> int:
+    """Reads a record through and compares it with the label map, before a graph is built.
+
+    Args:
+      record_path: a TFRecord file.
+      label_map_path: the label map that training or scoring will use.
+
+    Returns:
+      the number of examples.
+
+    Raises:
+      DataError: naming file and example: the record is missing, truncated, empty or not the OD API's
+        tf.Example; a class id is not in the label map; a class text is not that id's name.
+    """
+    names: Dict[int, Tuple[str, ...]] = {}
+    ids: Dict[str, int] = {}
+    for item in read_items(label_map_path):
+        names[item.id] = (item.name, item.display_name)
+        ids[item.name] = ids[item.display_name] = item.id
+    fix = "use the label map that was made with this record, or convert the data again"
+
+    count = 0
+    for number, serialized in enumerate(_read_serialized(record_path), start=1):
+        features = _Features(serialized, record_path, number)
+        features.encoded()
+        objects = len(features.boxes())
+        labels = features.per_object("image/object/class/label", "int64", objects)
+        texts = features.per_object("image/object/class/text", "bytes", objects)
+        if objects and not len(labels) and not len(texts):
+            raise DataError("an example has boxes without classes", where=features.where, fix=_FIX_RECORD)
+        for label in labels:
+            if label not in names:
+                raise DataError(
+                    "a class id of the record is not in the label map",
+                    where=features.where,
+                    found=str(label),
+                    allowed=shorten(", ".join(str(known) for known in names)) + " of " + label_map_path,
+                    fix=fix,
+                )
+        # The OD API goes by the text where there is one, so a text that disagrees trains another class.
+        for index, text in enumerate(texts):
+            name = text.decode("utf-8", "replace")
+            if name not in ids or (len(labels) and ids[name] != labels[index]):
+                raise DataError(
+                    "a class of the record has another name in the label map",
+                    where=features.where,
+                    found="{!r}{}".format(name, " for id {}".format(labels[index]) if len(labels) else ""),
+                    allowed=shorten(repr(names[labels[index]][1]) if len(labels) else ", ".join(ids))
+                    + " of "
+                    + label_map_path,
+                    fix=fix,
+                )
+        count = number
+    if not count:
+        raise DataError("the record file is empty", where=record_path, found="no examples", fix=_FIX_RECORD)
+    return count

@@ -1,0 +1,273 @@
+"""A folder in the layout of PASCAL VOC -> records.
+
+    FOLDER/JPEGImages/ID.jpg  FOLDER/Annotations/ID.xml  FOLDER/ImageSets/Main/{train,val}.txt
+
+Coordinates are taken as the OD API's own VOC script takes them, divided by the image's size without VOC's
+shift by one, so that scores compare. A box that overshoots the image by one pixel is clipped.
+"""
+
+import os
+import re
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+from od_qat.datasets import sources
+from od_qat.datasets.info import DatasetInfo
+from od_qat.datasets.label_map import contiguous_names
+from od_qat.errors import DataError
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_FIX_XML = "correct the annotation or take the image off the list"
+
+
+class _Annotation(NamedTuple):
+    """What an XML file says; the objects that it leaves unreadable are counted where that is allowed."""
+
+    objects: List[sources.SourceObject]
+    filename: str
+    size: Optional[Tuple[int, int]]
+    skipped: int
+
+
+def _find_file(path: str, what: str) -> str:
+    if not os.path.exists(path):
+        raise DataError(
+            "the VOC folder is incomplete",
+            where=path,
+            found="no " + what,
+            allowed="JPEGImages, Annotations and ImageSets/Main in one folder",
+            fix="give the folder that holds these three",
+        )
+    return path
+
+
+def _read_list(folder: str, name: str) -> List[str]:
+    """The image ids of `ImageSets/Main/NAME.txt`, in order."""
+    path = _find_file(os.path.join(folder, "ImageSets", "Main", name + ".txt"), "image list")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            lines = [line.strip() for line in stream]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "cannot read the image list", where=path, found=str(error), fix="save it as UTF-8"
+        ) from error
+    ids = []
+    for line in lines:
+        # The lists of one class end in -1, 0 or 1 (absent, difficult, present); all their images count.
+        flagged = re.match(r"^(.*\S)\s+(?:-1|0|1)$", line)
+        if flagged and not os.path.exists(os.path.join(folder, "Annotations", line + ".xml")):
+            line = flagged.group(1)
+        if line:
+            ids.append(line)
+    seen = set()
+    for image_id in ids:
+        if image_id in seen or os.path.isabs(image_id) or ".." in re.split(r"[/\\]", image_id):
+            raise DataError(
+                "the image list has an entry that cannot be used",
+                where=path,
+                found=repr(image_id) + (" twice" if image_id in seen else ""),
+                allowed="each image once, by its file name without suffix",
+                fix="correct the list",
+            )
+        seen.add(image_id)
+    if not ids:
+        raise DataError("the image list is empty", where=path, fix="name one image a line")
+    return ids
+
+
+def _parse_xml(path: str):
+    """The root element of an annotation, parsed so that nothing in it can read files or grow.
+
+    Raises:
+      DataError: when it is missing, malformed, or has a document type (where entities are declared).
+    """
+    from lxml import etree
+
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read()
+    except OSError as error:
+        raise DataError(
+            "cannot read the annotation", where=path, found=error.strerror, fix=_FIX_XML
+        ) from error
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, huge_tree=False
+    )
+    try:
+        root = etree.fromstring(content, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise DataError(
+            "the annotation is not XML", where=path, found=" ".join(str(error).split())[:120], fix=_FIX_XML
+        ) from error
+    information = root.getroottree().docinfo
+    if information.doctype or information.internalDTD is not None:
+        raise DataError(
+            "the annotation declares a document type, which could read files or expand without end",
+            where=path,
+            found="<!DOCTYPE {}>".format(information.root_name),
+            allowed="VOC annotations without a document type",
+            fix="remove the declaration, and its entities, from the file",
+        )
+    if root.tag != "annotation":
+        raise DataError(
+            "not a VOC annotation",
+            where=path,
+            found="<{}>".format(root.tag),
+            allowed="<annotation>",
+            fix=_FIX_XML,
+        )
+    return root
+
+
+def _text(element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
+
+
+def _read_object(element, where: str) -> sources.SourceObject:
+    """One <object>; only its own <bndbox> counts, not those of its <part>s."""
+    name, box = _text(element, "name"), element.find("bndbox")
+    sides: List[float] = []
+    for side in _SIDES:
+        text = _text(box, side) if box is not None else ""
+        try:
+            sides.append(float(text))
+        except ValueError as error:
+            raise DataError(
+                "an object has no readable box",
+                where=where,
+                found="{} {} {!r}".format(name or "no name", side, text) if box is not None else "no bndbox",
+                allowed="numbers as xmin, ymin, xmax, ymax in a bndbox",
+                fix="correct the annotation, or leave such objects out with --skip-invalid",
+            ) from error
+    return sources.SourceObject(
+        name,
+        *sides,
+        difficult=_text(element, "difficult") == "1",
+        truncated=_text(element, "truncated") == "1",
+        label=where.rsplit(", ", 1)[1],
+    )
+
+
+def _read_annotation(path: str, include_difficult: bool, skip_invalid: bool) -> _Annotation:
+    root = _parse_xml(path)
+    objects, skipped = [], 0
+    for number, element in enumerate(root.findall("object"), start=1):
+        try:
+            item = _read_object(element, "{}, object {}".format(path, number))
+        except DataError:
+            if not skip_invalid:
+                raise
+            skipped += 1
+            continue
+        if include_difficult or not item.difficult:
+            objects.append(item)
+    size = None
+    if root.find("size") is not None:
+        numbers = [_text(root.find("size"), tag) for tag in ("width", "height")]
+        if all(re.match(r"^[0-9]{1,9}$", number) for number in numbers):
+            size = (int(numbers[0]), int(numbers[1]))
+    return _Annotation(objects, _text(root, "filename"), size, skipped)
+
+
+def _find_image(folder: str, image_id: str, filename: str) -> str:
+    """The image of an id; the <filename> is asked only when there is none, as tools often leave it stale."""
+    images = os.path.join(folder, "JPEGImages")
+    candidates = [os.path.join(images, image_id + suffix) for suffix in _IMAGE_SUFFIXES]
+    if filename:
+        candidates.append(os.path.join(images, re.split(r"[/\\]", filename)[-1]))
+    for path in candidates:
+        if os.path.isfile(path):
+            return path
+    raise DataError(
+        "an annotated image is missing",
+        where=candidates[0],
+        allowed="a JPEG or PNG file of that name",
+        fix="add the file or take {} off the list".format(image_id),
+    )
+
+
+def _read_sources(
+    folder: str, name: str, include_difficult: bool, skip_invalid: bool, progress: bool
+) -> List[sources.SourceImage]:
+    annotated = []
+    ids = _read_list(folder, name)
+    for image_id in sources.progress_bar(ids, "annotations of " + name, len(ids), progress):
+        path = os.path.join(folder, "Annotations", image_id + ".xml")
+        annotation = _read_annotation(path, include_difficult, skip_invalid)
+        image = _find_image(folder, image_id, annotation.filename)
+        annotated.append(
+            sources.SourceImage(
+                image_id, image, annotation.objects, path, annotation.size, annotation.skipped
+            )
+        )
+    return annotated
+
+
+def _class_names(annotated: Sequence[sources.SourceImage], skip_invalid: bool) -> Tuple[str, ...]:
+    """The names in use, sorted."""
+    names = set()
+    for source in annotated:
+        for item in source.objects:
+            if item.class_name:
+                names.add(item.class_name)
+            elif not skip_invalid:
+                raise DataError(
+                    "an object has no class",
+                    where="{}, {}".format(source.annotation, item.label),
+                    found="an empty name",
+                    fix="name it, or leave such objects out with --skip-invalid",
+                )
+    if not names:
+        raise DataError(
+            "no annotation names an object",
+            where=annotated[0].annotation,
+            fix="check that the lists name annotated images",
+        )
+    return tuple(sorted(names))
+
+
+def convert(
+    folder: str,
+    output_dir: str,
+    train_list: str = "train",
+    val_list: str = "val",
+    label_map: Optional[str] = None,
+    include_difficult: bool = True,
+    skip_invalid: bool = False,
+    progress: bool = True,
+) -> DatasetInfo:
+    """Writes the records, label map and description of a VOC folder.
+
+    Args:
+      folder: holds JPEGImages, Annotations and ImageSets/Main.
+      output_dir: where to write.
+      train_list: name in ImageSets/Main of the training list, without `.txt`.
+      val_list: the same of the validation list; it may be the training list itself, but may not share only
+        some images with it.
+      label_map: a label map, ids from 1 without gaps, to take classes and ids from; without it the classes
+        are the names in use, sorted.
+      include_difficult: keep objects marked as difficult.
+      skip_invalid: leave objects out, and count them, whose class is unknown or whose box is unreadable,
+        empty or outside the image. Files that are missing or damaged are errors all the same.
+      progress: show progress bars on a terminal.
+
+    Raises:
+      DataError: naming file and object.
+      OdQatError: when the output cannot be written.
+    """
+    _find_file(os.path.join(folder, "JPEGImages"), "such folder")
+    _find_file(os.path.join(folder, "Annotations"), "such folder")
+    names = contiguous_names(label_map) if label_map else None
+    shared = set(_read_list(folder, train_list)) & set(_read_list(folder, val_list))
+    if shared and train_list != val_list:
+        raise DataError(
+            "images are in both lists, so the scores would flatter the model",
+            where=os.path.join(folder, "ImageSets", "Main", val_list + ".txt"),
+            found="{} of them in {}.txt, such as {}".format(len(shared), train_list, min(shared)),
+            fix="choose lists that share no image",
+        )
+    train = _read_sources(folder, train_list, include_difficult, skip_invalid, progress)
+    val = _read_sources(folder, val_list, include_difficult, skip_invalid, progress)
+    if names is None:
+        names = list(_class_names(train + val, skip_invalid))
+    return sources.write_sources(output_dir, names, train, val, skip_invalid, progress)

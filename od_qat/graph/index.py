@@ -1,0 +1,44 @@
+"""A read-only index of a graph, built in one pass."""
+
+from typing import Dict, List, Tuple
+
+Consumer = Tuple[object, int]
+
+
+class GraphIndex(object):
+    """Operations in creation order and, for each tensor, who consumes it at which input.
+
+    It is a snapshot: edits made later are not seen. Tensors are keyed by name, since a Tensor is not
+    hashable under TF 2's tensor equality.
+
+    Args:
+      graph: tf.Graph.
+    """
+
+    def __init__(self, graph) -> None:
+        self.graph = graph
+        self.operations: List[object] = graph.get_operations()
+        self._consumers: Dict[str, List[Consumer]] = {}
+        self._inputs: Dict[str, Tuple[object, ...]] = {}
+        for operation in self.operations:
+            inputs = tuple(operation.inputs)
+            self._inputs[operation.name] = inputs
+            for position, tensor in enumerate(inputs):
+                self._consumers.setdefault(tensor.name, []).append((operation, position))
+
+    def inputs(self, operation) -> Tuple[object, ...]:
+        """Input tensors of an operation."""
+        return self._inputs[operation.name]
+
+    def consumers(self, tensor) -> List[Consumer]:
+        """(operation, input position) pairs that read a tensor."""
+        return self._consumers.get(tensor.name, [])
+
+    def consumer_ops(self, tensor) -> List[object]:
+        """The operations that read a tensor, each once, in graph order."""
+        seen, found = set(), []
+        for operation, _ in self.consumers(tensor):
+            if operation.name not in seen:
+                seen.add(operation.name)
+                found.append(operation)
+        return found

@@ -1,0 +1,32 @@
+"""Images for post-training quantization, preprocessed as the network wants them."""
+
+from typing import Iterator, Sequence
+
+import numpy as np
+
+from od_qat.compat import tf
+
+
+def images(
+    record_paths: Sequence[str], height: int, width: int, mean: float, std: float, count: int
+) -> Iterator[np.ndarray]:
+    """Gives the first `count` images of the records, resized and normalised.
+
+    Returns:
+      float32 [1, height, width, 3] each.
+    """
+    from od_qat.datasets import records
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        encoded = tf.placeholder(tf.string, [])
+        pixels = tf.cast(tf.io.decode_image(encoded, channels=3, expand_animations=False), tf.float32)
+        # The OD API's own resize: corners not aligned, no half-pixel centres.
+        resized = tf.image.resize_bilinear(tf.expand_dims(pixels, 0), [height, width])
+        normalised = (resized - mean) / std
+        given = 0
+        for path in record_paths:
+            for example in records.read_examples(path):
+                if given == count:
+                    return
+                yield session.run(normalised, {encoded: example.encoded})
+                given += 1

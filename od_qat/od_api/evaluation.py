@@ -1,0 +1,37 @@
+"""The OD API's half of an evaluation graph: detections and groundtruth of one image, and the metrics."""
+
+from typing import Callable, List
+
+from object_detection.legacy import evaluator as upstream
+
+
+def predictions_and_losses(model, create_input_dict_fn: Callable, ignore_groundtruth: bool):
+    """Tensors of one image's detections and groundtruth, and its losses, in the default graph."""
+    return upstream._extract_predictions_and_losses(
+        model=model, create_input_dict_fn=create_input_dict_fn, ignore_groundtruth=ignore_groundtruth
+    )
+
+
+def evaluators(eval_config, categories: List[dict]):
+    """The metrics that eval_config.metrics_set names (COCO, VOC, Open Images)."""
+    return upstream.get_evaluators(eval_config, categories)
+
+
+def write_images(result, tag: str, step: int, categories: List[dict], eval_dir: str, eval_config) -> None:
+    """Detections drawn on an image, as a TensorBoard summary and, if configured, a PNG."""
+    from object_detection import eval_util
+
+    eval_util.visualize_detection_results(
+        result,
+        tag,
+        step,
+        categories=categories,
+        summary_dir=eval_dir,
+        export_dir=eval_config.visualization_export_dir,
+        show_groundtruth=eval_config.visualize_groundtruth_boxes,
+        groundtruth_box_visualization_color=eval_config.groundtruth_box_visualization_color,
+        min_score_thresh=eval_config.min_score_threshold,
+        max_num_predictions=eval_config.max_num_boxes_to_visualize,
+        skip_scores=eval_config.skip_scores,
+        skip_labels=eval_config.skip_labels,
+    )

@@ -1,0 +1,132 @@
+"""Clean inference graphs of a DetectionModel: an image goes in, detections or raw SSD heads come out.
+
+Built from a placeholder, never from the graph with the input queue.
+"""
+
+from typing import Dict, Tuple
+
+import numpy as np
+
+from od_qat.compat import tf
+from od_qat.errors import ConfigError, ExportError
+
+IMAGE_TENSOR = "image_tensor"
+TFLITE_INPUT = "normalized_input_image_tensor"
+RAW_BOXES = "raw_outputs/box_encodings"
+RAW_SCORES = "raw_outputs/class_predictions"
+ANCHORS = "anchors"
+
+_LABEL_ID_OFFSET = 1
+# In the order in which the JSON beside a model lists them: role -> key of the post-processed dictionary.
+DETECTION_OUTPUTS = (
+    ("boxes", "detection_boxes"),
+    ("classes", "detection_classes"),
+    ("scores", "detection_scores"),
+    ("count", "num_detections"),
+    ("masks", "detection_masks"),
+    ("keypoints", "detection_keypoints"),
+)
+
+
+def build_detection_graph(model) -> Dict[str, str]:
+    """uint8 images [batch, height, width, 3] -> post-processed detections, in the default graph.
+
+    Args:
+      model: a DetectionModel built with is_training=False.
+
+    Returns:
+      role -> op name, for the outputs that this model has. Boxes are normalised yxyx, classes are label map
+      ids from 1.
+    """
+    image = tf.placeholder(tf.uint8, [None, None, None, 3], name=IMAGE_TENSOR)
+    preprocessed, true_shapes = model.preprocess(tf.cast(image, tf.float32))
+    detections = model.postprocess(model.predict(preprocessed, true_shapes), true_shapes)
+    outputs = {}
+    for role, key in DETECTION_OUTPUTS:
+        if key in detections:
+            value = detections[key]
+            if role == "classes":
+                value = value + _LABEL_ID_OFFSET
+            tf.identity(value, name=key)
+            outputs[role] = key
+    tf.train.get_or_create_global_step()
+    return outputs
+
+
+def input_size(model_config, where: str) -> Tuple[int, int]:
+    """Height and width that a .tflite of this model takes.
+
+    Raises:
+      ConfigError: when the model is no SSD or its resizer has no fixed shape.
+    """
+    kind = model_config.WhichOneof("model")
+    if kind != "ssd":
+        raise ConfigError(
+            "only SSD models have a .tflite export",
+            where=where,
+            found="model {{ {} }}".format(kind),
+            allowed="ssd",
+        )
+    resizer = model_config.ssd.image_resizer
+    if resizer.WhichOneof("image_resizer_oneof") != "fixed_shape_resizer":
+        raise ConfigError(
+            "a .tflite needs a fixed input size",
+            where="{}, model.ssd.image_resizer".format(where),
+            found=str(resizer.WhichOneof("image_resizer_oneof")),
+            allowed="fixed_shape_resizer { height: ... width: ... }",
+        )
+    return resizer.fixed_shape_resizer.height, resizer.fixed_shape_resizer.width
+
+
+def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.ndarray:
+    """Normalised image [1, height, width, 3] -> box encodings and scores, in the default graph.
+
+    Makes the ops `raw_outputs/box_encodings` [1, anchors, 4] and `raw_outputs/class_predictions`
+    [1, anchors, classes + 1], scores converted as the config's post_processing says.
+
+    Returns:
+      the anchors, float32 [anchors, 4], as centre y, centre x, height, width.
+    """
+    from object_detection.builders import post_processing_builder
+    from object_detection.core import box_list
+
+    image = tf.placeholder(tf.float32, [1, height, width, 3], name=TFLITE_INPUT)
+    predictions = model.predict(image, true_image_shapes=None)
+    _, convert_scores = post_processing_builder.build(model_config.ssd.post_processing)
+    scores = convert_scores(predictions["class_predictions_with_background"])
+    with tf.name_scope("raw_outputs"):
+        boxes = predictions["box_encodings"]
+        if boxes.shape.ndims == 4:  # a shared code per class
+            boxes = tf.squeeze(boxes, 2)
+        tf.identity(boxes, name="box_encodings")
+        tf.identity(scores, name="class_predictions")
+    anchors = box_list.BoxList(predictions["anchors"]).get_center_coordinates_and_sizes()
+    with tf.Session() as session:
+        values = session.run(anchors)
+    tf.train.get_or_create_global_step()
+    return np.stack(values, axis=1).astype(np.float32)
+
+
+def input_statistics(model, height: int, width: int) -> Tuple[float, float]:
+    """Mean and standard deviation of the model's own preprocessing: real = (pixel - mean) / std.
+
+    Read off its ends (it is affine for every feature extractor but those that subtract a mean a channel).
+
+    Raises:
+      ExportError: when the channels differ, which quantized_input_stats cannot express.
+    """
+    with tf.Graph().as_default():
+        black = tf.zeros([1, height, width, 3])
+        normalise = model._feature_extractor.preprocess
+        with tf.Session() as session:
+            low, high = session.run([normalise(black), normalise(black + 255.0)])
+    low, high = np.asarray(low), np.asarray(high)
+    if np.ptp(low) > 1e-6 or np.ptp(high) > 1e-6:
+        raise ExportError(
+            "the model's preprocessing differs by channel, which a quantized input cannot express",
+            where=type(model._feature_extractor).__name__,
+            found="black becomes {}".format(low.reshape(-1, 3)[0].tolist()),
+            allowed="one mean and one standard deviation",
+        )
+    std = 255.0 / float(high.flat[0] - low.flat[0])
+    return round(-float(low.flat[0]) * std, 4), round(std, 4)

@@ -1,0 +1,58 @@
+"""Finds the OD API and puts it on the import path."""
+
+import importlib.util
+import os
+import sys
+from typing import Optional
+
+from od_qat.errors import EnvironmentProblem
+
+# The user's own clone: the `research` folder of tensorflow/models, which holds object_detection and slim.
+PATH_VARIABLE = "OD_API"
+
+_HOW_TO_GET_IT = "run `make setup`, or set {}=/path/to/models/research to use your own clone".format(
+    PATH_VARIABLE
+)
+
+
+def add_to_path(root: Optional[str] = None) -> None:
+    """Makes `object_detection` and slim's packages importable.
+
+    Args:
+      root: a `models/research` folder; default is the environment's OD_API, and without it whatever is
+        installed.
+
+    Raises:
+      EnvironmentProblem: when no OD API can be found there.
+    """
+    root = root or os.environ.get(PATH_VARIABLE)
+    if root:
+        root = os.path.abspath(root)
+        slim = os.path.join(root, "slim")
+        for needed in (os.path.join(root, "object_detection", "__init__.py"), os.path.join(slim, "nets")):
+            if not os.path.exists(needed):
+                raise EnvironmentProblem(
+                    "this is not a models/research folder",
+                    where=root,
+                    found="no {}".format(os.path.relpath(needed, root)),
+                    allowed="a folder with object_detection/ and slim/nets/",
+                    fix="set {} to the research folder of tensorflow/models".format(PATH_VARIABLE),
+                )
+        for folder in (slim, root):
+            if folder not in sys.path:
+                sys.path.insert(0, folder)
+    for package in ("object_detection", "nets", "deployment"):
+        if importlib.util.find_spec(package) is None:
+            raise EnvironmentProblem(
+                "the Object Detection API is not installed",
+                found="no package {}".format(package),
+                fix=_HOW_TO_GET_IT,
+            )
+    protos = importlib.util.find_spec("object_detection.protos.pipeline_pb2")
+    if protos is None:
+        raise EnvironmentProblem(
+            "the OD API's protos are not compiled",
+            where=root or "the installed object_detection",
+            found="no object_detection/protos/pipeline_pb2.py",
+            fix="run `protoc object_detection/protos/*.proto --python_out=.` in models/research",
+        )

@@ -1,0 +1,64 @@
+"""Models, inputs and categories of a pipeline config."""
+
+import functools
+from typing import Callable, Dict, List
+
+from od_qat.errors import ConfigError
+from od_qat.od_api import pipeline
+
+
+def model_fn(config, is_training: bool) -> Callable:
+    """A function without arguments that builds the config's DetectionModel.
+
+    Args:
+      config: TrainEvalPipelineConfig.
+      is_training: batch norm and dropout mode.
+    """
+    from object_detection.builders import model_builder
+
+    return functools.partial(model_builder.build, model_config=config.model, is_training=is_training)
+
+
+def input_fn(reader) -> Callable:
+    """A function without arguments that gives the tensors of one example of an input reader."""
+    from object_detection.builders import dataset_builder
+
+    return lambda: dataset_builder.make_initializable_iterator(dataset_builder.build(reader)).get_next()
+
+
+def categories(label_map_path: str) -> List[dict]:
+    """[{'id': 1, 'name': ...}, ...] of a label map."""
+    from object_detection.utils import label_map_util
+
+    return label_map_util.create_categories_from_labelmap(label_map_path)
+
+
+def check_inputs(config, reader) -> Dict[str, int]:
+    """Reads every record and the label map before a graph is built.
+
+    Returns:
+      examples per record file.
+
+    Raises:
+      DataError, ConfigError: naming the file.
+    """
+    from od_qat.datasets import records
+
+    if not reader.label_map_path:
+        raise ConfigError(
+            "the input reader has no label map",
+            where="label_map_path",
+            fix="set it to the label_map.pbtxt that `od-qat data` wrote",
+        )
+    kind = config.model.WhichOneof("model")
+    expected = getattr(config.model, kind).num_classes
+    names = records.read_label_map(reader.label_map_path)
+    if max(names) != expected:
+        raise ConfigError(
+            "the label map does not match the model",
+            where=reader.label_map_path,
+            found="{} classes, highest id {}".format(len(names), max(names)),
+            allowed="model num_classes: {}".format(expected),
+            fix="pass --override model.{}.num_classes={}".format(kind, max(names)),
+        )
+    return {path: records.check_records(path, reader.label_map_path) for path in pipeline.input_files(reader)}

@@ -1,0 +1,73 @@
+"""The OD API's half of a training graph: input queue, losses, optimizer and what train_config asks of it."""
+
+from typing import Callable, Dict, List, Tuple
+
+from object_detection.builders import optimizer_builder, preprocessor_builder
+from object_detection.legacy import trainer as upstream
+from object_detection.utils import variables_helper
+
+from od_qat.compat import tf
+
+
+def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config):
+    """Reader, augmentation and batching as `train_config` says.
+
+    Args:
+      batch_size: images per clone and step.
+      create_tensor_dict_fn: gives the tensors of one example.
+      train_config: train_pb2.TrainConfig.
+    """
+    augmentation = [preprocessor_builder.build(step) for step in train_config.data_augmentation_options]
+    return upstream.create_input_queue(
+        batch_size,
+        create_tensor_dict_fn,
+        train_config.batch_queue_capacity,
+        train_config.num_batch_queue_threads,
+        train_config.prefetch_queue_capacity,
+        augmentation,
+    )
+
+
+def losses_fn(create_model_fn: Callable, train_config) -> Callable:
+    """A function of an input queue that builds the model and adds its losses to the graph."""
+    return lambda queue: upstream._create_losses(queue, create_model_fn, train_config)
+
+
+def optimizer(train_config) -> Tuple[object, List]:
+    """The configured optimizer and the tensors it wants in the summaries (its learning rates)."""
+    return optimizer_builder.build(train_config.optimizer)
+
+
+def adjust_gradients(grads_and_vars: List, train_config) -> List:
+    """Bias multiplier, frozen variables and clipping, in upstream's order."""
+    if train_config.bias_grad_multiplier:
+        grads_and_vars = variables_helper.multiply_gradients_matching_regex(
+            grads_and_vars, [".*/biases"], multiplier=train_config.bias_grad_multiplier
+        )
+    if train_config.freeze_variables:
+        grads_and_vars = variables_helper.freeze_gradients_matching_regex(
+            grads_and_vars, train_config.freeze_variables
+        )
+    if train_config.gradient_clipping_by_norm > 0:
+        with tf.name_scope("clip_grads"):
+            limit = train_config.gradient_clipping_by_norm
+            grads_and_vars = [
+                (None if gradient is None else tf.clip_by_norm(gradient, limit), variable)
+                for gradient, variable in grads_and_vars
+            ]
+    return grads_and_vars
+
+
+def restore_map(detection_model, train_config) -> Dict[str, object]:
+    """Name in the fine-tune checkpoint -> variable, for the checkpoint type that the config names."""
+    kind = train_config.fine_tune_checkpoint_type
+    if not kind:
+        kind = "detection" if train_config.from_detection_checkpoint else "classification"
+    return detection_model.restore_map(
+        fine_tune_checkpoint_type=kind,
+        load_all_detection_checkpoint_vars=train_config.load_all_detection_checkpoint_vars,
+    )
+
+
+# Every meta-architecture of the OD API builds its feature extractor below a scope with one of these names.
+BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")

@@ -1,0 +1,253 @@
+"""Which nodes are a graph's outputs: the names to freeze, whatever graph a user has at hand.
+
+Tried in this order, first that fits:
+
+1. `TFLite_Detection_PostProcess`, its four outputs in order;
+2. the post-processed detection tensors by their canonical names;
+3. the raw SSD heads by their canonical names;
+4. detections by structure: what non-maximum suppression gives, in a graph without those names;
+5. a classifier's predictions, by name or as the only softmax, sigmoid or logits that nothing reads.
+
+The last layer of the backbone is never an answer: it has readers, or is no output op.
+"""
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from od_qat.errors import OdQatError
+
+DETECTION_NAMES = (
+    "detection_boxes",
+    "detection_scores",
+    "detection_classes",
+    "num_detections",
+)
+OPTIONAL_DETECTION_NAMES = ("detection_masks", "detection_keypoints")
+RAW_HEAD_NAMES = ("raw_outputs/box_encodings", "raw_outputs/class_predictions")
+POST_PROCESS = "TFLite_Detection_PostProcess"
+_CLASSIFIER_ENDINGS = (
+    "Predictions/Reshape_1",
+    "Predictions/Softmax",
+    "predictions/Reshape_1",
+    "predictions/Softmax",
+    "predictions/Softmax",
+    "Predictions/Sigmoid",
+)
+_FINAL_ACTIVATIONS = frozenset(["Softmax", "Sigmoid", "LogSoftmax"])
+_LAYOUT = frozenset(["Identity", "Reshape", "Squeeze"])
+# What a graph holds beside the model: savers, summaries, initialisers, input queues.
+_NOT_OUTPUTS = frozenset(
+    [
+        "NoOp",
+        "Assign",
+        "AssignAdd",
+        "AssignSub",
+        "AssignVariableOp",
+        "Const",
+        "SaveV2",
+        "Assert",
+        "MergeSummary",
+        "ScalarSummary",
+        "HistogramSummary",
+        "ImageSummary",
+        "Placeholder",
+        "VariableV2",
+        "VarHandleOp",
+        "IsVariableInitialized",
+        "VarIsInitializedOp",
+        "QueueCloseV2",
+        "QueueEnqueueV2",
+        "QueueSizeV2",
+        "MakeIterator",
+        "InitializeTableV2",
+        "InitializeTableFromTextFileV2",
+        "LookupTableSizeV2",
+    ]
+)
+
+
+class OutputNodes(NamedTuple):
+    """The answer.
+
+    Attributes:
+      names: op names to freeze, in order.
+      tensors: tensor names, `op:0` and so on.
+      kind: 'tflite_detection', 'detection', 'raw_heads' or 'classifier'.
+      reason: how they were found.
+    """
+
+    names: Tuple[str, ...]
+    tensors: Tuple[str, ...]
+    kind: str
+    reason: str
+
+
+def find_output_nodes(graph_def) -> OutputNodes:
+    """Finds the output nodes of a GraphDef.
+
+    Args:
+      graph_def: GraphDef of any detection or classification graph, frozen or not.
+
+    Returns:
+      OutputNodes.
+
+    Raises:
+      OdQatError: when none or several fit, listing candidates with their shapes.
+    """
+    return _Finder(graph_def).find()
+
+
+class _Finder(object):
+    def __init__(self, graph_def) -> None:
+        self._graph_def = graph_def
+        self._nodes: Dict[str, object] = {node.name: node for node in graph_def.node}
+        self._readers: Dict[str, List[str]] = {}
+        for node in graph_def.node:
+            for source in node.input:
+                self._readers.setdefault(_op_name(source), []).append(node.name)
+
+    def find(self) -> OutputNodes:
+        for attempt in (
+            self._post_process,
+            self._canonical_detections,
+            self._raw_heads,
+            self._structural_detections,
+            self._classifier,
+        ):
+            found = attempt()
+            if found is not None:
+                return found
+        raise self._no_answer("no output nodes found", self._candidates())
+
+    def _post_process(self) -> Optional[OutputNodes]:
+        found = [node.name for node in self._graph_def.node if node.op == POST_PROCESS]
+        if len(found) > 1:
+            raise self._no_answer("several post-processing ops", found)
+        if not found:
+            return None
+        tensors = tuple("{}:{}".format(found[0], i) for i in range(4))
+        return OutputNodes((found[0],), tensors, "tflite_detection", "the post-processing op of a .tflite")
+
+    def _canonical_detections(self) -> Optional[OutputNodes]:
+        if not all(name in self._nodes for name in DETECTION_NAMES):
+            return None
+        names = DETECTION_NAMES + tuple(n for n in OPTIONAL_DETECTION_NAMES if n in self._nodes)
+        return self._answer(names, "detection", "the OD API's names")
+
+    def _raw_heads(self) -> Optional[OutputNodes]:
+        if not all(name in self._nodes for name in RAW_HEAD_NAMES):
+            return None
+        return self._answer(RAW_HEAD_NAMES, "raw_heads", "the names of upstream's export_tflite_ssd_graph")
+
+    def _structural_detections(self) -> Optional[OutputNodes]:
+        """The OD API stacks a batch's suppressed boxes, scores, classes and counts below one scope."""
+        suppression = [n.name for n in self._graph_def.node if n.op.startswith("NonMaxSuppression")]
+        if not suppression:
+            return None
+        scopes = sorted({name.split("BatchMultiClassNonMaxSuppression")[0] for name in suppression})
+        in_post = [name for name in suppression if "BatchMultiClassNonMaxSuppression" in name]
+        scopes = sorted({_batch_scope(name) for name in in_post})
+        if len(scopes) > 1:
+            # A two-stage detector has two; the second is the detector's.
+            scopes = [scope for scope in scopes if "SecondStage" in scope] or scopes
+        if len(scopes) != 1:
+            raise self._no_answer("several non-maximum suppressions", scopes or suppression)
+        return self._suppression_outputs(scopes[0])
+
+    def _suppression_outputs(self, scope: str) -> Optional[OutputNodes]:
+        """Tensors below the scope that nothing below it reads, told apart by their shapes and order."""
+        ends = []
+        for node in self._graph_def.node:
+            if not node.name.startswith(scope):
+                continue
+            if node.op not in (
+                "TensorArrayGatherV3",
+                "TensorListStack",
+                "Pack",
+                "Identity",
+                "Cast",
+                "Reshape",
+            ):
+                continue
+            if any(reader.startswith(scope) for reader in self._readers.get(node.name, ())):
+                continue
+            ends.append(node)
+        ordered = {}
+        for node in ends:
+            ordered.setdefault(node.op, []).append(node.name)
+        gathered = ordered.get("TensorArrayGatherV3") or ordered.get("TensorListStack") or ordered.get("Pack")
+        if not gathered or len(gathered) < 4:
+            raise self._no_answer("the suppression's outputs are not recognised", [n.name for n in ends])
+        # multiclass NMS of the OD API gives boxes, scores, classes, then masks and additional fields, then
+        # the count last; additional fields follow the classes.
+        names = (gathered[0], gathered[1], gathered[2], gathered[-1])
+        return self._answer(names, "detection", "the outputs of {}".format(scope.rstrip("/")))
+
+    def _classifier(self) -> Optional[OutputNodes]:
+        named = [
+            node.name
+            for node in self._graph_def.node
+            if node.name.endswith(_CLASSIFIER_ENDINGS) and not self._used(node.name)
+        ]
+        if len(named) == 1:
+            return self._answer(tuple(named), "classifier", "a classifier's predictions by name")
+        finals = []
+        for node in self._graph_def.node:
+            if self._used(node.name) or node.op in _NOT_OUTPUTS:
+                continue
+            source = node
+            while source.op in _LAYOUT and source.input:
+                source = self._nodes[_op_name(source.input[0])]
+            if source.op in _FINAL_ACTIVATIONS:
+                finals.append(node.name)
+        if len(finals) == 1:
+            return self._answer(tuple(finals), "classifier", "the only final activation that nothing reads")
+        if len(finals) > 1:
+            raise self._no_answer("several possible outputs", finals)
+        return None
+
+    def _used(self, name: str) -> bool:
+        return bool(self._readers.get(name))
+
+    def _candidates(self) -> List[str]:
+        return [
+            node.name
+            for node in self._graph_def.node
+            if not self._used(node.name) and node.op not in _NOT_OUTPUTS and node.input
+        ]
+
+    def _answer(self, names: Tuple[str, ...], kind: str, reason: str) -> OutputNodes:
+        return OutputNodes(tuple(names), tuple(name + ":0" for name in names), kind, reason)
+
+    def _no_answer(self, what: str, candidates: List[str]) -> OdQatError:
+        shapes = self._shapes(candidates[:8])
+        return OdQatError(
+            what,
+            found="candidates: "
+            + ", ".join("{} {}".format(name, shapes.get(name, "")).strip() for name in candidates[:8])
+            if candidates
+            else "no op that nothing reads",
+            fix="name the outputs yourself (freeze.freeze(checkpoint, ['your/node']))",
+        )
+
+    def _shapes(self, names: List[str]) -> Dict[str, str]:
+        from od_qat.compat import tf
+
+        try:
+            with tf.Graph().as_default() as graph:
+                tf.import_graph_def(self._graph_def, name="")
+                return {
+                    name: str(graph.get_operation_by_name(name).outputs[0].shape)
+                    for name in names
+                    if graph.get_operation_by_name(name).outputs
+                }
+        except (ValueError, KeyError):
+            return {}  # an op that this TensorFlow does not know; the names are still of use
+
+
+def _op_name(source: str) -> str:
+    return source.lstrip("^").split(":")[0]
+
+
+def _batch_scope(name: str) -> str:
+    head, marker, tail = name.partition("BatchMultiClassNonMaxSuppression")
+    return head + marker + tail.split("/")[0] + "/"

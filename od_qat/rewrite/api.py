@@ -1,0 +1,163 @@
+"""The four public functions, with the names, parameters, order and defaults of tf.contrib.quantize (TF 1.15).
+
+contrib returned None; these return a RewriteReport. New options are keyword-only.
+"""
+
+from typing import Optional
+
+from od_qat import compat  # noqa: F401  (TensorFlow, set up)
+from od_qat.checkpoints import QUANT_VARIABLES
+from od_qat.compat import tf
+from od_qat.config import QatConfig
+from od_qat.errors import RewriteError
+from od_qat.graph.index import GraphIndex
+from od_qat.rewrite import passes, policy
+from od_qat.rewrite.plan import build_plan
+from od_qat.rewrite.report import RewriteReport
+
+
+def create_training_graph(
+    input_graph=None, quant_delay: int = 0, *, placement: str = "full"
+) -> RewriteReport:
+    """Rewrites a training graph in place for simulated quantization.
+
+    Call it once the losses are built and before the gradients are.
+
+    Args:
+      input_graph: tf.Graph, default the default graph.
+      quant_delay: optimiser steps before quantization is simulated; 0 suits fine-tuning.
+      placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantises.
+
+    Returns:
+      RewriteReport.
+
+    Raises:
+      RewriteError: when there is nothing to quantise, gradients are there already, or the graph has been
+        rewritten; the graph is then as it was.
+    """
+    return _rewrite(input_graph, True, QatConfig(quant_delay=quant_delay, placement=placement))
+
+
+def create_eval_graph(input_graph=None, *, placement: str = "full") -> RewriteReport:
+    """Rewrites an eval graph in place: batch norms folded, fake quants with the trained ranges.
+
+    Args:
+      input_graph: tf.Graph, default the default graph.
+      placement: as the training graph's.
+
+    Returns:
+      RewriteReport.
+
+    Raises:
+      RewriteError: as create_training_graph.
+    """
+    return _rewrite(input_graph, False, QatConfig(placement=placement))
+
+
+def experimental_create_training_graph(
+    input_graph=None,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    symmetric: bool = False,
+    quant_delay: int = 0,
+    freeze_bn_delay: Optional[int] = None,
+    scope: Optional[str] = None,
+    *,
+    placement: str = "full",
+) -> RewriteReport:
+    """create_training_graph with all options.
+
+    Args:
+      input_graph: tf.Graph, default the default graph.
+      weight_bits, activation_bits: 2 to 8; TFLite takes 8.
+      symmetric: ranges symmetric around zero.
+      quant_delay: optimiser steps before quantization is simulated.
+      freeze_bn_delay: optimiser steps before batch norm uses its moving statistics; None for never.
+      scope: only ops below this name scope.
+      placement: as create_training_graph's.
+
+    Returns:
+      RewriteReport.
+
+    Raises:
+      RewriteError, ConfigError.
+    """
+    config = QatConfig(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        symmetric=symmetric,
+        quant_delay=quant_delay or 0,
+        freeze_bn_delay=freeze_bn_delay,
+        scope=scope,
+        placement=placement,
+    )
+    return _rewrite(input_graph, True, config)
+
+
+def experimental_create_eval_graph(
+    input_graph=None,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    symmetric: bool = False,
+    quant_delay: Optional[int] = None,
+    scope: Optional[str] = None,
+    *,
+    placement: str = "full",
+) -> RewriteReport:
+    """create_eval_graph with all options; see experimental_create_training_graph."""
+    config = QatConfig(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        symmetric=symmetric,
+        quant_delay=quant_delay or 0,
+        scope=scope,
+        placement=placement,
+    )
+    return _rewrite(input_graph, False, config)
+
+
+def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
+    graph = input_graph if input_graph is not None else tf.get_default_graph()
+    index = GraphIndex(graph)
+    _refuse_unsuitable(index, training)
+    plan = build_plan(index, config)
+    if not plan.weights and not plan.activations:
+        raise RewriteError(
+            "nothing to quantise in this graph",
+            where="scope {}".format(config.scope) if config.scope else None,
+            found="{} ops, none of them a {} with variable weights".format(
+                len(index.operations), ", ".join(sorted(policy.WEIGHTED))
+            ),
+            fix="call it after the model is built, on the graph it is built in, and before freezing",
+        )
+    with graph.as_default(), tf.control_dependencies(None):
+        passes.run(plan, graph, config, training)
+    patterns = {}
+    for activation in plan.activations:
+        patterns[activation.pattern] = patterns.get(activation.pattern, 0) + 1
+    return RewriteReport(
+        weights=tuple(weight.name for weight in plan.weights),
+        activations=tuple(activation.name for activation in plan.activations),
+        patterns=patterns,
+        folded=len(plan.folds),
+        stays_float=dict(plan.stays_float),
+        ops_before=len(index.operations),
+        ops_after=len(graph.get_operations()),
+    )
+
+
+def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
+    if index.graph.get_collection(QUANT_VARIABLES):
+        raise RewriteError(
+            "the graph has been rewritten already",
+            found="{} quantization variables".format(len(index.graph.get_collection(QUANT_VARIABLES))),
+            fix="rewrite a graph once: either the config's graph_rewriter or your own call",
+        )
+    for operation in index.operations:
+        if operation.type.startswith(policy.TRAINING_OPS_PREFIXES):
+            raise RewriteError(
+                "the graph holds an optimizer's update already",
+                where=operation.name,
+                found=operation.type,
+                fix="rewrite before the optimizer's minimize() or apply_gradients()",
+            )

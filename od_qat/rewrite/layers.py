@@ -1,0 +1,254 @@
+"""Matching layers, backwards from the op that ends them.
+
+The shapes, written as graphs (square brackets: optional)::
+
+    weights -> [conv|depthwise|matmul] -> [BatchToSpaceND] -> batch norm [-> Identity]     (batch norm layer)
+                                                           -> BiasAdd|Add                  (biased layer)
+    layer -> [bypass Add] -> Relu|Relu6|Identity -> [post-activation bypass Add]
+
+contrib matches these after it has folded the batch norms; here they are matched before anything is touched,
+so a batch norm stands where contrib sees its `add_fold`. Which of several overlapping matches wins is
+contrib's order: those with a post-activation bypass, those that end in an activation, bare biases and batch
+norms, and last a separable convolution's bare depthwise.
+"""
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from od_qat.graph.index import GraphIndex
+from od_qat.rewrite import policy
+
+
+class BatchNorm(NamedTuple):
+    """A fused batch norm behind a layer. Tensors are [channels] float32."""
+
+    op: object
+    gamma: object
+    beta: object
+    moving_mean: object
+    moving_variance: object
+    epsilon: float
+    training: bool
+
+
+class Layer(NamedTuple):
+    """An op with weights and what belongs to it."""
+
+    op: object
+    weights: object
+    batch_to_space: Optional[object]
+    batch_norm: Optional[BatchNorm]
+
+
+class LayerMatch(NamedTuple):
+    """A layer and the ops whose outputs are quantised with it; each may be None."""
+
+    layer: Layer
+    activation: Optional[object]
+    bypass: Optional[object]
+    post_activation_bypass: Optional[object]
+    bias: Optional[object]
+
+
+class LayerMatcher(object):
+    """Finds every layer of a graph, each once.
+
+    Args:
+      index: the graph before any edit.
+    """
+
+    def __init__(self, index: GraphIndex) -> None:
+        self._index = index
+        self._layers: Dict[str, Optional[Layer]] = {}
+        self.unmatched: Dict[str, str] = {}
+
+    def match_all(self) -> List[LayerMatch]:
+        """All matches, in contrib's order. `unmatched` then maps left-over weighted ops to the reason."""
+        found: List[LayerMatch] = []
+        taken = set()
+
+        def take(match: Optional[LayerMatch]) -> None:
+            if match is not None and match.layer.op.name not in taken:
+                taken.add(match.layer.op.name)
+                found.append(match)
+
+        operations = self._index.operations
+        for operation in operations:
+            if operation.type in policy.ADD:
+                take(self._post_activation_bypass(operation))
+        for operation in operations:
+            if operation.type in policy.ACTIVATION and not self._feeds_only_a_batch_norm(operation):
+                take(self._activation(operation))
+        for operation in operations:
+            if operation.type in policy.BIAS_ADD:
+                take(self._bare(operation))
+        for operation in operations:
+            if operation.type in policy.BATCH_NORM:
+                take(self._bare(operation))
+        for operation in operations:
+            take(self._first_of_separable(operation))
+        for operation in operations:
+            if operation.type in policy.WEIGHTED and operation.name not in taken:
+                self.unmatched[operation.name] = self._reason(operation)
+            elif operation.type in policy.WEIGHTED_UNSUPPORTED:
+                self.unmatched[operation.name] = "{} is not a supported layer".format(operation.type)
+        return found
+
+    # The pieces, from the weights outwards.
+
+    def layer(self, operation) -> Optional[Layer]:
+        """The layer of an op with weights; None when its second input is not a variable's value."""
+        if operation.type not in policy.WEIGHTED:
+            return None
+        if operation.name not in self._layers:
+            self._layers[operation.name] = self._build_layer(operation)
+        return self._layers[operation.name]
+
+    def _build_layer(self, operation) -> Optional[Layer]:
+        weights = self._index.inputs(operation)[1]
+        if not self._is_variable_value(weights):
+            return None
+        output, batch_to_space = operation.outputs[0], None
+        consumers = self._index.consumer_ops(output)
+        if len(consumers) == 1 and consumers[0].type == "BatchToSpaceND":
+            batch_to_space = consumers[0]
+            output = batch_to_space.outputs[0]
+        norms = [op for op, at in self._index.consumers(output) if at == 0 and op.type in policy.BATCH_NORM]
+        norm = self._batch_norm(norms[0]) if len(norms) == 1 else None
+        return Layer(operation, weights, batch_to_space, norm)
+
+    def _is_variable_value(self, tensor) -> bool:
+        """Variable -> Identity, VarHandleOp -> ReadVariableOp, or partitions of one put together."""
+        operation = tensor.op
+        if operation.type == "ReadVariableOp":
+            return True
+        if operation.type == "Identity":
+            source = self._index.inputs(operation)[0].op
+            return source.type in policy.VARIABLE or self._is_variable_value(source.outputs[0])
+        if operation.type in policy.CONCAT:
+            return all(self._is_variable_value(part) for part in self._index.inputs(operation)[:-1])
+        return False
+
+    def _batch_norm(self, operation) -> Optional[BatchNorm]:
+        inputs = self._index.inputs(operation)
+        training = bool(operation.get_attr("is_training"))
+        mean, variance = inputs[3], inputs[4]
+        if training:
+            # TF 1 gives a training batch norm empty constants here: the statistics' variables are where
+            # the batch's own are averaged into.
+            mean = self._averaged_into(operation.outputs[1], mean)
+            variance = self._averaged_into(operation.outputs[2], variance)
+        if variance is None or mean is None:
+            return None
+        return BatchNorm(
+            operation, inputs[1], inputs[2], mean, variance, float(operation.get_attr("epsilon")), training
+        )
+
+    def _averaged_into(self, batch_statistic, fallback) -> Optional[object]:
+        if self._is_variable_value(fallback):
+            return fallback
+        pending, seen = [batch_statistic], set()
+        while pending:
+            tensor = pending.pop()
+            for operation in self._index.consumer_ops(tensor):
+                if operation.name in seen:
+                    continue
+                seen.add(operation.name)
+                if operation.type == "Sub":
+                    for candidate in self._index.inputs(operation):
+                        if candidate.name != tensor.name and self._is_variable_value(candidate):
+                            return candidate
+                elif operation.type in ("Identity", "Mul", "Squeeze", "Reshape"):
+                    pending.extend(operation.outputs)
+        return None
+
+    def _layer_output(self, tensor) -> Optional[Layer]:
+        operation = tensor.op
+        if operation.type == "BatchToSpaceND":
+            operation = self._index.inputs(operation)[0].op
+        return self.layer(operation)
+
+    def _bias_or_norm(self, operation) -> Optional[Layer]:
+        """BiasAdd|Add of a layer, or its batch norm."""
+        if operation.type in policy.BIAS_ADD:
+            for tensor in self._index.inputs(operation):
+                layer = self._layer_output(tensor)
+                if layer is not None and layer.batch_norm is None:
+                    return layer
+        if operation.type in policy.BATCH_NORM:
+            layer = self._layer_output(self._index.inputs(operation)[0])
+            if (
+                layer is not None
+                and layer.batch_norm is not None
+                and layer.batch_norm.op.name == operation.name
+            ):
+                return layer
+        return None
+
+    def _biased(self, operation) -> Optional[Tuple[Layer, object]]:
+        """A layer and the op that ends it: bias, batch norm, or the Identity of a batch norm."""
+        layer = self._bias_or_norm(operation)
+        if layer is not None:
+            return layer, operation
+        if operation.type == "Identity":
+            source = self._index.inputs(operation)[0].op
+            if source.type in policy.BATCH_NORM:
+                layer = self._bias_or_norm(source)
+                if layer is not None:
+                    return layer, source
+        return None
+
+    def _bypass(self, operation) -> Optional[Tuple[Layer, object]]:
+        if operation.type in policy.ADD:
+            for tensor in self._index.inputs(operation):
+                found = self._biased(tensor.op)
+                if found is not None:
+                    return found
+        return None
+
+    def _activation(self, operation) -> Optional[LayerMatch]:
+        if operation.type not in policy.ACTIVATION:
+            return None
+        source = self._index.inputs(operation)[0].op
+        found = self._biased(source)
+        if found is not None:
+            return LayerMatch(found[0], operation, None, None, found[1])
+        found = self._bypass(source)
+        if found is not None:
+            return LayerMatch(found[0], operation, source, None, found[1])
+        layer = self.layer(source)
+        if layer is not None and layer.batch_norm is None:
+            return LayerMatch(layer, operation, None, None, None)
+        return None
+
+    def _post_activation_bypass(self, operation) -> Optional[LayerMatch]:
+        # contrib's pattern prefers the second input.
+        for tensor in reversed(self._index.inputs(operation)):
+            match = self._activation(tensor.op)
+            if match is not None:
+                return match._replace(post_activation_bypass=operation)
+        return None
+
+    def _bare(self, operation) -> Optional[LayerMatch]:
+        layer = self._bias_or_norm(operation)
+        return layer and LayerMatch(layer, operation, None, None, None)
+
+    def _feeds_only_a_batch_norm(self, operation) -> bool:
+        """conv -> Identity -> batch norm: nothing to quantise there."""
+        if operation.type != "Identity" or len(operation.outputs) != 1:
+            return False
+        consumers = self._index.consumer_ops(operation.outputs[0])
+        return len(consumers) == 1 and consumers[0].type in policy.BATCH_NORM
+
+    def _first_of_separable(self, operation) -> Optional[LayerMatch]:
+        """The first of two layers with nothing between them, matched at the second."""
+        if operation.type in policy.WEIGHTED:
+            for tensor in self._index.inputs(operation):
+                layer = self._layer_output(tensor)
+                if layer is not None:
+                    return LayerMatch(layer, layer.op, None, None, None)
+        return None
+
+    def _reason(self, operation) -> str:
+        if self.layer(operation) is None:
+            return "its weights are not a variable"
+        return "no bias, batch norm or activation follows it"

@@ -1,0 +1,205 @@
+"""Deciding what is quantised and how it is called, before anything is touched.
+
+Names follow tf.contrib.quantize (TF 1.15): `<layer scope>/weights_quant`, `<layer scope>/act_quant`,
+`<layer scope>/conv_quant` before a bypass, `<block scope>/add_quant`,
+`<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`, so that checkpoints are
+exchanged without renaming. What `placement='full'` adds is called `<first source>/concat_quant`.
+"""
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from od_qat.config import QatConfig
+from od_qat.graph.index import GraphIndex
+from od_qat.rewrite import policy
+from od_qat.rewrite.layers import Layer, LayerMatch, LayerMatcher
+
+
+class WeightQuant(NamedTuple):
+    """A fake quant on a layer's (scaled) weights."""
+
+    name: str
+    layer: Layer
+
+
+class ActivationQuant(NamedTuple):
+    """A fake quant on a tensor. `initial_min` is contrib's: 0 behind an activation, else -6."""
+
+    name: str
+    tensor: object
+    initial_min: float
+    pattern: str
+
+
+class Plan(NamedTuple):
+    """Everything that the passes will do, in order, and what stays float with its reason."""
+
+    folds: Tuple[Layer, ...]
+    weights: Tuple[WeightQuant, ...]
+    activations: Tuple[ActivationQuant, ...]
+    stays_float: Dict[str, str]
+
+
+def build_plan(index: GraphIndex, config: QatConfig) -> Plan:
+    """Matches the graph and decides; reads only."""
+    return _Planner(index, config).plan()
+
+
+class _Planner(object):
+    def __init__(self, index: GraphIndex, config: QatConfig) -> None:
+        self._index = index
+        self._config = config
+        self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
+        self._quantised: Dict[str, str] = {}  # tensor name -> quant name
+        self._weights: List[WeightQuant] = []
+        self._activations: List[ActivationQuant] = []
+        self._skip_ops = set()  # ops contrib counts as quantised already
+
+    def plan(self) -> Plan:
+        matcher = LayerMatcher(self._index)
+        matches = matcher.match_all()
+        for match in matches:
+            self._plan_match(match)
+        self._plan_adds_and_muls()
+        if self._config.placement == "full":
+            self._plan_concats()
+        folds = {}
+        for operation in self._index.operations:
+            layer = matcher.layer(operation)
+            if layer is not None and layer.batch_norm is not None:
+                folds[operation.name] = layer
+        return Plan(tuple(folds.values()), tuple(self._weights), tuple(self._activations), matcher.unmatched)
+
+    def _plan_match(self, match: LayerMatch) -> None:
+        layer = match.layer
+        context = scope_of(layer.op.name)
+        if self._in_scope(layer.op):
+            key = layer.op.name if layer.batch_norm else layer.weights.name
+            if key not in self._quantised:
+                self._quantised[key] = join(context, "weights_quant")
+                self._weights.append(WeightQuant(join(context, "weights_quant"), layer))
+        activation_context = scope_of(context) if match.bypass is not None else context
+        if match.activation is not None:
+            self._add(activation_context, "act_quant", match.activation, 0.0)
+        if match.bypass is not None:
+            self._add(context, "conv_quant", match.bias, -6.0)
+            if not self._feeds_any(match.bypass, policy.ACTIVATION):
+                self._add(activation_context, "add_quant", match.bypass, -6.0)
+        if match.post_activation_bypass is not None:
+            bypass = match.post_activation_bypass
+            if not self._feeds_any(bypass, policy.RELU):
+                self._add(scope_of(bypass.name), "post_activation_bypass_quant", bypass, -6.0)
+
+    def _plan_adds_and_muls(self) -> None:
+        for operation in self._index.operations:
+            if self._is_intermediate_of_quantised(operation):
+                name = "activation_{}_quant".format(operation.type)
+                self._add(operation.name, name, operation, -6.0, skip=False)
+
+    def _is_intermediate_of_quantised(self, operation) -> bool:
+        if operation.name in self._skip_ops or operation.type not in policy.INTERMEDIATE:
+            return False
+        consumers = self._index.consumers(operation.outputs[0])
+        if len(consumers) == 1 and consumers[0][0].type in policy.RELU:
+            return False
+        for tensor in self._index.inputs(operation):
+            while tensor.name not in self._quantised and tensor.op.type in policy.RANGE_KEEPING:
+                tensor = self._index.inputs(tensor.op)[0]
+            if tensor.name in self._quantised:
+                return True
+            if tensor.op.type in policy.INTERMEDIATE:
+                for below in self._index.inputs(tensor.op):
+                    if self._is_intermediate_of_quantised(below.op):
+                        return True
+        return False
+
+    def _plan_concats(self) -> None:
+        """A concat needs one range for all its inputs; untrained, the converter takes one of theirs.
+
+        Named after its first source, not after itself: `concat_3` in a training graph is `concat` in the
+        eval graph of the same model. A concat on the side, of feature maps that go on into layers while it
+        does not (the OD API's `detection_features`), is no part of the network and is left alone: it exists
+        in one of the two graphs only.
+        """
+        to_layers = self._tensors_leading_to_layers()
+        for operation in self._index.operations:
+            if operation.type not in policy.CONCAT or not self._in_scope(operation):
+                continue
+            sources = [self._quantised_source(tensor) for tensor in self._index.inputs(operation)[:-1]]
+            if len(sources) < 2 or any(source is None for source in sources):
+                continue
+            if operation.outputs[0].name not in to_layers and any(
+                source.name in to_layers for source in sources
+            ):
+                continue
+            self._add(
+                scope_of(self._quantised[sources[0].name]), "concat_quant", operation, -6.0, check_scope=False
+            )
+
+    def _quantised_source(self, tensor) -> Optional[object]:
+        while tensor.name not in self._quantised:
+            if tensor.op.type not in policy.LAYOUT_ONLY:
+                return None
+            tensor = self._index.inputs(tensor.op)[0]
+        return tensor
+
+    def _tensors_leading_to_layers(self) -> frozenset:
+        """Names of all tensors from which data flows into an op with weights."""
+        found = set()
+        pending = [
+            self._index.inputs(operation)[0]
+            for operation in self._index.operations
+            if operation.type in policy.WEIGHTED
+        ]
+        while pending:
+            tensor = pending.pop()
+            if tensor.name not in found:
+                found.add(tensor.name)
+                pending.extend(self._index.inputs(tensor.op))
+        return frozenset(found)
+
+    def _add(
+        self,
+        context: str,
+        name: str,
+        operation,
+        initial_min: float,
+        check_scope: bool = True,
+        skip: bool = True,
+    ) -> None:
+        if check_scope and not self._in_scope(operation):
+            return
+        if skip:
+            self._skip_ops.add(operation.name)
+        tensor = operation.outputs[0]
+        if self._followed_by_quant(tensor):
+            return
+        full_name = join(context, name)
+        self._quantised[tensor.name] = full_name
+        self._activations.append(ActivationQuant(full_name, tensor, initial_min, name))
+
+    def _followed_by_quant(self, tensor) -> bool:
+        pending = [tensor]
+        while pending:
+            current = pending.pop()
+            if current.name in self._quantised:
+                return True
+            for consumer in self._index.consumer_ops(current):
+                if consumer.type in policy.ALREADY_QUANTISED_THROUGH:
+                    pending.extend(consumer.outputs)
+        return False
+
+    def _feeds_any(self, operation, types) -> bool:
+        return any(consumer.type in types for consumer in self._index.consumer_ops(operation.outputs[0]))
+
+    def _in_scope(self, operation) -> bool:
+        return operation.name.startswith(self._scope)
+
+
+def scope_of(name: str) -> str:
+    """`a/b/c` -> `a/b`; '' at the top."""
+    return name.rpartition("/")[0]
+
+
+def join(context: str, name: str) -> str:
+    """`a/b` and `c` -> `a/b/c`."""
+    return "{}/{}".format(context, name) if context else name

@@ -1,0 +1,29 @@
+"""Which op types the rewriter quantises, walks through, or leaves float: exact sets, one home.
+
+The sets of the layer patterns are contrib's (tensorflow/contrib/quantize/python/quantize.py, TF 1.15).
+"""
+
+WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
+# Ops with weights that no pattern covers; the report names them.
+WEIGHTED_UNSUPPORTED = frozenset(
+    ["Conv2DBackpropInput", "Conv3D", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"]
+)
+ADD = frozenset(["Add", "AddV2"])
+BIAS_ADD = frozenset(["BiasAdd"]) | ADD
+RELU = frozenset(["Relu", "Relu6"])
+ACTIVATION = RELU | frozenset(["Identity"])
+BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
+VARIABLE = frozenset(["Variable", "VariableV2", "VarHandleOp"])
+FAKE_QUANT = frozenset(
+    ["FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel"]
+)
+# A range passes through these unchanged when contrib looks for a quantised source of an Add or Mul ...
+RANGE_KEEPING = frozenset(["Reshape", "Identity", "BatchToSpaceND", "SpaceToBatchND", "MaxPool", "Max"])
+# ... and these when we look for the quantised sources of a concat.
+LAYOUT_ONLY = frozenset(["Reshape", "Identity", "Squeeze", "ExpandDims", "Transpose"])
+# ... and through these when contrib looks for a fake quant that is there already.
+ALREADY_QUANTISED_THROUGH = frozenset(["Reshape", "Identity"])
+INTERMEDIATE = ADD | frozenset(["Mul"])
+CONCAT = frozenset(["ConcatV2"])
+
+TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")

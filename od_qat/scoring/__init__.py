@@ -1,0 +1,33 @@
+"""Scores of frozen graphs and .tflite files: detections, COCO and VOC metrics, agreement, latency.
+
+Importing this package, and scoring a .tflite with it, does not import TensorFlow.
+"""
+
+from od_qat.scoring.description import ModelDescription, describe_model, json_path
+from od_qat.scoring.images import decode, resize_bilinear
+from od_qat.scoring.matching import Agreement, agreement, iou_matrix
+from od_qat.scoring.metrics import Score, VocScore, coco_metrics, names_by_id, voc_metrics
+from od_qat.scoring.model_score import ModelScore, latency, score
+from od_qat.scoring.runners import Detections
+from od_qat.scoring.workers import detect
+
+__all__ = [
+    "Agreement",
+    "Detections",
+    "ModelDescription",
+    "ModelScore",
+    "Score",
+    "VocScore",
+    "agreement",
+    "coco_metrics",
+    "decode",
+    "describe_model",
+    "detect",
+    "iou_matrix",
+    "json_path",
+    "latency",
+    "names_by_id",
+    "resize_bilinear",
+    "score",
+    "voc_metrics",
+]

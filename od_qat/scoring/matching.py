@@ -1,0 +1,116 @@
+"""Overlap of boxes, and how far two models agree."""
+
+import dataclasses
+from typing import Any, Mapping
+
+import numpy as np
+
+from od_qat.errors import DataError
+from od_qat.scoring.runners import Detections
+
+
+def iou_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair of boxes.
+
+    Args:
+      first: [N, 4], ymin, xmin, ymax, xmax.
+      second: [M, 4].
+
+    Returns:
+      float64 [N, M], 0 where both boxes are empty.
+    """
+    first = np.asarray(first, np.float64).reshape(-1, 1, 4)
+    second = np.asarray(second, np.float64).reshape(1, -1, 4)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+    intersection = np.prod(np.maximum(sides, 0.0), axis=2)
+    union = _area(first) + _area(second) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far two models agree; counts are of detections above the minimum score.
+
+    Attributes:
+      share: matched detections of both, over detections of both; 1.0 when neither found anything.
+      detections_a: detections of the first model.
+      matched_a: those of them that the second has as well.
+      detections_b: as detections_a, of the second model.
+      matched_b: as matched_a, of the second model.
+      images: images compared.
+    """
+
+    share: float
+    detections_a: int
+    matched_a: int
+    detections_b: int
+    matched_b: int
+    images: int
+
+
+def agreement(
+    a: Mapping[Any, Detections],
+    b: Mapping[Any, Detections],
+    iou: float = 0.9,
+    score_tolerance: float = 0.1,
+    min_score: float = 0.3,
+) -> Agreement:
+    """The share of detections that another model finds too, counted both ways.
+
+    A detection is matched by one of the same class, with an overlap of at least `iou` and a score within
+    `score_tolerance`; that one may itself lie below `min_score`. Each detection matches once at most.
+
+    Args:
+      a, b: image_id -> Detections, of the same images.
+      iou: least overlap.
+      score_tolerance: greatest difference of the scores.
+      min_score: detections below are not counted.
+
+    Raises:
+      DataError: when the images differ.
+    """
+    differ = sorted(str(image_id) for image_id in set(a) ^ set(b))
+    if differ:
+        raise DataError(
+            "the two models were not run on the same images",
+            found="{} images with one of them only, {} first".format(len(differ), differ[0]),
+            fix="run both on the same record, with the same max_images",
+        )
+    counts = np.zeros(4, np.int64)
+    for image_id in a:
+        counts[:2] += _matches(a[image_id], b[image_id], iou, score_tolerance, min_score)
+        counts[2:] += _matches(b[image_id], a[image_id], iou, score_tolerance, min_score)
+    total_a, matched_a, total_b, matched_b = (int(count) for count in counts)
+    total = total_a + total_b
+    return Agreement(
+        share=(matched_a + matched_b) / total if total else 1.0,
+        detections_a=total_a,
+        matched_a=matched_a,
+        detections_b=total_b,
+        matched_b=matched_b,
+        images=len(a),
+    )
+
+
+def _matches(of: Detections, among: Detections, iou: float, score_tolerance: float, min_score: float):
+    """(detections of `of` above the minimum score, those with a match)."""
+    chosen = np.flatnonzero(of.scores >= min_score)
+    if not len(chosen) or not len(among.scores):
+        return len(chosen), 0
+    overlap = iou_matrix(of.boxes[chosen], among.boxes)
+    allowed = of.classes[chosen][:, None] == among.classes[None, :]
+    # A float32 step of slack, so that a tolerance of 0.1 takes 0.9 and 0.8 as 0.1 apart.
+    difference = np.abs(of.scores[chosen][:, None].astype(np.float64) - among.scores[None, :])
+    allowed &= difference <= score_tolerance + 1e-6
+    overlap = np.where(allowed & (overlap >= iou), overlap, -1.0)
+    matched = 0
+    for row in np.argsort(-of.scores[chosen], kind="stable"):
+        best = int(np.argmax(overlap[row]))
+        if overlap[row, best] >= 0:
+            matched += 1
+            overlap[:, best] = -1.0
+    return len(chosen), matched

@@ -1,0 +1,284 @@
+"""COCO and VOC average precision, equal to the OD API's evaluators and without the OD API."""
+
+import contextlib
+import dataclasses
+import io
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from od_qat.errors import DataError, EnvironmentProblem
+from od_qat.scoring.matching import iou_matrix
+from od_qat.scoring.runners import Detections
+
+ClassNames = Union[Sequence[str], Mapping[int, str]]
+
+_MAX_DETECTIONS = (1, 10, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Average precision of a model, COCO style, 0 to 1.
+
+    Attributes:
+      map: mean over classes and over the overlaps .50, .55 ... .95.
+      map50: mean over classes at overlap .50.
+      map75: mean over classes at overlap .75.
+      per_class: class name -> average precision over all overlaps; None for a class that the ground truth
+        does not have, which no mean counts.
+      images: scored images.
+      detections: detections on them, of known classes.
+    """
+
+    map: float
+    map50: float
+    map75: float
+    per_class: Dict[str, Optional[float]]
+    images: int
+    detections: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VocScore:
+    """Average precision at one overlap, PASCAL VOC style (area under the curve), 0 to 1.
+
+    Attributes:
+      map: mean over the classes that the ground truth has.
+      per_class: class name -> average precision; None for a class without objects.
+      iou: the overlap.
+    """
+
+    map: float
+    per_class: Dict[str, Optional[float]]
+    iou: float
+
+
+def names_by_id(class_names: ClassNames) -> Dict[int, str]:
+    """Class names as id -> name; a plain sequence is numbered from 1."""
+    if isinstance(class_names, Mapping):
+        return {int(key): name for key, name in class_names.items()}
+    return dict(enumerate(class_names, start=1))
+
+
+def coco_metrics(
+    examples: Iterable[Any], detections: Mapping[Any, Detections], class_names: ClassNames
+) -> Score:
+    """COCO's average precision, as the OD API's CocoDetectionEvaluator computes it.
+
+    As there, crowd boxes are ignored and may match any number of detections, `difficult` has no meaning,
+    objects and detections of unknown classes are left out, and images without detections count.
+
+    Args:
+      examples: datasets.records.Example of every scored image.
+      detections: image_id -> Detections, of the same images.
+      class_names: names from id 1 on, or id -> name.
+
+    Raises:
+      DataError: when the images differ, or there is no object to find.
+      EnvironmentProblem: without pycocotools.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "COCO metrics need pycocotools", found=str(error), fix="pip install pycocotools"
+        ) from error
+    examples = _matched(examples, detections)
+    names = names_by_id(class_names)
+    objects, found = [], []  # type: List[Dict[str, Any]], List[Dict[str, Any]]
+    for example in examples:
+        crowd = _flags(example, "is_crowd")
+        boxes = _absolute(example, example.boxes)
+        for box, class_id, is_crowd in zip(boxes, example.classes, crowd):
+            if int(class_id) in names:
+                # COCO's matching takes id 0 for "not matched", so ids start at 1.
+                objects.append(_annotation(len(objects) + 1, example.image_id, class_id, box, int(is_crowd)))
+        of_image = detections[example.image_id]
+        for box, class_id, score in zip(
+            _absolute(example, of_image.boxes), of_image.classes, of_image.scores
+        ):
+            if int(class_id) in names:
+                annotation = _annotation(len(found) + 1, example.image_id, class_id, box, 0)
+                annotation["score"] = float(score)
+                found.append(annotation)
+    _require_objects(objects, examples, names)
+    # pycocotools prints its progress, and has no way to be asked not to.
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, result = COCO(), COCO()
+        for index, annotations in ((truth, objects), (result, found)):
+            index.dataset = {
+                "images": [{"id": example.image_id} for example in examples],
+                "categories": [{"id": key, "name": names[key]} for key in sorted(names)],
+                "annotations": annotations,
+            }
+            index.createIndex()
+        evaluation = COCOeval(truth, result, iouType="bbox")
+        evaluation.params.maxDets = list(_MAX_DETECTIONS)
+        # The size ranges are three quarters of the time and are not reported.
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # [overlaps, recalls, classes, sizes, limits] -> [overlaps, recalls, classes] at the highest limit.
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    overlaps = evaluation.params.iouThrs
+    return Score(
+        map=_mean(precision),
+        map50=_mean(precision[np.isclose(overlaps, 0.5)]),
+        map75=_mean(precision[np.isclose(overlaps, 0.75)]),
+        per_class={
+            names[key]: _mean_or_none(precision[:, :, column])
+            for column, key in enumerate(evaluation.params.catIds)
+        },
+        images=len(examples),
+        detections=len(found),
+    )
+
+
+def _matched(examples: Iterable[Any], detections: Mapping[Any, Detections]) -> List[Any]:
+    """The examples as a list, when they are the images that were scored."""
+    examples = list(examples)
+    if not examples:
+        raise DataError("there are no images to score", fix="check the record file")
+    known = {example.image_id for example in examples}
+    if len(known) != len(examples):
+        raise DataError(
+            "two examples have the same image id",
+            found="{} ids for {} images".format(len(known), len(examples)),
+            fix="give each image an id of its own",
+        )
+    differ = sorted(str(image_id) for image_id in known ^ set(detections))
+    if differ:
+        raise DataError(
+            "ground truth and detections are of different images",
+            found="{} images in one of them only, {} first".format(len(differ), differ[0]),
+            fix="give the examples that the model was run on",
+        )
+    return examples
+
+
+def _require_objects(objects: Sequence[Any], examples: Sequence[Any], names: Mapping[int, str]) -> None:
+    if not any(not item["iscrowd"] for item in objects):
+        ids = sorted({int(class_id) for example in examples for class_id in example.classes})
+        raise DataError(
+            "the images have no object to find",
+            found="{} images, class ids {}".format(len(examples), ", ".join(map(str, ids[:10])) or "none"),
+            allowed="class ids "
+            + ", ".join(map(str, sorted(names)[:10]))
+            + (" ..." if len(names) > 10 else ""),
+            fix="score more images, or give the label map that belongs to the record",
+        )
+
+
+def _flags(example: Any, field: str) -> np.ndarray:
+    values = getattr(example, field, None)
+    return np.zeros(len(example.boxes), bool) if values is None else np.asarray(values, bool)
+
+
+def _absolute(example: Any, boxes: np.ndarray) -> np.ndarray:
+    """Normalised boxes in pixels; in float32, as the OD API scales them, so that the results are equal."""
+    size = np.array([example.height, example.width, example.height, example.width], np.float32)
+    return np.asarray(boxes, np.float32).reshape(-1, 4) * size
+
+
+def _annotation(number: int, image_id: Any, class_id: Any, box: np.ndarray, is_crowd: int) -> Dict[str, Any]:
+    ymin, xmin, ymax, xmax = box
+    width, height = float(xmax - xmin), float(ymax - ymin)
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": int(class_id),
+        "bbox": [float(xmin), float(ymin), width, height],
+        "area": width * height,
+        "iscrowd": is_crowd,
+    }
+
+
+def _mean_or_none(precision: np.ndarray) -> Optional[float]:
+    known = precision[precision > -1]  # -1: the class has no objects
+    return float(np.mean(known)) if known.size else None
+
+
+def _mean(precision: np.ndarray) -> float:
+    value = _mean_or_none(precision)
+    assert value is not None  # _require_objects saw an object
+    return value
+
+
+def voc_metrics(
+    examples: Iterable[Any], detections: Mapping[Any, Detections], class_names: ClassNames, iou: float = 0.5
+) -> VocScore:
+    """PASCAL VOC's average precision, as the OD API's PascalDetectionEvaluator computes it.
+
+    A detection belongs to the object of its class that it overlaps most. The first one of an object is
+    right, later ones are wrong; those of difficult objects are neither.
+
+    Args:
+      examples, detections, class_names: as for coco_metrics.
+      iou: least overlap.
+
+    Raises:
+      DataError: when the images differ, or there is no object to find.
+    """
+    examples = _matched(examples, detections)
+    names = names_by_id(class_names)
+    per_class = {}  # type: Dict[str, Optional[float]]
+    for class_id in sorted(names):
+        per_class[names[class_id]] = _voc_average_precision(examples, detections, class_id, iou)
+    known = [value for value in per_class.values() if value is not None]
+    if not known:
+        _require_objects([], examples, names)
+    return VocScore(map=float(np.mean(known)), per_class=per_class, iou=iou)
+
+
+def _voc_average_precision(
+    examples: Sequence[Any], detections: Mapping[Any, Detections], class_id: int, iou: float
+) -> Optional[float]:
+    objects = 0
+    scores, right = [], []  # type: List[np.ndarray], List[np.ndarray]
+    for example in examples:
+        of_class = example.classes == class_id
+        difficult = _flags(example, "difficult")[of_class]
+        objects += int(np.sum(~difficult))
+        of_image = detections[example.image_id]
+        chosen = of_image.classes == class_id
+        image_scores, hits = _voc_hits(
+            of_image.boxes[chosen], of_image.scores[chosen], example.boxes[of_class], difficult, iou
+        )
+        scores.append(image_scores)
+        right.append(hits)
+    if not objects:
+        return None
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    hits = np.concatenate(right)[order]
+    true_positives = np.cumsum(hits)
+    if not len(hits):
+        return 0.0
+    recall = np.concatenate([[0.0], true_positives / objects])
+    precision = true_positives / np.arange(1, len(hits) + 1)
+    # The best precision at this recall or a higher one.
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall) * envelope))
+
+
+def _voc_hits(
+    boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, difficult: np.ndarray, iou: float
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Scores and rights of the detections that count in one image, best first."""
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores = boxes[order], scores[order]
+    hits, counts = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
+    if len(boxes) and len(objects):
+        overlap = iou_matrix(boxes, objects)
+        taken = np.zeros(len(objects), bool)
+        for index, best in enumerate(np.argmax(overlap, axis=1)):
+            if overlap[index, best] < iou:
+                continue
+            if difficult[best]:
+                counts[index] = False
+            else:
+                hits[index] = not taken[best]
+                taken[best] = True
+    return scores[counts], hits[counts]

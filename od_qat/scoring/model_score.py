@@ -1,0 +1,148 @@
+"""Everything to say about one model: accuracy, size, speed, and the detections themselves."""
+
+import dataclasses
+import itertools
+import os
+import time
+from typing import Any, Dict, Optional
+
+import numpy as np
+
+from od_qat.errors import ConfigError
+from od_qat.scoring import images, runners, workers
+from od_qat.scoring.description import ModelDescription, describe_model
+from od_qat.scoring.metrics import ClassNames, Score, coco_metrics, names_by_id
+from od_qat.scoring.runners import Detections
+
+_WARM_UP_RUNS = 3
+_LATENCY_RUNS = 50
+# A slow model is measured with fewer runs, so that nobody waits for a number that is not going to change.
+_MAX_SECONDS = 20.0
+_MIN_RUNS = 5
+_ANY_SIZE = (300, 300)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScore:
+    """A scored model.
+
+    Attributes:
+      path: of the model.
+      score: its COCO metrics.
+      size_bytes: of the file.
+      latency_ms: median milliseconds for one image, one thread, without decoding and resizing.
+      detections: image_id -> Detections.
+      class_names: id -> name.
+    """
+
+    path: str
+    score: Score
+    size_bytes: int
+    latency_ms: float
+    detections: Dict[Any, Detections]
+    class_names: Dict[int, str]
+
+
+def latency(
+    model_path: str, runs: int = _LATENCY_RUNS, threads: int = 1, image: Optional[np.ndarray] = None
+) -> float:
+    """Median time of one image, measured in this process after a few runs to warm up.
+
+    Times what the model does: not the decoding of the image, nor the resizing before a .tflite. How long
+    the suppression of overlapping boxes takes depends on the image, so compare models on the same one.
+
+    TensorFlow sets the threads of its operators once in a process: measure a .pb before anything else has
+    used more.
+
+    Args:
+      model_path: as for detect.
+      runs: how often to measure; fewer when that would take more than 20 seconds.
+      threads: of the interpreter, or of the session's operators.
+      image: uint8 [height, width, 3]; default is noise, the same each time.
+
+    Returns:
+      milliseconds.
+
+    Raises:
+      ExportError, EnvironmentProblem: as detect.
+    """
+    return _latency(describe_model(model_path), runs, threads, image)
+
+
+def _latency(description: ModelDescription, runs: int, threads: int, image: Optional[np.ndarray]) -> float:
+    if runs < 1:
+        raise ConfigError("latency needs a run to measure", found=str(runs), allowed="1 or more")
+    runner = runners.open_runner(description, threads)
+    try:
+        if image is None:
+            size = runner.image_size or _ANY_SIZE
+            image = np.random.RandomState(0).randint(0, 256, tuple(size) + (3,)).astype(np.uint8)
+        value = runner.prepare(image)
+        for _ in range(_WARM_UP_RUNS):
+            runner.run(value)
+        seconds = []
+        end = time.perf_counter() + _MAX_SECONDS
+        while len(seconds) < runs and (len(seconds) < _MIN_RUNS or time.perf_counter() < end):
+            start = time.perf_counter()
+            runner.run(value)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        runner.close()
+    return 1000.0 * float(np.median(seconds))
+
+
+def score(
+    model_path: str,
+    record_path: str,
+    label_map_path: Optional[str] = None,
+    class_names: Optional[ClassNames] = None,
+    processes: Optional[int] = None,
+    max_images: Optional[int] = None,
+    progress: bool = True,
+    mean: Optional[float] = None,
+    std: Optional[float] = None,
+    class_id_offset: Optional[int] = None,
+) -> ModelScore:
+    """Scores a model on a record: accuracy, size and latency (on the record's first image).
+
+    Args:
+      model_path: a .tflite or a frozen .pb, see detect.
+      record_path: a TFRecord file of the OD API's tf.Examples.
+      label_map_path: the record's label map; or
+      class_names: names from id 1 on, or id -> name.
+      processes, max_images, progress, mean, std, class_id_offset: as for detect.
+
+    Raises:
+      ConfigError: without a label map and class names, or with both.
+      ExportError, DataError, EnvironmentProblem: as detect and coco_metrics.
+    """
+    from od_qat.datasets import label_map, records
+
+    if (label_map_path is None) == (class_names is None):
+        raise ConfigError(
+            "scoring needs the classes' names, once",
+            found="neither" if class_names is None else "both",
+            allowed="label_map_path or class_names",
+        )
+    if max_images is not None and max_images < 1:
+        raise ConfigError("max_images leaves nothing to score", found=str(max_images), allowed="1 or more")
+    names = label_map.read_label_map(label_map_path) if label_map_path else names_by_id(class_names)
+    description = describe_model(model_path, mean, std, class_id_offset)
+    # Read twice: once for the objects and the number of images, once for the images, which would not all
+    # fit into memory.
+    first_image = None
+    truth = []
+    for example in itertools.islice(records.read_examples(record_path), max_images):
+        if first_image is None:
+            first_image = images.decode(example.encoded, str(example.image_id))
+        truth.append(example._replace(encoded=b""))
+    examples = itertools.islice(records.read_examples(record_path), max_images)
+    detections = workers.run(description, examples, len(truth), processes, 1, progress)
+    return ModelScore(
+        path=model_path,
+        score=coco_metrics(truth, detections, names),
+        size_bytes=os.path.getsize(model_path),
+        latency_ms=_latency(description, _LATENCY_RUNS, 1, first_image),
+        detections=detections,
+        class_names=names,
+    )

@@ -1,0 +1,111 @@
+"""What a training session does beside its steps: progress, summaries' quantization ranges, NaN diagnosis."""
+
+import sys
+import time
+from typing import Dict, List, Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from od_qat.compat import tf
+
+
+class ProgressHook(tf.train.SessionRunHook):
+    """A progress bar with loss, learning rate and steps a second; ten log lines when not on a terminal.
+
+    Args:
+      total_steps: where training ends; None when it has no end.
+      global_step, loss: tensors, read at each step.
+      learning_rate: tensor or None.
+    """
+
+    def __init__(self, total_steps: Optional[int], global_step, loss, learning_rate=None) -> None:
+        self._total = total_steps
+        self._fetches = {"step": global_step, "loss": loss}
+        if learning_rate is not None:
+            self._fetches["rate"] = learning_rate
+        self._bar = None
+        self._interactive = sys.stderr.isatty()
+        self._recent: List[float] = []
+        self._next_line = 0
+        self._started_at = 0.0
+        self._started_step = 0
+        self.last_loss = float("nan")
+
+    def after_create_session(self, session, coord) -> None:
+        """Starts the bar at the restored step."""
+        self._started_step = int(session.run(self._fetches["step"]))
+        self._started_at = time.time()
+        self._next_line = self._started_step + self._line_interval()
+        if self._interactive:
+            self._bar = tqdm(total=self._total, initial=self._started_step, unit="step", desc="train")
+
+    def _line_interval(self) -> int:
+        return max(1, ((self._total or 10000) - self._started_step) // 10)
+
+    def before_run(self, run_context):
+        """Asks for step, loss and learning rate."""
+        return tf.train.SessionRunArgs(self._fetches)
+
+    def after_run(self, run_context, run_values) -> None:
+        """Shows them."""
+        values: Dict[str, float] = run_values.results
+        # The step is read without ordering against the update: count what is done here from the bar.
+        self._recent = (self._recent + [float(values["loss"])])[-50:]
+        self.last_loss = float(np.mean(self._recent))
+        step = int(values["step"])
+        if self._bar is not None:
+            self._bar.set_postfix(
+                loss="%.3f" % self.last_loss, lr="%.4f" % values.get("rate", 0), refresh=False
+            )
+            self._bar.update(max(0, step - self._bar.n))
+        elif step >= self._next_line:
+            self._next_line = step + self._line_interval()
+            speed = (step - self._started_step) / max(time.time() - self._started_at, 1e-6)
+            print(
+                "step {}{}  loss {:.3f}  {:.2f} steps/s".format(
+                    step, "/{}".format(self._total) if self._total else "", self.last_loss, speed
+                ),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def end(self, session) -> None:
+        """Closes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def non_finite_variables(session, variables) -> List[str]:
+    """Names of the variables that hold NaN or infinity, in graph order."""
+    found = []
+    for variable in variables:
+        if variable.dtype.base_dtype.is_floating and not np.all(np.isfinite(session.run(variable))):
+            found.append(variable.op.name)
+    return found
+
+
+class FiniteVariablesHook(tf.train.SessionRunHook):
+    """Tells, when a step fails, which variables are no longer finite (a gradient went NaN the step before).
+
+    Args:
+      variables: the trained variables.
+    """
+
+    def __init__(self, variables) -> None:
+        self._variables = list(variables)
+        self._bad = None
+
+    def begin(self) -> None:
+        """Builds one op that counts non-finite values per variable."""
+        floating = [v for v in self._variables if v.dtype.base_dtype.is_floating]
+        self._names = [v.op.name for v in floating]
+        with tf.name_scope(None), tf.name_scope("finite_check"):
+            self._counts = tf.stack(
+                [tf.reduce_sum(tf.cast(tf.logical_not(tf.is_finite(v)), tf.int32)) for v in floating]
+            )
+
+    def bad_variables(self, session) -> List[str]:
+        """Runs that op."""
+        counts = session.run(self._counts)
+        return [name for name, count in zip(self._names, counts) if count]

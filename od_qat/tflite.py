@@ -1,0 +1,330 @@
+"""Frozen GraphDef -> fully quantized .tflite, checked before and after the conversion.
+
+Adds what upstream's export_tflite_ssd_graph adds (anchors, TFLite_Detection_PostProcess), without
+TransformGraph, which TF 2 does not have.
+"""
+
+import os
+import tempfile
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+
+import numpy as np
+
+from od_qat.compat import native_stderr_silenced, tf
+from od_qat.errors import ExportError
+
+POST_PROCESS = "TFLite_Detection_PostProcess"
+# Outputs of the op, in its order.
+POST_PROCESS_ROLES = ("boxes", "classes", "scores", "count")
+INFERENCE_TYPES = ("int8", "uint8")
+
+
+class PostProcess(NamedTuple):
+    """Parameters of TFLite_Detection_PostProcess.
+
+    Attributes:
+      num_classes: without background.
+      y_scale, x_scale, h_scale, w_scale: of the box coder.
+      score_threshold, iou_threshold: of the non-maximum suppression.
+      max_detections: in all.
+      detections_per_class: with regular NMS.
+      regular_nms: a suppression per class, as the OD API does it; the fast one costs accuracy.
+    """
+
+    num_classes: int
+    y_scale: float
+    x_scale: float
+    h_scale: float
+    w_scale: float
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int
+    detections_per_class: int
+    regular_nms: bool
+
+
+def add_post_process(
+    graph_def,
+    boxes: str,
+    scores: str,
+    anchors: np.ndarray,
+    parameters: PostProcess,
+    quantised_input: bool,
+):
+    """Appends the post-processing op to a frozen graph of raw SSD heads.
+
+    Args:
+      graph_def: frozen GraphDef.
+      boxes, scores: op names of the encodings [1, anchors, 4] and scores [1, anchors, classes + 1].
+      anchors: float32 [anchors, 4], centre y, centre x, height, width.
+      parameters: see PostProcess.
+      quantised_input: let the op dequantise its inputs itself, which its kernel does for uint8; for int8 the
+        converter has to put DEQUANTIZE ops in front.
+
+    Returns:
+      GraphDef whose output op is TFLite_Detection_PostProcess.
+    """
+    with_anchors = tf.GraphDef()
+    with_anchors.CopyFrom(graph_def)
+    constant = with_anchors.node.add()
+    constant.name, constant.op = "anchors", "Const"
+    constant.attr["dtype"].type = tf.float32.as_datatype_enum
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(anchors, dtype=tf.float32))
+    node = with_anchors.node.add()
+    node.name = node.op = POST_PROCESS
+    node.input.extend([boxes, scores, "anchors"])
+    node.attr["_output_types"].list.type.extend([tf.float32.as_datatype_enum] * len(POST_PROCESS_ROLES))
+    if quantised_input:
+        for flag in ("_output_quantized", "_support_output_type_float_in_quantized_op"):
+            node.attr[flag].b = True
+    for key, value in (
+        ("max_detections", parameters.max_detections),
+        ("max_classes_per_detection", 1),
+        ("detections_per_class", parameters.detections_per_class),
+        ("num_classes", parameters.num_classes),
+    ):
+        node.attr[key].i = value
+    for key, value in (
+        ("nms_score_threshold", parameters.score_threshold),
+        ("nms_iou_threshold", parameters.iou_threshold),
+        ("y_scale", parameters.y_scale),
+        ("x_scale", parameters.x_scale),
+        ("h_scale", parameters.h_scale),
+        ("w_scale", parameters.w_scale),
+    ):
+        node.attr[key].f = value
+    node.attr["use_regular_nms"].b = parameters.regular_nms
+    return with_anchors
+
+
+def require_quantised(graph_def, where: str, inference_type: str) -> None:
+    """Raises unless every op with weights reads fake-quantised weights that the inference type can hold.
+
+    The converter's own message for such a graph is a page that ends in 'lacking min/max data'.
+
+    Raises:
+      ExportError: naming an op.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    weighted = [n for n in graph_def.node if n.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul")]
+    unquantised = [
+        node.name
+        for node in weighted
+        if not _producer(nodes, node.input[1]).op.startswith("FakeQuantWithMinMax")
+    ]
+    if unquantised:
+        raise ExportError(
+            "the graph is not quantised",
+            where=where,
+            found="{} of {} layers read float weights, {} first".format(
+                len(unquantised), len(weighted), unquantised[0]
+            ),
+            fix="train and export with a graph_rewriter block in the config, or use --ptq for "
+            "post-training quantization",
+        )
+    for node in graph_def.node:
+        if node.op.startswith("FakeQuantWithMinMax") and node.attr["num_bits"].i != 8:
+            raise ExportError(
+                "TFLite takes 8 bits only",
+                where=node.name,
+                found="{} bits".format(node.attr["num_bits"].i),
+                allowed="weight_bits: 8, activation_bits: 8",
+            )
+    if inference_type == "int8":
+        for node in weighted:
+            _require_symmetric(nodes, _producer(nodes, node.input[1]), where)
+
+
+def _require_symmetric(nodes: Dict[str, Any], fake_quant, where: str) -> None:
+    low, high = (
+        tf.make_ndarray(_producer(nodes, name).attr["value"].tensor) for name in fake_quant.input[1:3]
+    )
+    if np.max(np.abs(low + high)) > 1e-3 * np.max(np.abs(high - low)):
+        raise ExportError(
+            "int8 takes weights with symmetric ranges only",
+            where="{}, {}".format(where, fake_quant.name),
+            found="[{:.4g}, {:.4g}]".format(float(low.flat[0]), float(high.flat[0])),
+            fix="export with --inference_type=uint8, or train with placement 'full'",
+        )
+
+
+def _producer(nodes: Dict[str, Any], name: str):
+    node = nodes[name.lstrip("^").split(":")[0]]
+    while node.op in ("Identity", "Reshape"):
+        node = nodes[node.input[0].split(":")[0]]
+    return node
+
+
+def convert(
+    graph_def,
+    input_name: str,
+    input_shape: List[int],
+    output_names: List[str],
+    inference_type: str,
+    mean: float,
+    std: float,
+    calibration: Optional[Callable[[], Iterable[np.ndarray]]] = None,
+) -> bytes:
+    """Runs TensorFlow's converter.
+
+    Args:
+      graph_def: frozen GraphDef, fake-quantised, or float with `calibration`.
+      input_name: op name of the input.
+      input_shape: its shape.
+      output_names: tensor names, without `:0`.
+      inference_type: 'int8' or 'uint8', of weights, activations and the input.
+      mean, std: of the preprocessing, real = (pixel - mean) / std with pixels 0 to 255.
+      calibration: gives float32 [1, height, width, 3] inputs; then the ranges are taken from them
+        (post-training quantization).
+
+    Returns:
+      the .tflite.
+
+    Raises:
+      ExportError: with the converter's own reason.
+    """
+    if inference_type not in INFERENCE_TYPES:
+        raise ExportError(
+            "unknown inference type", found=repr(inference_type), allowed=", ".join(INFERENCE_TYPES)
+        )
+    handle, path = tempfile.mkstemp(suffix=".pb")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(graph_def.SerializeToString())
+        converter = tf.lite.TFLiteConverter.from_frozen_graph(
+            path, [input_name], output_names, {input_name: input_shape}
+        )
+        converter.allow_custom_ops = True
+        dtype = getattr(tf, inference_type)
+        if calibration is None:
+            converter.inference_type = dtype
+            # int8 pixels are the uint8 ones less 128.
+            shift = 128.0 if inference_type == "int8" else 0.0
+            converter.quantized_input_stats = {input_name: (mean - shift, std)}
+        else:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ([image] for image in calibration())
+            converter.inference_input_type = dtype
+        return _converted_quietly(converter)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            "the converter failed", found=_last_line(str(error)), fix="run again with --debug for all of it"
+        ) from error
+    finally:
+        os.unlink(path)
+
+
+def _converted_quietly(converter) -> bytes:
+    """The MLIR converter writes its progress to the C++ log, whatever the log level."""
+    with native_stderr_silenced():
+        return converter.convert()
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no message"
+
+
+class Inspection(NamedTuple):
+    """What is inside a .tflite.
+
+    Attributes:
+      ops: op name -> count.
+      float_tensors: names of float tensors that an op before the post-processing makes or reads.
+      size: bytes.
+    """
+
+    ops: Dict[str, int]
+    float_tensors: List[str]
+    size: int
+
+
+def inspect(model: bytes) -> Inspection:
+    """Reads a .tflite's ops and tensors through the interpreter."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    # Without delegates: they would hide the ops that they take over.
+    interpreter = Interpreter(
+        model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    interpreter.allocate_tensors()
+    details = {d["index"]: d for d in interpreter.get_tensor_details()}
+    ops: Dict[str, int] = {}
+    floats: List[str] = []
+    for operation in interpreter._get_ops_details():
+        name = operation["op_name"]
+        ops[name] = ops.get(name, 0) + 1
+        if name in (POST_PROCESS, "DEQUANTIZE"):
+            continue
+        for index in list(operation["inputs"]) + list(operation["outputs"]):
+            if index in details and details[index]["dtype"] == np.float32 and name != "QUANTIZE":
+                floats.append(details[index]["name"])
+    return Inspection(ops, sorted(set(floats)), len(model))
+
+
+def check(model: bytes, weight_count: int, where: str) -> Inspection:
+    """Raises unless a .tflite is fully quantised up to its post-processing, small, and runs.
+
+    Args:
+      model: the .tflite.
+      weight_count: parameters of the network; one byte each is expected.
+      where: for the message.
+
+    Raises:
+      ExportError: naming what is wrong.
+    """
+    inspection = inspect(model)
+    fake = {name: count for name, count in inspection.ops.items() if "FAKE_QUANT" in name}
+    if fake:
+        raise ExportError("fake quants are left in the .tflite", where=where, found=str(fake))
+    if inspection.float_tensors:
+        raise ExportError(
+            "the .tflite is not fully quantised",
+            where=where,
+            found="{} float tensors, {} first".format(
+                len(inspection.float_tensors), inspection.float_tensors[0]
+            ),
+            fix="their ranges were not trained: see the rewrite's report for what stays float",
+        )
+    # One byte a weight, four a bias; anchors and the format itself are the rest.
+    if inspection.size > 2 * weight_count + 200000:
+        raise ExportError(
+            "the .tflite is too large for 8 bits",
+            where=where,
+            found="{:,} bytes for {:,} weights".format(inspection.size, weight_count),
+        )
+    run_once(model, where)
+    return inspection
+
+
+def run_once(model: bytes, where: str) -> None:
+    """Runs one inference on zeros, with the delegates that a user would get.
+
+    Raises:
+      ExportError: when it fails.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        with native_stderr_silenced():
+            interpreter = Interpreter(model_content=model)
+            interpreter.allocate_tensors()
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+        interpreter.invoke()
+    except (RuntimeError, ValueError) as error:
+        raise ExportError("the .tflite does not run", where=where, found=_last_line(str(error))) from error
+
+
+def count_weights(graph_def) -> int:
+    """Number of float32 values in the constants of a GraphDef."""
+    total = 0
+    for node in graph_def.node:
+        if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum:
+            size = 1
+            for dimension in node.attr["value"].tensor.tensor_shape.dim:
+                size *= dimension.size
+            total += size
+    return total

@@ -1,0 +1,300 @@
+"""Drop-in for `object_detection/legacy/trainer.py`: the same signature, with quantization-aware training.
+
+Against upstream's (tf-object-detection-api 0.1) it restores strictly, rewrites before the gradients, resumes
+by itself, stops on the first loss that is not finite without saving it, and uses MonitoredTrainingSession
+instead of the Supervisor.
+"""
+
+import ctypes
+import sys
+from typing import Callable, List, NamedTuple, Optional
+
+from od_qat import checkpoints
+from od_qat.compat import tf
+from od_qat.errors import CheckpointError, ConfigError, OdQatError
+from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
+
+
+class TrainResult(NamedTuple):
+    """Where training ended: step, mean loss of the last 50 steps, newest checkpoint."""
+
+    global_step: int
+    loss: float
+    checkpoint: Optional[str]
+
+
+def train(
+    create_tensor_dict_fn: Callable,
+    create_model_fn: Callable,
+    train_config,
+    master: str,
+    task: int,
+    num_clones: int,
+    worker_replicas: int,
+    clone_on_cpu: bool,
+    ps_tasks: int,
+    worker_job_name: str,
+    is_chief: bool,
+    train_dir: str,
+    graph_hook_fn: Optional[Callable] = None,
+    *,
+    save_interval_secs: int = 600,
+    summary_interval_secs: int = 60,
+    seed: Optional[int] = None,
+) -> TrainResult:
+    """Trains a detection model until `train_config.num_steps`, resuming from `train_dir`.
+
+    Args:
+      create_tensor_dict_fn: gives the tensors of one example.
+      create_model_fn: gives a DetectionModel.
+      train_config: train_pb2.TrainConfig.
+      master: target of the TensorFlow server, '' for this process.
+      task: index of this worker.
+      num_clones: clones on this machine; batch_size is split among them.
+      worker_replicas: workers, the chief included.
+      clone_on_cpu: clones go to CPUs.
+      ps_tasks: parameter servers.
+      worker_job_name: job name of this worker.
+      is_chief: whether this process initialises and saves.
+      train_dir: checkpoints and TensorBoard events.
+      graph_hook_fn: rewrites the default graph once the losses are built, before the gradients.
+      save_interval_secs: a killed run loses no more than this.
+      summary_interval_secs: between TensorBoard summaries.
+      seed: graph seed.
+
+    Returns:
+      TrainResult.
+
+    Raises:
+      ConfigError, CheckpointError: before the first step.
+      OdQatError: when a loss is no longer finite, naming its tensor.
+    """
+    from deployment import model_deploy
+
+    from od_qat.od_api import training
+
+    _keep_freed_memory()
+    if num_clones != 1 and train_config.sync_replicas:
+        raise ConfigError(
+            "sync_replicas works with one clone a worker",
+            found="num_clones={}".format(num_clones),
+            allowed="1",
+        )
+    detection_models: List[object] = []
+
+    def create_and_keep_model():
+        detection_models.append(create_model_fn())
+        return detection_models[-1]
+
+    with tf.Graph().as_default() as graph:
+        if seed is not None:
+            tf.set_random_seed(seed)
+        deploy = model_deploy.DeploymentConfig(
+            num_clones=num_clones,
+            clone_on_cpu=clone_on_cpu,
+            replica_id=task,
+            num_replicas=worker_replicas,
+            num_ps_tasks=ps_tasks,
+            worker_job_name=worker_job_name,
+        )
+        with tf.device(deploy.variables_device()):
+            global_step = tf.train.get_or_create_global_step()
+        batch_size = train_config.batch_size // num_clones
+        if train_config.sync_replicas:
+            batch_size //= train_config.replicas_to_aggregate
+        if batch_size < 1:
+            raise ConfigError(
+                "batch_size leaves no image for a clone",
+                where="train_config.batch_size",
+                found=str(train_config.batch_size),
+                allowed="at least {}".format(num_clones),
+            )
+        with tf.device(deploy.inputs_device()):
+            queue = training.input_queue(batch_size, create_tensor_dict_fn, train_config)
+        clones = model_deploy.create_clones(
+            deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
+        )
+        if graph_hook_fn:
+            with tf.device(deploy.variables_device()):
+                graph_hook_fn()
+        update_ops = graph.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
+
+        with tf.device(deploy.optimizer_device()):
+            optimizer, rates = training.optimizer(train_config)
+            session_hooks = []
+            if train_config.sync_replicas:
+                optimizer = tf.train.SyncReplicasOptimizer(
+                    optimizer,
+                    replicas_to_aggregate=train_config.replicas_to_aggregate,
+                    total_num_replicas=worker_replicas,
+                )
+                session_hooks.append(optimizer.make_session_run_hook(is_chief))
+            total_loss, grads_and_vars = model_deploy.optimize_clones(
+                clones,
+                optimizer,
+                regularization_losses=None if train_config.add_regularization_loss else [],
+            )
+            # Checked loss by loss, so that the message names the one that went first, and before the
+            # update, so that the weights stay finite and nothing bad is ever saved.
+            checks = [
+                tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
+            ] + [tf.check_numerics(total_loss, "the total loss")]
+            grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
+            with tf.control_dependencies(checks):
+                apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
+            train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
+
+        saver = tf.train.Saver(
+            keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
+            save_relative_paths=True,
+        )
+        init_fn = _initializer(train_config, detection_models[0], train_dir, saver)
+        _add_summaries(total_loss, rates)
+        progress = ProgressHook(
+            train_config.num_steps or None, global_step, total_loss, rates[0] if rates else None
+        )
+        finite = FiniteVariablesHook(tf.trainable_variables())
+        session_hooks += [progress, finite]
+        if train_config.num_steps:
+            session_hooks.append(tf.train.StopAtStepHook(last_step=train_config.num_steps))
+        scaffold = tf.train.Scaffold(
+            init_fn=init_fn, saver=saver, local_init_op=_local_init(), summary_op=tf.summary.merge_all()
+        )
+        step = 0
+        try:
+            with tf.train.MonitoredTrainingSession(
+                master=master,
+                is_chief=is_chief,
+                checkpoint_dir=train_dir,
+                scaffold=scaffold,
+                hooks=session_hooks,
+                save_checkpoint_secs=save_interval_secs,
+                save_summaries_secs=summary_interval_secs,
+                save_summaries_steps=None,
+                log_step_count_steps=0,
+                config=tf.ConfigProto(allow_soft_placement=True),
+            ) as session:
+                while not session.should_stop():
+                    try:
+                        _, step = session.run([train_op, global_step])
+                    except tf.errors.InvalidArgumentError as error:
+                        if "Inf" not in error.message and "NaN" not in error.message:
+                            raise
+                        raise _not_finite(error, finite, session) from error
+        except tf.errors.OutOfRangeError as error:
+            raise _input_ended(error) from error
+        newest = tf.train.latest_checkpoint(train_dir)
+        if newest:
+            step = checkpoints.step_of(newest) or step
+    return TrainResult(int(step), progress.last_loss, newest)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what a step frees for the next one.
+
+    Activations are large enough for malloc to map and unmap each, and the page faults of that are a fifth of
+    a training step's processor time on a CPU.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # not glibc
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 256 * 2**20)
+
+
+def _local_init():
+    return tf.group(
+        tf.local_variables_initializer(), tf.tables_initializer(), name="local_and_table_initializers"
+    )
+
+
+def _initializer(train_config, detection_model, train_dir: str, saver) -> Optional[Callable]:
+    """Checks what will be restored, before the session starts, and says it in one line.
+
+    Resuming needs every variable; a fine-tune checkpoint needs every backbone variable.
+    """
+    from od_qat.od_api import training
+
+    quant_names = checkpoints.quant_variable_names()
+    newest = tf.train.latest_checkpoint(train_dir)
+    if newest:
+        # saver._var_list may hold partitioned pieces; names in the checkpoint are the saveables' names.
+        checkpoints.require_all({v.op.name: v for v in tf.global_variables()}, newest, quant_names)
+        print("resuming from {}".format(newest), file=sys.stderr)
+        return None
+    prefix = train_config.fine_tune_checkpoint
+    if not prefix:
+        return None
+    variables = training.restore_map(detection_model, train_config)
+    backbone = next(
+        (scope for scope in training.BACKBONE_SCOPES if any(n.startswith(scope) for n in variables)), ""
+    )
+    plan = checkpoints.plan_fine_tune(variables, prefix, quant_names, backbone)
+    fresh_model = [name for name in plan.fresh_other if not _looks_like_slot(name)]
+    print(
+        "fine-tuning from {}: {} variables restored, {} quantization variables fresh{}".format(
+            prefix,
+            len(plan.restored),
+            len(quant_names) - sum(v.op.name in quant_names for v in plan.restored.values()),
+            ", {} others fresh ({} ...)".format(len(fresh_model), fresh_model[0]) if fresh_model else "",
+        ),
+        file=sys.stderr,
+    )
+    restorer = tf.train.Saver(plan.restored)
+
+    def restore(scaffold, session):
+        try:
+            restorer.restore(session, prefix)
+        except tf.errors.DataLossError as error:
+            raise CheckpointError(
+                "the checkpoint is damaged", where=prefix, found=error.message.splitlines()[0]
+            ) from error
+
+    return restore
+
+
+def _looks_like_slot(name: str) -> bool:
+    return name.endswith(
+        ("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", "/ExponentialMovingAverage")
+    )
+
+
+def _add_summaries(total_loss, rates: List) -> None:
+    tf.summary.scalar("Losses/TotalLoss", total_loss)
+    for loss in tf.losses.get_losses():
+        tf.summary.scalar("Losses/" + loss.op.name, loss)
+    for rate in rates:
+        tf.summary.scalar("LearningRate/" + rate.op.name, rate)
+    for variable in tf.get_collection(checkpoints.QUANT_VARIABLES):
+        if variable.op.name.endswith(("/min", "/max")):
+            # Per-channel ranges are vectors; their extreme is what shows an explosion.
+            bound = tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min
+            tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))
+
+
+def _not_finite(error, finite: FiniteVariablesHook, session) -> OdQatError:
+    message = error.message.splitlines()[0]
+    try:
+        # The check itself reads variables only, so it works in the failed session.
+        bad = finite.bad_variables(session._tf_sess() if hasattr(session, "_tf_sess") else session)
+    except Exception:  # noqa: BLE001  (the session may be gone; the loss is named all the same)
+        bad = []
+    return OdQatError(
+        "training stopped: a value is not finite",
+        where=message,
+        found="not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite",
+        fix="lower the learning rate, or set train_config.gradient_clipping_by_norm (10.0 is usual); "
+        "the newest checkpoint is from before",
+    )
+
+
+def _input_ended(error) -> OdQatError:
+    return OdQatError(
+        "the training input ended",
+        where="train_input_reader",
+        found=error.message.splitlines()[0],
+        fix="check the records with `od-qat data`; set num_epochs to 0 to read them for ever",
+    )

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Makes .venv (or with `tf1`, .venv-tf1) and installs what requirements/ pins. Does nothing when nothing changed.
+#
+#   requirements/setup.sh [main|tf1]
+#
+# Environment:
+#   PYTHON      the interpreter to make .venv with (Python 3.9 to 3.13); default: the first one found
+#   OD_API      your own models/research folder; the OD API is then not installed
+#   TENSORFLOW  the TensorFlow package, instead of the one chosen for this machine
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+KIND="${1:-main}"
+case "$KIND" in
+  main) VENV=.venv ;;
+  tf1) VENV=.venv-tf1 ;;
+  *) echo "setup: unknown environment '$KIND'; allowed: main, tf1" >&2; exit 2 ;;
+esac
+LOG="$VENV/setup.log"
+
+say() { echo "setup: $*"; }
+fail() { echo "setup: error: $*" >&2; exit 1; }
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+supported() {
+  if [ "$KIND" = tf1 ]; then [ "$1" = 3.7 ]; else case "$1" in 3.9|3.10|3.11|3.12|3.13) ;; *) return 1 ;; esac; fi
+}
+
+# Prints an interpreter that can make the environment. A pyenv shim may be on the PATH and still not run.
+find_python() {
+  local candidate names
+  if [ "$KIND" = tf1 ]; then
+    names=(python3.7 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.7*/bin/python)
+  else
+    names=(python3 python3.12 python3.11 python3.13 python3.10 python3.9 python)
+  fi
+  for candidate in "${names[@]}"; do
+    if supported "$(version_of "$candidate")"; then echo "$candidate"; return 0; fi
+  done
+  return 1
+}
+
+if [ "$KIND" = main ] && [ -n "${PYTHON:-}" ]; then
+  CHOSEN="$PYTHON"
+  VERSION="$(version_of "$CHOSEN")" || fail "cannot run PYTHON=$CHOSEN; allowed: Python 3.9 to 3.13"
+  supported "$VERSION" || fail "PYTHON=$CHOSEN is Python $VERSION; allowed: 3.9 to 3.13"
+elif VERSION="$(version_of "$VENV/bin/python")" && supported "$VERSION"; then
+  CHOSEN=""  # the environment that is there decides
+elif CHOSEN="$(find_python)"; then
+  VERSION="$(version_of "$CHOSEN")"
+elif [ "$KIND" = tf1 ]; then
+  fail "no Python 3.7 found, which TensorFlow 1.15 needs; put a python3.7 on the PATH, or: pyenv install 3.7"
+else
+  fail "no Python 3.9 to 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3"
+fi
+
+if [ -n "${OD_API:-}" ]; then
+  [ -f "$OD_API/object_detection/__init__.py" ] && [ -d "$OD_API/slim/nets" ] ||
+    fail "OD_API=$OD_API is not a models/research folder (no object_detection/ and slim/nets/); fix the path"
+  [ -f "$OD_API/object_detection/protos/pipeline_pb2.py" ] ||
+    fail "the protos of OD_API=$OD_API are not compiled; there: protoc object_detection/protos/*.proto --python_out=."
+fi
+
+# tensorflow-cpu is a third of the size, and exists for this one platform.
+if [ -z "${TENSORFLOW:-}" ]; then
+  TENSORFLOW=tensorflow
+  if [ "$(uname -s) $(uname -m)" = "Linux x86_64" ]; then
+    TENSORFLOW=tensorflow-cpu
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+      TENSORFLOW="tensorflow[and-cuda]"
+    fi
+  fi
+fi
+[ "$KIND" = tf1 ] && TENSORFLOW="tensorflow 1.15"
+
+HASH="$(
+  { cat pyproject.toml requirements/setup.sh requirements/*.txt "requirements/lock/py${VERSION/./}.txt" 2>/dev/null || true
+    # An environment cannot be moved: its scripts name the folder it was made in.
+    echo "$VERSION $TENSORFLOW own_od_api=${OD_API:+yes} $PWD"; } | cksum | tr ' ' '-'
+)"
+STAMP="$VENV/.installed-$HASH"
+[ -f "$STAMP" ] && [ -x "$VENV/bin/python" ] && exit 0
+
+if [ -n "$CHOSEN" ] && [ "$(version_of "$VENV/bin/python" || true)" != "$VERSION" ]; then
+  say "new environment $VENV with Python $VERSION"
+  "$CHOSEN" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "this Python has no venv module; on Debian and Ubuntu: apt install python3-venv"
+  "$CHOSEN" -m venv --clear "$VENV" || fail "cannot make $VENV with $CHOSEN"
+fi
+rm -f "$VENV"/.installed-*
+: > "$LOG"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+# step TEXT ARGS...: one line for the user, everything else into the log.
+step() {
+  say "$1"
+  shift
+  if ! "$VENV/bin/python" -m pip "$@" >> "$LOG" 2>&1; then
+    echo "setup: error: pip failed; the last lines:" >&2
+    tail -n 12 "$LOG" | sed 's/^/  /' >&2
+    echo "setup: all of its output: $LOG. Run it again once the cause is removed; it goes on from here" >&2
+    exit 1
+  fi
+}
+
+if [ "$KIND" = tf1 ]; then
+  step "TensorFlow 1.15 and what it needs (200 MB)" install -r requirements/tf1.txt
+  step "lvis" install --no-deps lvis==0.5.3
+else
+  LOCK="requirements/lock/py${VERSION/./}.txt"
+  sed "s/^tensorflow-cpu/$TENSORFLOW/" requirements/tensorflow.txt > "$VENV/tensorflow.txt"
+  step "$TENSORFLOW and $(grep -c '==' "$LOCK") pinned packages (about 600 MB, some minutes)" \
+    install -r "$LOCK" -r "$VENV/tensorflow.txt"
+  step "tf-keras and lvis" install --no-deps -r requirements/no_deps.txt
+fi
+if [ -n "${OD_API:-}" ]; then
+  say "the OD API is your own: $OD_API"
+else
+  step "the Object Detection API" install --no-deps --no-build-isolation --require-hashes -r requirements/od_api.txt
+  "$VENV/bin/python" - <<'PY' || fail "the installed Object Detection API is incomplete; remove $VENV and try again"
+import os, sys, sysconfig
+
+site = sysconfig.get_paths()["purelib"]
+needed = ["object_detection/protos/pipeline_pb2.py", "object_detection/legacy/trainer.py"]
+needed += ["nets/mobilenet/mobilenet_v2.py", "deployment/model_deploy.py", "preprocessing/__init__.py"]
+missing = [path for path in needed if not os.path.exists(os.path.join(site, path))]
+sys.exit("missing: " + ", ".join(missing) if missing else 0)
+PY
+fi
+[ "$KIND" = tf1 ] || step "od_qat itself" install --no-deps --no-build-isolation -e .
+touch "$STAMP"
+if [ "$KIND" = tf1 ]; then say "done"; else say "done; next: make demo, or make doctor"; fi

@@ -1,0 +1,61 @@
+"""What all tests share. TensorFlow is not imported here: some tests check that it is not needed."""
+
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if REPOSITORY not in sys.path:
+    sys.path.insert(0, REPOSITORY)  # for an environment that od_qat is not installed in
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_report_header(config):
+    """Says what the run tests with, since skips depend on it."""
+    from od_qat import doctor
+
+    found = [
+        "{} {}".format(name, doctor.installed_version(name))
+        for name in ("tensorflow", "tensorflow-cpu", "tf-object-detection-api")
+        if doctor.installed_version(name)
+    ]
+    for variable in ("OD_API", "OD_QAT_BCCD"):
+        if os.environ.get(variable):
+            found.append("{}={}".format(variable, os.environ[variable]))
+    return "od_qat with: " + (", ".join(found) or "no TensorFlow")
+
+
+class Finished(NamedTuple):
+    """A process that has ended: its status and what it printed."""
+
+    status: int
+    output: str
+    errors: str
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """run_python(arguments..., env={...}) -> Finished: this interpreter, with od_qat on its path."""
+
+    def run(*arguments, **options):
+        environment = dict(os.environ)
+        environment.update(options.get("env", {}))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [REPOSITORY, environment.get("PYTHONPATH", "")])
+        )
+        done = subprocess.run(
+            [sys.executable] + list(arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            timeout=120,
+        )
+        return Finished(
+            done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        )
+
+    return run

