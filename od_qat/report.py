@@ -19,8 +19,7 @@ from od_qat.scoring.metrics import ClassNames, names_by_id
 FORMAT = "od_qat_report/1"
 
 _HEADERS = ("model", "mAP", "points", "mAP@.5", "points", "size", "latency")
-# The model's name gets what a line of 80 columns has left.
-_MAX_LABEL = 30
+_COLUMNS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +100,22 @@ def to_text(rows: Sequence[Row]) -> str:
     Raises:
       DataError: without rows.
     """
-    cells = [_HEADERS] + [(_shorten(line[0]),) + line[1:] for line in _cells(rows)]
+    cells = [_HEADERS] + _cells(rows)
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADERS))]
+    # The model's name gets what the numbers leave of a line.
+    widths[0] = min(widths[0], max(_COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1), 10))
     lines = []
     for line in cells:
-        padded = [line[0].ljust(widths[0])]
+        padded = [_shorten(line[0], widths[0]).ljust(widths[0])]
         padded += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines += _wrapped(_note(rows), 80)
+    lines += _wrapped(_note(rows), _COLUMNS)
     return "\n".join(lines) + "\n"
 
 
-def _shorten(label: str) -> str:
-    return label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 3] + "..."
+def _shorten(label: str, width: int) -> str:
+    return label if len(label) <= width else label[: width - 3] + "..."
 
 
 def _wrapped(text: str, width: int) -> List[str]:
@@ -143,13 +144,15 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, caption=_note(rows), caption_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(_HEADERS):
         table.add_column(header, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     for line in cells:
         # Text, so that a label with brackets is not taken for markup.
         table.add_row(*[Text(cell, style=_style(column, cell)) for column, cell in enumerate(line)])
-    Console(file=stream).print(table)
+    console = Console(file=stream)
+    console.print(table)
+    console.print(Text(_note(rows), style="dim"))
 
 
 def _style(column: int, cell: str) -> str:

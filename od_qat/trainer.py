@@ -149,6 +149,10 @@ def train(
             save_relative_paths=True,
         )
         init_fn = _initializer(train_config, detection_models[0], train_dir, saver)
+        newest = tf.train.latest_checkpoint(train_dir)
+        if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
+            print("training has ended already, at step {}".format(train_config.num_steps), file=sys.stderr)
+            return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
         _add_summaries(total_loss, rates)
         progress = ProgressHook(
             train_config.num_steps or None, global_step, total_loss, rates[0] if rates else None
@@ -161,31 +165,31 @@ def train(
             init_fn=init_fn, saver=saver, local_init_op=_local_init(), summary_op=tf.summary.merge_all()
         )
         step = 0
-        try:
-            with tf.train.MonitoredTrainingSession(
-                master=master,
-                is_chief=is_chief,
-                checkpoint_dir=train_dir,
-                scaffold=scaffold,
-                hooks=session_hooks,
-                save_checkpoint_secs=save_interval_secs,
-                save_summaries_secs=summary_interval_secs,
-                save_summaries_steps=None,
-                log_step_count_steps=0,
-                config=tf.ConfigProto(allow_soft_placement=True),
-            ) as session:
-                while not session.should_stop():
-                    try:
-                        _, step = session.run([train_op, global_step])
-                    except tf.errors.InvalidArgumentError as error:
-                        if "Inf" not in error.message and "NaN" not in error.message:
-                            raise
-                        raise _not_finite(error, finite, session) from error
-        except tf.errors.OutOfRangeError as error:
-            raise _input_ended(error) from error
+        with tf.train.MonitoredTrainingSession(
+            master=master,
+            is_chief=is_chief,
+            checkpoint_dir=train_dir,
+            scaffold=scaffold,
+            hooks=session_hooks,
+            save_checkpoint_secs=save_interval_secs,
+            save_summaries_secs=summary_interval_secs,
+            save_summaries_steps=None,
+            log_step_count_steps=0,
+            config=tf.ConfigProto(allow_soft_placement=True),
+        ) as session:
+            while not session.should_stop():
+                try:
+                    _, step = session.run([train_op, global_step])
+                except tf.errors.InvalidArgumentError as error:
+                    if "Inf" not in error.message and "NaN" not in error.message:
+                        raise
+                    raise _not_finite(error, finite, session) from error
+        # (The session takes the end of the input for the end of training, without a word.)
         newest = tf.train.latest_checkpoint(train_dir)
         if newest:
             step = checkpoints.step_of(newest) or step
+    if train_config.num_steps and is_chief and step < train_config.num_steps:
+        raise _input_ended(int(step), train_config.num_steps)
     return TrainResult(int(step), progress.last_loss, newest)
 
 
@@ -291,10 +295,10 @@ def _not_finite(error, finite: FiniteVariablesHook, session) -> OdQatError:
     )
 
 
-def _input_ended(error) -> OdQatError:
+def _input_ended(step: int, num_steps: int) -> OdQatError:
     return OdQatError(
         "the training input ended",
         where="train_input_reader",
-        found=error.message.splitlines()[0],
-        fix="check the records with `od-qat data`; set num_epochs to 0 to read them for ever",
+        found="step {} of {}".format(step, num_steps),
+        fix="set its num_epochs to 0, which reads the records for ever",
     )

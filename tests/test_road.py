@@ -18,7 +18,7 @@ from od_qat import checkpoints, demo, freeze, output_nodes, scoring, tflite  # n
 from od_qat.compat import tf  # noqa: E402
 from od_qat.datasets import builtin  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
-from od_qat.od_api import pipeline  # noqa: E402
+from od_qat.od_api import models, pipeline  # noqa: E402
 
 STEPS = 6
 
@@ -67,6 +67,9 @@ def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
     result = commands.train(road.paths.qat_config, train_dir, overrides=more, seed=1)
     assert result.global_step == STEPS + 2
     assert "resuming from" in capsys.readouterr().err
+    again = commands.train(road.paths.qat_config, train_dir, overrides=more, seed=1)
+    assert again.checkpoint == result.checkpoint  # nothing is trained past the end
+    assert "ended already" in capsys.readouterr().err
 
 
 def test_summaries_hold_loss_rate_and_ranges(road):
@@ -181,6 +184,22 @@ def test_export_writes_the_frozen_graph_and_its_nodes_are_found(road, tmp_path):
     nodes = output_nodes.find_output_nodes(_graph_def(path))
     assert nodes.kind == "detection"
     assert nodes.names == ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+
+
+def test_output_nodes_are_found_without_canonical_names(road):
+    """In the evaluator's own graph the detections have no names of their own."""
+    config = pipeline.load(road.paths.float_config, road.small)
+    with tf.Graph().as_default() as graph:
+        model = models.model_fn(config, is_training=False)()
+        image, shapes = model.preprocess(tf.placeholder(tf.float32, [None, None, None, 3]))
+        detections = model.postprocess(model.predict(image, shapes), shapes)
+        found = output_nodes.find_output_nodes(graph.as_graph_def())
+        expected = [
+            detections[key].op.name for key in ("detection_boxes", "detection_scores", "detection_classes")
+        ]
+        assert list(found.names[:3]) == expected
+        assert graph.get_tensor_by_name(found.tensors[3]).shape.ndims == 1
+    assert found.kind == "detection"
 
 
 # What goes wrong, and what is said.

@@ -24,6 +24,10 @@ from od_qat.scoring.runners import Detections
 _CHUNK = 4
 # Chunks under way for each worker; bounds the images that are in memory.
 _CHUNKS_AHEAD = 3
+# Images for which a worker of its own pays, unless the caller says how many workers: one that imports
+# TensorFlow takes seconds to start.
+_WORTH_TFLITE_WORKER = 16
+_WORTH_TENSORFLOW_WORKER = 64
 
 _Image = Tuple[Any, bytes]
 
@@ -46,7 +50,7 @@ def detect(
         says how to feed it, see description.describe_model for what is assumed without.
       examples: an iterable of datasets.records.Example; only image_id and encoded are read, and not more
         than a few images at once.
-      processes: default one per core; 1 runs in this process.
+      processes: default one per core, fewer for few images; 1 runs in this process.
       threads: of each process.
       max_images: stop after so many.
       progress: a progress bar on stderr, when that is a terminal.
@@ -84,9 +88,12 @@ def run(
 
     if processes is not None and processes < 1:
         raise ConfigError("there must be a process to score in", found=str(processes), allowed="1 or more")
-    processes = processes or default_processes()
+    least = _CHUNK
+    if processes is None:
+        processes = default_processes()
+        least = _WORTH_TFLITE_WORKER if description.is_tflite else _WORTH_TENSORFLOW_WORKER
     if total is not None:
-        processes = max(1, min(processes, -(-total // _CHUNK)))
+        processes = max(1, min(processes, -(-total // least)))
     results = {}  # type: Dict[Any, Detections]
     # `disable=None` is tqdm's "only on a terminal".
     with tqdm(

@@ -1,0 +1,111 @@
+"""Stand-ins for what went with tf.contrib, against the originals where those run (TensorFlow 1.15)."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+
+from od_qat import compat
+from od_qat.compat import IS_TF1, tf
+from od_qat.errors import EnvironmentProblem
+from od_qat.od_api import bipartite, graph_transforms, import_hook, locate, moving_average, source_changes
+
+compat.enable_tf1_behaviour()
+pytestmark = pytest.mark.tf1
+
+
+def _run_match(distance, valid):
+    with tf.Graph().as_default(), tf.Session() as session:
+        return session.run(bipartite.bipartite_match(tf.constant(distance), tf.constant(valid)))
+
+
+def test_bipartite_match_takes_the_smallest_distance_first():
+    distance = np.array([[0.5, 0.1, 0.9], [0.2, 0.15, 0.8]], np.float32)
+    rows, columns = _run_match(distance, 2.0)
+    assert rows.tolist() == [1, 0]
+    assert columns.tolist() == [1, 0, -1]
+    rows, columns = _run_match(distance, 1.0)
+    assert rows.tolist() == [1, -1]
+    assert columns.tolist() == [-1, 0, -1]
+
+
+@pytest.mark.skipif(not IS_TF1, reason="the original kernel is in TensorFlow 1.15's contrib only")
+def test_bipartite_match_equals_the_original():
+    from tensorflow.contrib.image.python.ops import image_ops
+
+    rng = np.random.RandomState(0)
+    for shape in ((1, 1), (3, 7), (7, 3), (5, 5)):
+        for valid in (-1.0, 1.0, float(shape[0])):  # (the kernel refuses more than there are rows)
+            distance = rng.permutation(shape[0] * shape[1]).reshape(shape).astype(np.float32)
+            with tf.Graph().as_default(), tf.Session() as session:
+                original = session.run(image_ops.bipartite_match(tf.constant(distance), num_valid_rows=valid))
+            for ours, theirs in zip(_run_match(distance, valid), original):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def _train(make_optimizer):
+    with tf.Graph().as_default(), tf.Session() as session:
+        variable = tf.get_variable("layer/weights", initializer=[1.0, -2.0])
+        step = tf.train.get_or_create_global_step()
+        optimizer = make_optimizer(tf.train.GradientDescentOptimizer(0.1))
+        update = optimizer.minimize(tf.reduce_sum(tf.square(variable)), global_step=step)
+        session.run(tf.global_variables_initializer())
+        for _ in range(3):
+            session.run(update)
+        return session.run({v.op.name: v for v in tf.global_variables()})
+
+
+def test_moving_average_is_kept_under_contribs_name():
+    values = _train(lambda o: moving_average.MovingAverageOptimizer(o, average_decay=0.5))
+    assert values["global_step"] == 3
+    # w: 1 -> .8 -> .64 -> .512, average: 1 -> .9 -> .77 -> .641
+    assert values["layer/weights"][0] == pytest.approx(0.512)
+    assert values["layer/weights/ExponentialMovingAverage"][0] == pytest.approx(0.641)
+
+
+@pytest.mark.skipif(not IS_TF1, reason="the original is in TensorFlow 1.15's contrib only")
+def test_moving_average_equals_the_original():
+    from tensorflow.contrib import opt
+
+    ours = _train(lambda o: moving_average.MovingAverageOptimizer(o, average_decay=0.9))
+    theirs = _train(lambda o: opt.MovingAverageOptimizer(o, average_decay=0.9))
+    assert sorted(ours) == sorted(theirs)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+
+
+def test_strip_unused_nodes_is_the_one_transform():
+    with tf.Graph().as_default() as graph:
+        a = tf.constant(1.0, name="a")
+        tf.identity(a, name="used")
+        tf.identity(a, name="unused")
+        stripped = graph_transforms.TransformGraph(graph.as_graph_def(), [], ["used"], ["strip_unused_nodes"])
+        assert sorted(node.name for node in stripped.node) == ["a", "used"]
+        with pytest.raises(ValueError):
+            graph_transforms.TransformGraph(graph.as_graph_def(), [], ["used"], ["fold_constants"])
+
+
+def test_a_folder_that_is_no_od_api_is_named(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="object_detection"):
+        locate.add_to_path(str(tmp_path))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("object_detection") is None and not os.environ.get("OD_API"),
+    reason="the OD API is not installed here and OD_API is not set",
+)
+def test_every_source_change_finds_its_line():
+    """A fragment that is nowhere in its module is a change that no longer does anything."""
+    locate.add_to_path()
+    import_hook.install()
+    for module, changes in source_changes.SOURCE_CHANGES.items():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, module
+        with open(spec.origin) as stream:
+            text = stream.read()
+        for fragment, replacement in changes:
+            # (one of two spellings of the same check may be absent)
+            if "np.float" in fragment:
+                continue
+            assert fragment in text, (module, fragment)
