@@ -28,6 +28,9 @@ RECORD ?= $(DATA_DIR)/val.record
 LABEL_MAP ?= $(DATA_DIR)/label_map.pbtxt
 GRAPH ?= $(OUT)/frozen_inference_graph.pb
 
+# What the tests are taken from: make test TESTS=tests/test_rewrite.py
+TESTS ?= tests
+
 # More flags of the command: make train ARGS='--override train_config.num_steps=500'
 ARGS ?=
 
@@ -93,11 +96,11 @@ nodes: setup ## the output nodes of a graph (GRAPH)
 doctor: ## what is installed, what is missing, how to get it
 	@$(or $(wildcard .venv/bin/python),python3) -m od_qat doctor $(ARGS)
 
-test: setup ## all tests, on the current TensorFlow
-	@.venv/bin/python -m pytest tests --timeout=600 $(ARGS)
+test: setup ## all tests, on the current TensorFlow (TESTS)
+	@.venv/bin/python -m pytest $(TESTS) --timeout=600 $(ARGS)
 
 test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5
-	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest tests -m tf1 --timeout=600 $(ARGS)
+	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest $(TESTS) -m tf1 --timeout=600 $(ARGS)
 
 lint: setup ## ruff: errors, style and layout
 	@.venv/bin/python -m ruff check .

