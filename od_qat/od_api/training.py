@@ -2,6 +2,7 @@
 
 from typing import Callable, Dict, List, Tuple
 
+from deployment import model_deploy  # noqa: F401  (slim's; the trainer's clones)
 from object_detection.builders import optimizer_builder, preprocessor_builder
 from object_detection.legacy import trainer as upstream
 from object_detection.utils import variables_helper
