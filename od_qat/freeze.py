@@ -1,5 +1,6 @@
 """Checkpoint and inference graph -> one self-contained GraphDef."""
 
+import os
 from typing import Any, Dict, Iterable, List, Optional
 
 from od_qat import checkpoints
@@ -70,8 +71,6 @@ def describe(
     max_detections: Optional[int] = None,
 ) -> Dict[str, Any]:
     """The JSON beside a model (docs/architecture.md)."""
-    import os
-
     return {
         "format": FORMAT,
         "model": os.path.basename(model_file),

@@ -29,7 +29,6 @@ _CLASSIFIER_ENDINGS = (
     "Predictions/Softmax",
     "predictions/Reshape_1",
     "predictions/Softmax",
-    "predictions/Softmax",
     "Predictions/Sigmoid",
 )
 _FINAL_ACTIVATIONS = frozenset(["Softmax", "Sigmoid", "LogSoftmax"])
@@ -143,7 +142,6 @@ class _Finder(object):
         suppression = [n.name for n in self._graph_def.node if n.op.startswith("NonMaxSuppression")]
         if not suppression:
             return None
-        scopes = sorted({name.split("BatchMultiClassNonMaxSuppression")[0] for name in suppression})
         in_post = [name for name in suppression if "BatchMultiClassNonMaxSuppression" in name]
         scopes = sorted({_batch_scope(name) for name in in_post})
         if len(scopes) > 1:

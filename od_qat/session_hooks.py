@@ -76,15 +76,6 @@ class ProgressHook(tf.train.SessionRunHook):
             self._bar.close()
 
 
-def non_finite_variables(session, variables) -> List[str]:
-    """Names of the variables that hold NaN or infinity, in graph order."""
-    found = []
-    for variable in variables:
-        if variable.dtype.base_dtype.is_floating and not np.all(np.isfinite(session.run(variable))):
-            found.append(variable.op.name)
-    return found
-
-
 class FiniteVariablesHook(tf.train.SessionRunHook):
     """Tells, when a step fails, which variables are no longer finite (a gradient went NaN the step before).
 

@@ -146,7 +146,7 @@ def train(
             keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
             save_relative_paths=True,
         )
-        init_fn = _initializer(train_config, detection_models[0], train_dir, saver)
+        init_fn = _initializer(train_config, detection_models[0], train_dir)
         newest = tf.train.latest_checkpoint(train_dir)
         if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
             print("training has ended already, at step {}".format(train_config.num_steps), file=sys.stderr)
@@ -213,7 +213,7 @@ def _local_init():
     )
 
 
-def _initializer(train_config, detection_model, train_dir: str, saver) -> Optional[Callable]:
+def _initializer(train_config, detection_model, train_dir: str) -> Optional[Callable]:
     """Checks what will be restored, before the session starts, and says it in one line.
 
     Resuming needs every variable; a fine-tune checkpoint needs every backbone variable.
@@ -223,7 +223,6 @@ def _initializer(train_config, detection_model, train_dir: str, saver) -> Option
     quant_names = checkpoints.quant_variable_names()
     newest = tf.train.latest_checkpoint(train_dir)
     if newest:
-        # saver._var_list may hold partitioned pieces; names in the checkpoint are the saveables' names.
         checkpoints.require_all({v.op.name: v for v in tf.global_variables()}, newest, quant_names)
         print("resuming from {}".format(newest), file=sys.stderr)
         return None
