@@ -13,6 +13,8 @@ import sys
 import types
 import warnings
 
+from od_qat.quiet import native_stderr_silenced
+
 # Both must be set before TensorFlow is imported. Keras 3 has no `layers.experimental`, which the OD API
 # reads at import time; the second quiets the C++ start-up banner, which is no help to a user.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -22,33 +24,6 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 # tf-slim's batch norm calls Keras layers' `apply`, once a layer.
 warnings.filterwarnings("ignore", message=".*layer.apply. is deprecated.*")
-
-
-class native_stderr_silenced(object):
-    """Sends file descriptor 2 to nowhere while TensorFlow's C++ libraries load.
-
-    They log to it before their own log level is read ("All log messages before
-    absl::InitializeLog() ..."); Python errors still reach the caller as exceptions.
-    """
-
-    def __enter__(self):
-        self._saved = None
-        if os.environ.get("OD_QAT_DEBUG"):
-            return self
-        try:
-            sys.stderr.flush()
-            self._saved = os.dup(2)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
-        except OSError:  # no stderr at all (a daemon, pythonw)
-            self._saved = None
-        return self
-
-    def __exit__(self, *exc_info):
-        if self._saved is not None:
-            os.dup2(self._saved, 2)
-            os.close(self._saved)
 
 
 with native_stderr_silenced():

@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
-from od_qat.compat import native_stderr_silenced, tf
+from od_qat.compat import tf
 from od_qat.errors import ExportError
+from od_qat.quiet import native_stderr_silenced
 
 POST_PROCESS = "TFLite_Detection_PostProcess"
 # Outputs of the op, in its order.

@@ -3,14 +3,12 @@
 Importing this file, or running a .tflite with it, does not import TensorFlow.
 """
 
-import contextlib
-import os
-import sys
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from od_qat.errors import EnvironmentProblem, ExportError
+from od_qat.quiet import native_stderr_silenced
 from od_qat.scoring import images
 from od_qat.scoring.description import ROLES, ModelDescription, json_path
 
@@ -118,30 +116,6 @@ def _interpreter_class():
     return Interpreter
 
 
-@contextlib.contextmanager
-def _native_stderr_silenced():
-    """Keeps LiteRT's "Created delegate" line of every worker off the terminal; errors are exceptions anyway.
-
-    compat has the like, but importing compat imports TensorFlow.
-    """
-    saved = None
-    if not os.environ.get("OD_QAT_DEBUG"):
-        try:
-            sys.stderr.flush()
-            saved = os.dup(2)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
-        except (AttributeError, OSError):  # no stderr at all
-            pass
-    try:
-        yield
-    finally:
-        if saved is not None:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
 class TfliteRunner(_Runner):
     """A .tflite in the LiteRT interpreter, on the CPU."""
 
@@ -149,7 +123,7 @@ class TfliteRunner(_Runner):
         super(TfliteRunner, self).__init__(description)
         interpreter_class = _interpreter_class()
         try:
-            with _native_stderr_silenced():
+            with native_stderr_silenced():
                 self._interpreter = interpreter_class(model_path=description.path, num_threads=threads)
                 self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
