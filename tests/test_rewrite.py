@@ -1,5 +1,7 @@
 """The rewriter: structure, and numerics against the float graph and tf.contrib.quantize where it runs."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from od_qat import config
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.errors import ConfigError, RewriteError
-from od_qat.rewrite import api
+from od_qat.rewrite import api, fake_quant
 from tests import nets
 
 pytestmark = pytest.mark.tf1
@@ -90,6 +92,66 @@ def _loss_and_gradients(rewrite):
                 session.run(tf.assign(variable, value.astype(np.float32)))
             result = session.run([loss] + gradients, {images: _images()})
     return [v.op.name for v in variables], result
+
+
+@pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
+def test_gradient_behind_an_absorbed_relu_is_the_kernels_own(maximum):
+    """Ours is computed otherwise; on the range's two ends themselves it is 0, as ReLU's is."""
+    random = np.random.RandomState(0)
+    data = random.uniform(-2, 9, [4, 5, 6]).astype(np.float32)
+    incoming = random.normal(size=data.shape).astype(np.float32)
+    with tf.Graph().as_default():
+        tensor, low, high = tf.constant(data), tf.constant(0.0), tf.constant(np.float32(maximum))
+        both = [
+            fake_quant.quantise_from_zero(tensor, low, high, 8),
+            fake_quant.quantise(tensor, low, high, 8, narrow_range=False),
+        ]
+        gradients = [tf.gradients(one, tensor, tf.constant(incoming))[0] for one in both]
+        with tf.Session() as session:
+            (ours, kernels), (our_gradient, kernels_gradient) = session.run([both, gradients])
+    np.testing.assert_array_equal(ours, kernels)
+    assert 0 < np.count_nonzero(kernels_gradient) < data.size
+    np.testing.assert_array_equal(our_gradient, kernels_gradient)
+
+
+def test_gradient_behind_an_absorbed_relu_is_finite_on_a_dead_layer():
+    with tf.Graph().as_default():
+        tensor = tf.constant([-3.0, -1.0])
+        output = fake_quant.quantise_from_zero(tensor, tf.constant(0.0), tf.constant(0.0), 8)
+        gradient = tf.gradients(output, tensor)[0]
+        with tf.Session() as session:
+            np.testing.assert_array_equal(session.run(gradient), [0.0, 0.0])
+
+
+def _weight_gradients(monkeypatch, straight_through):
+    with monkeypatch.context() as patch, tf.Graph().as_default() as graph:
+        if not straight_through:
+            patch.setattr(fake_quant, "straight_through", contextlib.nullcontext)
+        images, _, _, loss = _build(True)
+        api.create_training_graph(graph)
+        trained = tf.trainable_variables()
+        gradients = tf.gradients(loss, trained)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            values = session.run(gradients, {images: _images()})
+    return len(graph.get_operations()), {v.op.name: value for v, value in zip(trained, values)}
+
+
+def test_straight_through_gradients_of_weights_are_the_kernels_own(monkeypatch):
+    operations, ours = _weight_gradients(monkeypatch, straight_through=True)
+    more_operations, kernels = _weight_gradients(monkeypatch, straight_through=False)
+    assert operations < more_operations
+    assert set(ours) == set(kernels)
+    for name, gradient in ours.items():
+        size = np.abs(kernels[name]).max()
+        assert size > 0, name
+        # fq(W * s) / s multiplies the gradient by s and divides it again: rounding. In the kernel, rounding
+        # can also put the weight that ends the range just outside of it, and its gradient is then 0.
+        at_the_ends = (kernels[name] == 0) & (gradient != 0)
+        assert at_the_ends.sum() <= (2 if name.endswith("weights") else 0), name
+        np.testing.assert_allclose(
+            np.where(at_the_ends, 0, gradient), kernels[name], atol=1e-4 * size, err_msg=name
+        )
 
 
 def test_before_the_delay_loss_and_gradients_are_the_float_graphs():

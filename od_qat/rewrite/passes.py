@@ -4,6 +4,7 @@ Two ordered tables, one for training and one for eval; each row says why it stan
 the plan and the state of the rewrite and edits; nothing here decides.
 """
 
+import contextlib
 from typing import Callable, Dict, Optional, Tuple
 
 from od_qat.checkpoints import QUANT_VARIABLES
@@ -11,7 +12,7 @@ from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.graph import edit
 from od_qat.rewrite import fake_quant, folding
-from od_qat.rewrite.plan import Plan, scope_of
+from od_qat.rewrite.plan import Plan, WeightQuant, scope_of
 
 # Where the plan's tensors have gone: an eval fold puts `add_fold` in a batch norm's place.
 Moved = Dict[str, object]
@@ -71,29 +72,35 @@ class _State(object):
 def quantise_training_weights(plan: Plan, state: _State) -> None:
     """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
     for weight_quant in plan.weights:
-        layer = weight_quant.layer
-        scope = scope_of(layer.op.name)
-        if layer.batch_norm is None:
-            readers = [
-                (op, at)
-                for op, at in edit.live_consumers(layer.weights)
-                if op.type == layer.op.type and at == 1
-            ]
-            quantised = fake_quant.last_value(layer.weights, weight_quant.name, state.config, training=True)
-            tensor = state.after_delay(lambda q=quantised: q, lambda w=layer.weights: w, weight_quant.name)
-        else:
-            readers = [(layer.op, 1)]
-            with state.graph.name_scope(scope + "/" if scope else None):
-                with state.graph.name_scope("BatchNorm_Fold"):
-                    scale = folding.per_output_channel(layer, folding.safe_scale(layer.batch_norm))
-                scaled = tf.multiply(layer.weights, scale, name="mul_fold")
-            quantised = fake_quant.last_value(scaled, weight_quant.name, state.config, training=True)
-            tensor = state.after_delay(
-                lambda q=quantised, s=scale: tf.divide(q, s, name="unfold"),
-                lambda w=layer.weights: w,
-                weight_quant.name,
-            )
-        edit.reroute(readers, tensor)
+        # A range that is not symmetric is moved to put 0 on a step, which can leave out weights at its ends:
+        # there the kernel's own gradient is needed.
+        every_weight_in_range = state.config.symmetric_weights
+        with fake_quant.straight_through() if every_weight_in_range else contextlib.nullcontext():
+            _quantise_training_weight(weight_quant, state)
+
+
+def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
+    layer = weight_quant.layer
+    scope = scope_of(layer.op.name)
+    if layer.batch_norm is None:
+        readers = [
+            (op, at) for op, at in edit.live_consumers(layer.weights) if op.type == layer.op.type and at == 1
+        ]
+        quantised = fake_quant.last_value(layer.weights, weight_quant.name, state.config, training=True)
+        tensor = state.after_delay(lambda q=quantised: q, lambda w=layer.weights: w, weight_quant.name)
+    else:
+        readers = [(layer.op, 1)]
+        with state.graph.name_scope(scope + "/" if scope else None):
+            with state.graph.name_scope("BatchNorm_Fold"):
+                scale = folding.per_output_channel(layer, folding.safe_scale(layer.batch_norm))
+            scaled = tf.multiply(layer.weights, scale, name="mul_fold")
+        quantised = fake_quant.last_value(scaled, weight_quant.name, state.config, training=True)
+        tensor = state.after_delay(
+            lambda q=quantised, s=scale: tf.divide(q, s, name="unfold"),
+            lambda w=layer.weights: w,
+            weight_quant.name,
+        )
+    edit.reroute(readers, tensor)
 
 
 def freeze_batch_norms(plan: Plan, state: _State) -> None:
