@@ -78,116 +78,166 @@ def train(
             found="num_clones={}".format(num_clones),
             allowed="1",
         )
+    deploy = training.model_deploy.DeploymentConfig(
+        num_clones=num_clones,
+        clone_on_cpu=clone_on_cpu,
+        replica_id=task,
+        num_replicas=worker_replicas,
+        num_ps_tasks=ps_tasks,
+        worker_job_name=worker_job_name,
+    )
+    with tf.Graph().as_default():
+        if seed is not None:
+            tf.set_random_seed(seed)
+        built = _build(
+            deploy,
+            create_tensor_dict_fn,
+            create_model_fn,
+            train_config,
+            graph_hook_fn,
+            worker_replicas,
+            is_chief,
+        )
+        saver = tf.train.Saver(
+            keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
+            save_relative_paths=True,
+        )
+        init_fn = _initializer(train_config, built.detection_model, train_dir)
+        newest = tf.train.latest_checkpoint(train_dir)
+        if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
+            print("training has ended already, at step {}".format(train_config.num_steps), file=sys.stderr)
+            return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
+        _add_summaries(built.total_loss, built.rates)
+        result = _run(
+            built,
+            train_config.num_steps,
+            tf.train.Scaffold(
+                init_fn=init_fn, saver=saver, local_init_op=_local_init(), summary_op=tf.summary.merge_all()
+            ),
+            master=master,
+            is_chief=is_chief,
+            checkpoint_dir=train_dir,
+            save_checkpoint_secs=save_interval_secs,
+            save_summaries_secs=summary_interval_secs,
+        )
+    if train_config.num_steps and is_chief and result.global_step < train_config.num_steps:
+        raise _input_ended(result.global_step, train_config.num_steps)
+    return result
+
+
+class _Built(NamedTuple):
+    """What the session needs of the training graph, the default graph."""
+
+    detection_model: object
+    train_op: object
+    global_step: object
+    total_loss: object
+    rates: List[object]  # learning rates, scalars
+    session_hooks: List[object]
+
+
+def _build(
+    deploy,
+    create_tensor_dict_fn,
+    create_model_fn,
+    train_config,
+    graph_hook_fn,
+    worker_replicas: int,
+    is_chief: bool,
+) -> _Built:
+    """Input queue, clones and losses, rewrite, gradients: the whole training graph."""
+    from od_qat.od_api import training
+
     detection_models: List[object] = []
 
     def create_and_keep_model():
         detection_models.append(create_model_fn())
         return detection_models[-1]
 
-    with tf.Graph().as_default() as graph:
-        if seed is not None:
-            tf.set_random_seed(seed)
-        deploy = training.model_deploy.DeploymentConfig(
-            num_clones=num_clones,
-            clone_on_cpu=clone_on_cpu,
-            replica_id=task,
-            num_replicas=worker_replicas,
-            num_ps_tasks=ps_tasks,
-            worker_job_name=worker_job_name,
+    with tf.device(deploy.variables_device()):
+        global_step = tf.train.get_or_create_global_step()
+    with tf.device(deploy.inputs_device()):
+        queue = training.input_queue(
+            _clone_batch_size(train_config, deploy.num_clones), create_tensor_dict_fn, train_config
         )
+    clones = training.model_deploy.create_clones(
+        deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
+    )
+    if graph_hook_fn:
         with tf.device(deploy.variables_device()):
-            global_step = tf.train.get_or_create_global_step()
-        batch_size = train_config.batch_size // num_clones
+            graph_hook_fn()
+    update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
+
+    with tf.device(deploy.optimizer_device()):
+        optimizer, rates = training.optimizer(train_config)
+        session_hooks = []
         if train_config.sync_replicas:
-            batch_size //= train_config.replicas_to_aggregate
-        if batch_size < 1:
-            raise ConfigError(
-                "batch_size leaves no image for a clone",
-                where="train_config.batch_size",
-                found=str(train_config.batch_size),
-                allowed="at least {}".format(num_clones),
-            )
-        with tf.device(deploy.inputs_device()):
-            queue = training.input_queue(batch_size, create_tensor_dict_fn, train_config)
-        clones = training.model_deploy.create_clones(
-            deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
-        )
-        if graph_hook_fn:
-            with tf.device(deploy.variables_device()):
-                graph_hook_fn()
-        update_ops = graph.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
-
-        with tf.device(deploy.optimizer_device()):
-            optimizer, rates = training.optimizer(train_config)
-            session_hooks = []
-            if train_config.sync_replicas:
-                optimizer = tf.train.SyncReplicasOptimizer(
-                    optimizer,
-                    replicas_to_aggregate=train_config.replicas_to_aggregate,
-                    total_num_replicas=worker_replicas,
-                )
-                session_hooks.append(optimizer.make_session_run_hook(is_chief))
-            total_loss, grads_and_vars = training.model_deploy.optimize_clones(
-                clones,
+            optimizer = tf.train.SyncReplicasOptimizer(
                 optimizer,
-                regularization_losses=None if train_config.add_regularization_loss else [],
+                replicas_to_aggregate=train_config.replicas_to_aggregate,
+                total_num_replicas=worker_replicas,
             )
-            # Checked loss by loss, so that the message names the one that went first, and before the
-            # update, so that the weights stay finite and nothing bad is ever saved.
-            checks = [
-                tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
-            ] + [tf.check_numerics(total_loss, "the total loss")]
-            grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
-            with tf.control_dependencies(checks):
-                apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
-            train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
+            session_hooks.append(optimizer.make_session_run_hook(is_chief))
+        total_loss, grads_and_vars = training.model_deploy.optimize_clones(
+            clones,
+            optimizer,
+            regularization_losses=None if train_config.add_regularization_loss else [],
+        )
+        # Checked loss by loss, so that the message names the one that went first, and before the
+        # update, so that the weights stay finite and nothing bad is ever saved.
+        checks = [
+            tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
+        ] + [tf.check_numerics(total_loss, "the total loss")]
+        grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
+        with tf.control_dependencies(checks):
+            apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
+        train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
+    return _Built(detection_models[0], train_op, global_step, total_loss, rates, session_hooks)
 
-        saver = tf.train.Saver(
-            keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
-            save_relative_paths=True,
+
+def _clone_batch_size(train_config, num_clones: int) -> int:
+    batch_size = train_config.batch_size // num_clones
+    if train_config.sync_replicas:
+        batch_size //= train_config.replicas_to_aggregate
+    if batch_size < 1:
+        raise ConfigError(
+            "batch_size leaves no image for a clone",
+            where="train_config.batch_size",
+            found=str(train_config.batch_size),
+            allowed="at least {}".format(num_clones),
         )
-        init_fn = _initializer(train_config, detection_models[0], train_dir)
-        newest = tf.train.latest_checkpoint(train_dir)
-        if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
-            print("training has ended already, at step {}".format(train_config.num_steps), file=sys.stderr)
-            return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
-        _add_summaries(total_loss, rates)
-        progress = ProgressHook(
-            train_config.num_steps or None, global_step, total_loss, rates[0] if rates else None
-        )
-        finite = FiniteVariablesHook(tf.trainable_variables())
-        session_hooks += [progress, finite]
-        if train_config.num_steps:
-            session_hooks.append(tf.train.StopAtStepHook(last_step=train_config.num_steps))
-        scaffold = tf.train.Scaffold(
-            init_fn=init_fn, saver=saver, local_init_op=_local_init(), summary_op=tf.summary.merge_all()
-        )
-        step = 0
-        with tf.train.MonitoredTrainingSession(
-            master=master,
-            is_chief=is_chief,
-            checkpoint_dir=train_dir,
-            scaffold=scaffold,
-            hooks=session_hooks,
-            save_checkpoint_secs=save_interval_secs,
-            save_summaries_secs=summary_interval_secs,
-            save_summaries_steps=None,
-            log_step_count_steps=0,
-            config=tf.ConfigProto(allow_soft_placement=True),
-        ) as session:
-            while not session.should_stop():
-                try:
-                    _, step = session.run([train_op, global_step])
-                except tf.errors.InvalidArgumentError as error:
-                    if "Inf" not in error.message and "NaN" not in error.message:
-                        raise
-                    raise _not_finite(error, finite, session) from error
-        # (The session takes the end of the input for the end of training, without a word.)
-        newest = tf.train.latest_checkpoint(train_dir)
-        if newest:
-            step = checkpoints.step_of(newest) or step
-    if train_config.num_steps and is_chief and step < train_config.num_steps:
-        raise _input_ended(int(step), train_config.num_steps)
+    return batch_size
+
+
+def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainResult:
+    """Runs the training steps; with num_steps 0 until it is killed."""
+    progress = ProgressHook(
+        num_steps or None, built.global_step, built.total_loss, built.rates[0] if built.rates else None
+    )
+    finite = FiniteVariablesHook(tf.trainable_variables())
+    hooks = built.session_hooks + [progress, finite]
+    if num_steps:
+        hooks.append(tf.train.StopAtStepHook(last_step=num_steps))
+    step = 0
+    with tf.train.MonitoredTrainingSession(
+        scaffold=scaffold,
+        hooks=hooks,
+        save_summaries_steps=None,
+        log_step_count_steps=0,
+        config=tf.ConfigProto(allow_soft_placement=True),
+        **session_options,
+    ) as session:
+        while not session.should_stop():
+            try:
+                _, step = session.run([built.train_op, built.global_step])
+            except tf.errors.InvalidArgumentError as error:
+                if "Inf" not in error.message and "NaN" not in error.message:
+                    raise
+                raise _not_finite(error, finite, session) from error
+    # (The session takes the end of the input for the end of training, without a word.)
+    newest = tf.train.latest_checkpoint(session_options["checkpoint_dir"])
+    if newest:
+        step = checkpoints.step_of(newest) or step
     return TrainResult(int(step), progress.last_loss, newest)
 
 
