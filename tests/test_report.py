@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from od_qat import report
+from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, OdQatError
 from od_qat.scoring import Detections, ModelScore, Score
 
@@ -23,15 +23,6 @@ ROWS = (
     report.Row("post-training [int8] | raw", map=0.3021, map50=0.6, size_bytes=999, latency_ms=None),
 )
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class Example(NamedTuple):
-    image_id: str
-    encoded: bytes
-    height: int
-    width: int
-    boxes: np.ndarray
-    classes: np.ndarray
 
 
 class Terminal(io.StringIO):
@@ -159,7 +150,7 @@ def scene(image_id="folder/one image.jpg", width=120, height=80):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     boxes = np.array([[0.25, 0.25, 0.75, 0.5], [0.1, 0.6, 0.4, 0.9]], np.float32)
-    return Example(image_id, stream.getvalue(), height, width, boxes, np.array([1, 2]))
+    return Example(image_id, stream.getvalue(), height, width, boxes, np.array([1, 2]), np.zeros(2, bool))
 
 
 def found(example, scores, classes=None):

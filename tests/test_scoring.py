@@ -12,13 +12,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from od_qat import scoring
+from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, ExportError, OdQatError
 from od_qat.scoring import images, workers
 from od_qat.scoring.description import describe_model
@@ -35,19 +35,6 @@ PREPROCESSING = {
     "std": 127.5,
     "channels": "RGB",
 }
-
-
-class Example(NamedTuple):
-    """Stands in for datasets.records.Example where no record is involved."""
-
-    image_id: str
-    encoded: bytes
-    height: int
-    width: int
-    boxes: np.ndarray
-    classes: np.ndarray
-    difficult: np.ndarray
-    is_crowd: np.ndarray
 
 
 def png(pixels):
