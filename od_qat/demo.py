@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from od_qat.errors import ConfigError
+from od_qat.errors import ConfigError, DataError
 from od_qat.files import write_atomically, write_json
 
 CONFIG_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
 
 # The built-in set has to be done in a quarter of an hour on two cores; a user's photographs get more.
 BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=1800, qat_steps=450, pixels=160 * 160)
-FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320)
+FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=2200, qat_steps=500, pixels=240 * 320)
 
 
 def run(
@@ -145,6 +145,9 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
 
     Returns:
       height, width (multiples of 16) and four ascending scales, as shares of the shorter side.
+
+    Raises:
+      DataError: when no image has a box.
     """
     aspects, sides = [], []
     for example in examples:
@@ -155,15 +158,31 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
             heights = (boxes[:, 2] - boxes[:, 0]) * example.height / shorter
             widths = (boxes[:, 3] - boxes[:, 1]) * example.width / shorter
             sides.extend(np.sqrt(heights * widths))
+    if not sides:
+        raise DataError(
+            "the training set has no boxes",
+            found="{} images".format(len(aspects)),
+            fix="check the annotations, or the list that names the training images",
+        )
     aspect = float(np.median(aspects))
     height = max(64, int(round(np.sqrt(pixels / aspect) / 16)) * 16)
     width = max(64, int(round(height * aspect / 16)) * 16)
     small, usual, large = np.quantile(sides, [0.05, 0.5, 0.95])
-    # SSD adds a square between neighbouring scales, their geometric mean: with the second scale at
-    # usual^2 / small, the square of the first feature map is the usual box.
     first = float(np.clip(small, 0.02, 0.5))
-    second = float(np.clip(usual**2 / first, first * 1.3, 0.8))
-    last = float(np.clip(large, second * 1.2, 0.95))
+    # SSD adds a square between neighbouring scales, their geometric mean: with the second scale here, the
+    # square of the first feature map is the usual box.
+    second = usual**2 / first
+    # Boxes that are clearly larger (a rarer class, often) must find an anchor too, as long as that leaves the
+    # usual ones theirs.
+    larger = [side for side in sides if side > 1.3 * usual]
+    if larger:
+        second = min(second, max(np.median(larger), (0.8 * usual) ** 2 / first))
+    last = float(np.clip(large, first * 1.3, 0.95))
+    if second > 0.8:
+        # Boxes of all sizes: equal steps.
+        second = first * (last / first) ** (1 / 3.0)
+    second = float(max(second, first * 1.3))
+    last = max(last, second * 1.2)
     third = float(np.sqrt(second * last))
     return height, width, [round(scale, 4) for scale in (first, second, third, last)]
 
