@@ -22,7 +22,7 @@ from od_qat.datasets import (
     sources,
     voc,
 )
-from od_qat.errors import ConfigError, DataError, OdQatError
+from od_qat.errors import ConfigError, DataError, EnvironmentProblem, OdQatError
 
 PIL_Image = pytest.importorskip("PIL.Image")
 BCCD = os.environ.get("OD_QAT_BCCD")
@@ -809,10 +809,10 @@ class TestBuiltin(object):
         assert check_records(digits.val_record, digits.label_map) == digits.val_images == 10
         classes = set()
         for item in read_all(digits.train_record):
-            assert 1 <= len(item.boxes) <= 4 and (item.height, item.width) == (192, 192)
+            assert 1 <= len(item.boxes) <= 9 and (item.height, item.width) == (192, 192)
             classes.update(item.classes.tolist())
             sides = (item.boxes[:, 2:] - item.boxes[:, :2]).max(axis=1) * 192
-            assert sides.min() >= 34 and sides.max() <= 77
+            assert sides.min() >= 30 and sides.max() <= 65
             for first in range(len(item.boxes)):
                 for second in range(first):
                     assert iou(item.boxes[first], item.boxes[second]) < 0.1
@@ -884,9 +884,14 @@ def test_import_is_light():
     subprocess.check_call([sys.executable, "-c", code], cwd=REPOSITORY)
 
 
-@pytest.mark.skipif(not os.environ.get("OD_API"), reason="set OD_API to a copy of the OD API")
 def test_od_api_reads_what_is_written(tmp_path):
     """The OD API's own decoder and label map reader, in a process of their own: they need graph mode."""
+    from od_qat.od_api import locate
+
+    try:
+        locate.add_to_path()
+    except EnvironmentProblem as error:
+        pytest.skip(str(error))
     path = write_records(tmp_path / "a.record", example("a", [CAT, DOG]))
     names = ["cat", "dog", 'it\'s \\ "quoted"', "Übung"]
     label_map.write_label_map(str(tmp_path / "labels.pbtxt"), names)

