@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
 
 # The built-in set has to be done in a quarter of an hour on two cores; a user's photographs get more.
 BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=1800, qat_steps=450, pixels=160 * 160)
-FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=2200, qat_steps=500, pixels=240 * 320)
+FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320)
 
 
 def run(
