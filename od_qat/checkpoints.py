@@ -6,6 +6,7 @@ chosen before the rewrite, and nothing is skipped silently.
 """
 
 import os
+import re
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from od_qat.compat import tf
@@ -13,6 +14,8 @@ from od_qat.errors import CheckpointError
 
 # The collection that the rewriter puts its range variables into.
 QUANT_VARIABLES = "quant_vars"
+# The one of them that counts steps; a graph has it when something is delayed.
+QUANT_STEP = "fake_quantization_step"
 
 _NAMES_SHOWN = 3
 
@@ -36,8 +39,6 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
     """
     if not prefix:
         raise CheckpointError("no checkpoint given", allowed="a prefix such as train_dir/model.ckpt-2000")
-    if prefix.endswith((".index", ".meta")):
-        prefix = os.path.splitext(prefix)[0]
     if not tf.train.checkpoint_exists(prefix):
         raise CheckpointError(
             "no such checkpoint",
@@ -57,6 +58,11 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
             fix="use an earlier checkpoint of that folder",
         ) from error
     return found
+
+
+def normalised(path: str) -> str:
+    """The prefix that a shell's completion meant: `model.ckpt-5.index` and the like -> `model.ckpt-5`."""
+    return re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
 
 
 def _check_data_files(prefix: str, reader, found: Dict[str, List[int]]) -> None:
@@ -130,6 +136,13 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     missing = sorted(name for name in name_to_variable if name not in available)
     if missing:
         only_quant = all(name in quant_names for name in missing)
+        if missing == [QUANT_STEP]:
+            raise CheckpointError(
+                "the checkpoint is of a run without a delay",
+                where=prefix,
+                found="no {}".format(QUANT_STEP),
+                fix="set graph_rewriter.quantization.delay to 0, as that run had it, or use a new train_dir",
+            )
         raise CheckpointError(
             "the checkpoint lacks {} of {} variables".format(len(missing), len(name_to_variable)),
             where=prefix,
@@ -155,7 +168,11 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
 
 
 def plan_fine_tune(
-    name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str], backbone: str
+    name_to_variable: Dict[str, object],
+    prefix: str,
+    quant_names: Iterable[str],
+    backbone: str,
+    whole_backbone: bool = True,
 ) -> FineTunePlan:
     """Decides what a float (or QAT) checkpoint fills when training starts from it.
 
@@ -164,6 +181,8 @@ def plan_fine_tune(
       prefix: checkpoint prefix.
       quant_names: variables of the rewriter; they may start fresh.
       backbone: scope whose variables must all be there (heads may differ: another num_classes).
+      whole_backbone: False for a classifier's checkpoint, which lacks the feature maps that a detector adds:
+        half of the variables must then be there.
 
     Raises:
       CheckpointError: when backbone variables are missing or have other shapes.
@@ -185,6 +204,8 @@ def plan_fine_tune(
         for name in fresh_other
         if name_to_variable[name].op.name.startswith(backbone) and not _is_optimizer_state(name, available)
     ]
+    if not whole_backbone and len(restored) >= len(in_backbone):
+        in_backbone = []
     if in_backbone or not restored:
         example = (in_backbone or fresh_other or ["any variable"])[0]
         raise CheckpointError(

@@ -8,6 +8,7 @@ Exit status: 0 done, 1 an error that is reported in one line, 2 wrong usage, 130
 
 import argparse
 import errno
+import math
 import os
 import sys
 import traceback
@@ -124,7 +125,9 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     checkpoint = getattr(result, "checkpoint", None)
     if checkpoint:
-        print("step {}, loss {:.4f}: {}".format(result.global_step, result.loss, checkpoint))
+        # (No loss where training had ended already.)
+        loss = "" if math.isnan(result.loss) else ", loss {:.4f}".format(result.loss)
+        print("step {}{}: {}".format(result.global_step, loss, checkpoint))
     return 0
 
 
@@ -432,7 +435,7 @@ Trains what a pipeline config describes; with a graph_rewriter block in it, with
 
 Example, 300 steps of QAT from a float checkpoint:
 
-  od-qat train --pipeline_config_path=configs/demo_qat.config --train_dir=out/qat \\
+  od-qat train --pipeline_config_path=my_qat.config --train_dir=out/qat \\
       --override train_config.fine_tune_checkpoint=out/float/model.ckpt-900
 
 A run that stopped goes on from its newest checkpoint. Next: od-qat eval."""

@@ -32,16 +32,18 @@ def train(
     Returns:
       trainer.TrainResult.
     """
-    from od_qat import trainer
+    from od_qat import checkpoints, trainer
 
     config = pipeline.load(pipeline_config_path, overrides)
     graph_rewriter.check(config, training=True, where=pipeline_config_path)
     reader = config.train_input_reader
     models.check_inputs(config, reader)
+    config.train_config.fine_tune_checkpoint = checkpoints.normalised(
+        config.train_config.fine_tune_checkpoint
+    )
     hook = None
     if config.HasField("graph_rewriter"):
         hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
-    pipeline.save(config, train_dir)
     return trainer.train(
         models.input_fn(reader),
         models.model_fn(config, is_training=True),
@@ -58,6 +60,8 @@ def train(
         graph_hook_fn=hook,
         save_interval_secs=save_interval_secs,
         seed=seed,
+        # Only now: a refused run leaves another run's pipeline.config as it is.
+        on_start=functools.partial(pipeline.save, config, train_dir),
     )
 
 
@@ -93,6 +97,8 @@ def evaluate(
     else:
         raise ConfigError("the config has no eval_input_reader", where=pipeline_config_path)
     available = sum(models.check_inputs(config, reader).values())
+    if reader.sample_1_of_n_examples > 1:
+        available = -(-available // reader.sample_1_of_n_examples)
     eval_config = config.eval_config
     if not eval_config.HasField("num_examples") or eval_config.num_examples > available:
         # More would count images twice.
@@ -100,6 +106,8 @@ def evaluate(
     if run_once:
         eval_config.max_evals = 1
     reader.shuffle = False
+    # Several readers start a short file again before a long one has ended, and would count images twice.
+    reader.num_readers = 1
     pipeline.save(config, eval_dir)
     return evaluator.evaluate(
         models.input_fn(reader),
@@ -153,7 +161,7 @@ def export(
 def _resolve(prefix: str) -> str:
     from od_qat import checkpoints
 
-    return checkpoints.latest(prefix) if os.path.isdir(prefix) else prefix
+    return checkpoints.latest(prefix) if os.path.isdir(prefix) else checkpoints.normalised(prefix)
 
 
 def export_tflite(

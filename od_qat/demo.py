@@ -5,6 +5,7 @@ them in a row, fits the demo's configs to the data at hand and skips what a form
 """
 
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -68,6 +69,9 @@ def run(
     schedule = schedule._replace(
         float_steps=float_steps or schedule.float_steps, qat_steps=qat_steps or schedule.qat_steps
     )
+    _keep_to_one_run(
+        work_dir, data=data, seed=seed, train_list=train_list, val_list=val_list, **schedule._asdict()
+    )
     _say("1/6 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list)
     # Nothing of TensorFlow is imported before the data is known to be good.
@@ -87,6 +91,29 @@ def run(
     qat = commands.export_tflite(qat_config, paths.qat_train, paths.qat)
     _say("6/6 scoring")
     return _report(dataset, paths, float_metrics, qat_metrics, ptq, qat, seed, processes, started)
+
+
+def _keep_to_one_run(work_dir: str, **settings) -> None:
+    """Refuses a folder with the steps of another run, which this one would take for its own.
+
+    Raises:
+      ConfigError: naming the setting.
+    """
+    path = os.path.join(work_dir, "demo_settings.json")
+    if not os.path.exists(path):
+        write_json(path, settings)
+        return
+    with open(path) as stream:
+        former = json.load(stream)
+    for name, value in sorted(settings.items()):
+        if former.get(name) != value:
+            raise ConfigError(
+                "this folder holds another run of the demo",
+                where=work_dir,
+                found="{} {!r}".format(name, former.get(name)),
+                allowed=repr(value),
+                fix="choose another (make demo WORK=..., od-qat demo --work_dir ...), or remove this one",
+            )
 
 
 class _Paths(object):

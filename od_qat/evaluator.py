@@ -78,6 +78,7 @@ def evaluate(
             if newest != evaluated:
                 metrics = run.evaluate(newest)
                 evaluated = newest
+                print("{}: {}".format(os.path.basename(newest), _in_short(metrics)), file=sys.stderr)
                 if export_frozen_graph:
                     path = os.path.join(eval_dir, FROZEN_NAME)
                     detection_export.export_detection_graph(
@@ -88,6 +89,16 @@ def evaluate(
                 if limit and count >= limit:
                     return metrics
             time.sleep(eval_config.eval_interval_secs)
+
+
+def _in_short(metrics: Dict[str, float]) -> str:
+    """The first figures that metrics_set gives, mAP before all."""
+    names = sorted((name for name in metrics if not name.startswith("Losses/")), key=_by_interest)
+    return ", ".join("{} {:.4f}".format(name.rpartition("/")[2], metrics[name]) for name in names[:2])
+
+
+def _by_interest(name: str):
+    return ("mAP" not in name, "(" in name, len(name), name)
 
 
 class _Run(object):

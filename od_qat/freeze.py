@@ -56,7 +56,7 @@ def variables_to_restore(use_moving_averages: bool) -> Dict[str, object]:
     return {
         name: variable
         for name, variable in found.items()
-        if variable.op.name not in (tf.GraphKeys.GLOBAL_STEP, "fake_quantization_step")
+        if variable.op.name not in (tf.GraphKeys.GLOBAL_STEP, checkpoints.QUANT_STEP)
     }
 
 

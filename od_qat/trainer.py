@@ -14,6 +14,8 @@ from od_qat.compat import tf
 from od_qat.errors import CheckpointError, ConfigError, OdQatError
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
 
+_AVERAGE = "/ExponentialMovingAverage"
+
 
 class TrainResult(NamedTuple):
     """Where training ended: step, mean loss of the last 50 steps, newest checkpoint."""
@@ -41,6 +43,7 @@ def train(
     save_interval_secs: int = 600,
     summary_interval_secs: int = 60,
     seed: Optional[int] = None,
+    on_start: Optional[Callable] = None,
 ) -> TrainResult:
     """Trains a detection model until `train_config.num_steps`, resuming from `train_dir`.
 
@@ -61,6 +64,7 @@ def train(
       save_interval_secs: a killed run loses no more than this.
       summary_interval_secs: between TensorBoard summaries.
       seed: graph seed.
+      on_start: called without arguments when everything has been checked, before the first step.
 
     Returns:
       TrainResult.
@@ -78,6 +82,16 @@ def train(
             found="num_clones={}".format(num_clones),
             allowed="1",
         )
+    if num_clones != 1 and graph_hook_fn:
+        # Each clone would get range variables of its own, under names that an eval graph does not have.
+        raise ConfigError(
+            "quantization-aware training works with one clone",
+            where="num_clones",
+            found=str(num_clones),
+            allowed="1",
+            fix="train on one device, or without the graph_rewriter block",
+        )
+    _require_delay_below(train_config.num_steps, graph_hook_fn)
     deploy = training.model_deploy.DeploymentConfig(
         num_clones=num_clones,
         clone_on_cpu=clone_on_cpu,
@@ -105,8 +119,12 @@ def train(
         init_fn = _initializer(train_config, built.detection_model, train_dir)
         newest = tf.train.latest_checkpoint(train_dir)
         if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
-            print("training has ended already, at step {}".format(train_config.num_steps), file=sys.stderr)
+            print(
+                "training has ended already, at step {}".format(checkpoints.step_of(newest)), file=sys.stderr
+            )
             return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
+        if on_start:
+            on_start()
         _add_summaries(built.total_loss, built.rates)
         result = _run(
             built,
@@ -123,6 +141,19 @@ def train(
     if train_config.num_steps and is_chief and result.global_step < train_config.num_steps:
         raise _input_ended(result.global_step, train_config.num_steps)
     return result
+
+
+def _require_delay_below(num_steps: int, graph_hook_fn) -> None:
+    """For callers other than od_qat.commands, which has the whole config and says more."""
+    delay = getattr(graph_hook_fn, "quant_delay", 0)
+    if num_steps and delay >= num_steps:
+        raise ConfigError(
+            "quantization would never start: the delay is not below num_steps",
+            where="graph_rewriter.quantization.delay",
+            found="delay {}, num_steps {}".format(delay, num_steps),
+            allowed="a delay below num_steps",
+            fix="set delay: 0 when fine-tuning from a float checkpoint",
+        )
 
 
 class _Built(NamedTuple):
@@ -187,7 +218,12 @@ def _build(
         # update, so that the weights stay finite and nothing bad is ever saved.
         checks = [
             tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
-        ] + [tf.check_numerics(total_loss, "the total loss")]
+        ] + [
+            tf.check_numerics(total_loss, "the total loss"),
+            tf.check_numerics(
+                tf.global_norm([gradient for gradient, _ in grads_and_vars]), "the norm of all gradients"
+            ),
+        ]
         grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
         with tf.control_dependencies(checks):
             apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
@@ -281,9 +317,20 @@ def _initializer(train_config, detection_model, train_dir: str) -> Optional[Call
         return None
     variables = training.restore_map(detection_model, train_config)
     backbone = next(
-        (scope for scope in training.BACKBONE_SCOPES if any(n.startswith(scope) for n in variables)), ""
+        (
+            scope
+            for scope in training.BACKBONE_SCOPES
+            if any(v.op.name.startswith(scope) for v in variables.values())
+        ),
+        "",
     )
-    plan = checkpoints.plan_fine_tune(variables, prefix, quant_names, backbone)
+    plan = checkpoints.plan_fine_tune(
+        variables,
+        prefix,
+        quant_names,
+        backbone,
+        whole_backbone=training.fine_tune_type(train_config) != "classification",
+    )
     fresh_model = [name for name in plan.fresh_other if not _looks_like_slot(name)]
     print(
         "fine-tuning from {}: {} variables restored, {} quantization variables fresh{}".format(
@@ -295,10 +342,12 @@ def _initializer(train_config, detection_model, train_dir: str) -> Optional[Call
         file=sys.stderr,
     )
     restorer = tf.train.Saver(plan.restored)
+    start_averages = _averages_from_variables(plan.restored.values())
 
     def restore(scaffold, session):
         try:
             restorer.restore(session, prefix)
+            session.run(start_averages)
         except tf.errors.DataLossError as error:
             raise CheckpointError(
                 "the checkpoint is damaged", where=prefix, found=error.message.splitlines()[0]
@@ -307,10 +356,25 @@ def _initializer(train_config, detection_model, train_dir: str) -> Optional[Call
     return restore
 
 
+def _averages_from_variables(restored):
+    """Moving averages that the checkpoint has not start from the restored values, not from random ones."""
+    restored = list(restored)
+    known = set(variable.op.name for variable in restored)
+    averages = {variable.op.name: variable for variable in tf.global_variables()}
+    pairs = [(averages.get(variable.op.name + _AVERAGE), variable) for variable in restored]
+    with tf.name_scope(None):
+        return tf.group(
+            *[
+                tf.assign(average, variable)
+                for average, variable in pairs
+                if average is not None and average.op.name not in known
+            ],
+            name="start_averages",
+        )
+
+
 def _looks_like_slot(name: str) -> bool:
-    return name.endswith(
-        ("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", "/ExponentialMovingAverage")
-    )
+    return name.endswith(("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", _AVERAGE))
 
 
 def _add_summaries(total_loss, rates: List) -> None:

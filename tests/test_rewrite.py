@@ -123,6 +123,18 @@ def test_gradient_behind_an_absorbed_relu_is_finite_on_a_dead_layer():
             np.testing.assert_array_equal(session.run(gradient), [0.0, 0.0])
 
 
+def test_symmetric_ranges_leave_relus_in_place():
+    """Training and eval compute the same network: a symmetric range would let negative values through."""
+    with tf.Graph().as_default() as graph:
+        _, _, _, loss = _build(True)
+        before = len(_ops_needed_for(loss, ("Relu6", "Relu")))
+        api.experimental_create_training_graph(graph, symmetric=True)
+        assert len(_ops_needed_for(loss, ("Relu6", "Relu"))) == before > 0
+        assert all(
+            op.inputs[0].op.type != "FusedBatchNormV3" for op in _fake_quants(graph) if "Relu" in op.name
+        )
+
+
 def _weight_gradients(monkeypatch, straight_through):
     with monkeypatch.context() as patch, tf.Graph().as_default() as graph:
         if not straight_through:

@@ -202,7 +202,83 @@ def test_output_nodes_are_found_without_canonical_names(road):
     assert found.kind == "detection"
 
 
+def test_moving_averages_start_from_the_fine_tune_checkpoint(road, tmp_path):
+    """That checkpoint has none: they must not average from random weights on."""
+    train_dir = str(tmp_path / "train")
+    more = ["train_config.optimizer.use_moving_average=true", "train_config.num_steps=1"]
+    result = commands.train(road.paths.qat_config, train_dir, overrides=road.small + more)
+    averaged = tf.train.load_checkpoint(result.checkpoint)
+    start = tf.train.load_checkpoint(os.path.join(road.paths.float_train, "model.ckpt-{}".format(STEPS)))
+    name = "FeatureExtractor/MobilenetV2/Conv/weights"
+    np.testing.assert_allclose(
+        averaged.get_tensor(name + "/ExponentialMovingAverage"), start.get_tensor(name), atol=1e-3
+    )
+
+
+def test_fine_tuning_from_a_classifier(road, tmp_path, capsys):
+    """Its names have no FeatureExtractor/ in front, and it lacks the feature maps that SSD adds."""
+    start = tf.train.load_checkpoint(os.path.join(road.paths.float_train, "model.ckpt-{}".format(STEPS)))
+    names = [n for n in start.get_variable_to_shape_map() if n.startswith("FeatureExtractor/MobilenetV2/")]
+    names = [n for n in names if "layer_19" not in n and "Adam" not in n]
+    classifier = str(tmp_path / "classifier.ckpt")
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name in names:
+            tf.Variable(start.get_tensor(name), name=name[len("FeatureExtractor/") :])
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, classifier)
+    result = commands.train(
+        road.paths.qat_config,
+        str(tmp_path / "train"),
+        overrides=road.small
+        + [
+            "train_config.fine_tune_checkpoint=" + classifier + ".index",  # (as a shell completes it)
+            "train_config.fine_tune_checkpoint_type=classification",
+            "train_config.num_steps=1",
+        ],
+    )
+    assert result.global_step == 1
+    assert "{} variables restored".format(len(names)) in capsys.readouterr().err
+
+
 # What goes wrong, and what is said.
+
+
+def test_a_refused_run_leaves_pipeline_config_as_it_is(road):
+    path = os.path.join(road.paths.float_train, "pipeline.config")
+    with open(path) as stream:
+        before = stream.read()
+    with pytest.raises(CheckpointError):
+        commands.train(road.paths.qat_config, road.paths.float_train, overrides=road.small)
+    with open(path) as stream:
+        assert stream.read() == before
+
+
+def test_several_clones_with_quantization_are_refused(road, tmp_path):
+    with pytest.raises(ConfigError, match="one clone.*2"):
+        commands.train(
+            road.paths.qat_config, str(tmp_path), overrides=road.small, num_clones=2, clone_on_cpu=True
+        )
+
+
+def test_resuming_with_a_delay_where_there_was_none(road, tmp_path):
+    train_dir = str(tmp_path / "train")
+    shutil.copytree(road.paths.qat_train, train_dir)
+    delay = ["graph_rewriter.quantization.delay=3", "train_config.num_steps={}".format(STEPS + 1)]
+    with pytest.raises(CheckpointError, match="without a delay"):
+        commands.train(road.paths.qat_config, train_dir, overrides=road.small + delay)
+
+
+def test_the_drop_in_trainer_refuses_a_delay_that_never_ends(road, tmp_path):
+    """As upstream's legacy/train.py calls it: no config, only the hook."""
+    from od_qat import trainer
+    from od_qat.od_api import graph_rewriter
+
+    config = pipeline.load(road.paths.qat_config, road.small)
+    config.graph_rewriter.quantization.ClearField("delay")
+    hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
+    arguments = [None, None, config.train_config, "", 0, 1, 1, False, 0, "lonely_worker", True, str(tmp_path)]
+    with pytest.raises(ConfigError, match="never start.*500000"):
+        trainer.train(*arguments, graph_hook_fn=hook)
 
 
 def test_float_checkpoint_into_a_quantised_eval_names_the_variables(road, tmp_path):
@@ -288,9 +364,9 @@ def test_unquantised_graph_is_refused_before_the_converter():
 def test_a_loss_that_is_not_finite_stops_training_and_saves_nothing(road, tmp_path):
     train_dir = str(tmp_path / "train")
     wild = road.small + [
-        "train_config.optimizer.momentum_optimizer.learning_rate.cosine_decay_learning_rate."
+        "train_config.optimizer.adam_optimizer.learning_rate.cosine_decay_learning_rate."
         "learning_rate_base=1e30",
-        "train_config.optimizer.momentum_optimizer.learning_rate.cosine_decay_learning_rate."
+        "train_config.optimizer.adam_optimizer.learning_rate.cosine_decay_learning_rate."
         "warmup_learning_rate=1e29",
         "train_config.gradient_clipping_by_norm=0",
     ]

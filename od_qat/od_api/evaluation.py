@@ -34,4 +34,5 @@ def write_images(result, tag: str, step: int, categories: List[dict], eval_dir: 
         max_num_predictions=eval_config.max_num_boxes_to_visualize,
         skip_scores=eval_config.skip_scores,
         skip_labels=eval_config.skip_labels,
+        keep_image_id_for_visualization_export=eval_config.keep_image_id_for_visualization_export,
     )

@@ -30,6 +30,8 @@ def build(graph_rewriter_config, is_training: bool) -> Callable:
             return api.experimental_create_training_graph(quant_delay=quantization.delay, **options)
         return api.experimental_create_eval_graph(**options)
 
+    # The trainer, which gets this function and no config, compares it with num_steps.
+    rewrite.quant_delay = quantization.delay if is_training else 0
     return rewrite
 
 

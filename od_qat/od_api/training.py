@@ -59,13 +59,17 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
     return grads_and_vars
 
 
+def fine_tune_type(train_config) -> str:
+    """'detection' or 'classification' (and others of upstream's): what the fine-tune checkpoint is of."""
+    return train_config.fine_tune_checkpoint_type or (
+        "detection" if train_config.from_detection_checkpoint else "classification"
+    )
+
+
 def restore_map(detection_model, train_config) -> Dict[str, object]:
     """Name in the fine-tune checkpoint -> variable, for the checkpoint type that the config names."""
-    kind = train_config.fine_tune_checkpoint_type
-    if not kind:
-        kind = "detection" if train_config.from_detection_checkpoint else "classification"
     return detection_model.restore_map(
-        fine_tune_checkpoint_type=kind,
+        fine_tune_checkpoint_type=fine_tune_type(train_config),
         load_all_detection_checkpoint_vars=train_config.load_all_detection_checkpoint_vars,
     )
 

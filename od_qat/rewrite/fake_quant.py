@@ -134,8 +134,8 @@ def moving_average(
       config: options.
       training: whether the range is updated.
       initial_min: of the variable.
-      ceiling: None for a tensor of either sign; infinity behind a ReLU, 6 behind a ReLU6. The range then
-        starts at 0 and ends at the ceiling at most, so the fake quant clips as the ReLU did.
+      ceiling: None for a tensor as it is; infinity for an absorbed ReLU, 6 for an absorbed ReLU6. The range
+        then starts at 0 and ends at the ceiling at most, so the fake quant clips as the ReLU did.
 
     Returns:
       a function without arguments that makes the fake-quant op (called inside a branch of `quant_delay`, so
@@ -148,7 +148,7 @@ def moving_average(
 
     def make():
         with tf.name_scope(scope.original_name_scope):
-            if training and ceiling is not None and not config.symmetric:
+            if ceiling is not None:
                 return quantise_from_zero(tensor, low, high, config.activation_bits)
             return quantise(tensor, low, high, config.activation_bits, narrow_range=False)
 
@@ -160,16 +160,17 @@ def _track(tensor, low, high, config: QatConfig, ceiling: Optional[float]) -> Tu
     from tensorflow.python.training import moving_averages
 
     batch_max = tf.reduce_max(tensor, name="BatchMax")
-    if ceiling is not None and not config.symmetric:
+    if ceiling is not None:
         # Behind a ReLU the minimum is 0 and stays so.
         new_low = None
         new_high = tf.maximum(tf.minimum(batch_max, ceiling), 0.0)
     else:
-        batch_min = tf.reduce_min(tensor, name="BatchMin")
-        if ceiling is not None:
-            batch_min, batch_max = tf.maximum(batch_min, 0.0), tf.minimum(batch_max, ceiling)
         new_low, new_high = around_zero(
-            batch_min, batch_max, config.symmetric, config.activation_bits, narrow_range=False
+            tf.reduce_min(tensor, name="BatchMin"),
+            batch_max,
+            config.symmetric,
+            config.activation_bits,
+            narrow_range=False,
         )
     # The debiased average keeps two helper variables a range; they have to be restored as well.
     known = len(tf.get_collection_ref(tf.GraphKeys.GLOBAL_VARIABLES))

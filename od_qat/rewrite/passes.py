@@ -7,7 +7,7 @@ the plan and the state of the rewrite and edits; nothing here decides.
 import contextlib
 from typing import Callable, Dict, Optional, Tuple
 
-from od_qat.checkpoints import QUANT_VARIABLES
+from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.graph import edit
@@ -16,8 +16,6 @@ from od_qat.rewrite.plan import Plan, WeightQuant, scope_of
 
 # Where the plan's tensors have gone: an eval fold puts `add_fold` in a batch norm's place.
 Moved = Dict[str, object]
-
-STEP_VARIABLE = "fake_quantization_step"
 
 
 class _State(object):
@@ -40,7 +38,7 @@ class _State(object):
         if self._step is None:
             with self.graph.name_scope(None):
                 variable = tf.get_variable(
-                    STEP_VARIABLE,
+                    QUANT_STEP,
                     shape=[],
                     dtype=tf.int64,
                     initializer=tf.zeros_initializer(),
@@ -48,7 +46,7 @@ class _State(object):
                     collections=[tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES],
                     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
                 )
-                with self.graph.name_scope(STEP_VARIABLE + "/"):
+                with self.graph.name_scope(QUANT_STEP + "/"):
                     global_step = tf.train.get_global_step(self.graph)
                     if global_step is None or not self.training:
                         update = tf.assign_add(variable, 1)
@@ -63,7 +61,7 @@ class _State(object):
         if not delay:
             return quantised()
         if self._quantising is None:
-            with self.graph.name_scope(STEP_VARIABLE + "/"):
+            with self.graph.name_scope(QUANT_STEP + "/"):
                 self._quantising = tf.greater_equal(self.step(), delay, name="quantising")
         with tf.name_scope(None):
             return tf.cond(self._quantising, quantised, plain, name=name + "/delayed_quant")
@@ -107,7 +105,7 @@ def freeze_batch_norms(plan: Plan, state: _State) -> None:
     """After freeze_bn_delay a batch norm uses its moving statistics and no longer changes them."""
     if state.config.freeze_bn_delay is None:
         return
-    with state.graph.name_scope(STEP_VARIABLE + "/"):
+    with state.graph.name_scope(QUANT_STEP + "/"):
         frozen = tf.greater_equal(state.step(), state.config.freeze_bn_delay, name="batch_norm_frozen")
     for layer in plan.folds:
         norm = layer.batch_norm
@@ -191,7 +189,9 @@ def quantise_activations(plan: Plan, state: _State) -> None:
     for activation_quant in plan.activations:
         tensor = state.moved.get(activation_quant.tensor.name, activation_quant.tensor)
         readers = edit.live_consumers(tensor)
-        ceiling = _ceiling(tensor.op) if state.training else None
+        # (A symmetric range reaches below 0 and would not clip as the ReLU does.)
+        absorb = state.training and not state.config.symmetric
+        ceiling = _ceiling(tensor.op) if absorb else None
         source = tensor.op.inputs[0] if ceiling is not None else tensor
         make = fake_quant.moving_average(
             source,
