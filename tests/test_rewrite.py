@@ -1,7 +1,5 @@
 """The rewriter: structure, and numerics against the float graph and tf.contrib.quantize where it runs."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,9 @@ from od_qat import config
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.errors import ConfigError, RewriteError
-from od_qat.rewrite import api, fake_quant
+from od_qat.graph.draft import Draft
+from od_qat.graph.index import GraphIndex
+from od_qat.rewrite import api, fake_quant, passes
 from tests import nets
 
 pytestmark = pytest.mark.tf1
@@ -76,9 +76,9 @@ def test_training_graph_absorbs_relu6_and_its_range_never_passes_6():
     assert values["net/block/project/act_quant/max"] > 20.0
 
 
-def _loss_and_gradients(rewrite):
+def _loss_and_gradients(rewrite, training=True):
     with tf.Graph().as_default() as graph:
-        images, _, _, loss = _build(True)
+        images, _, _, loss = _build(training)
         if rewrite:
             rewrite(graph)
         variables = sorted(tf.trainable_variables(), key=lambda v: v.op.name)
@@ -94,21 +94,29 @@ def _loss_and_gradients(rewrite):
     return [v.op.name for v in variables], result
 
 
+def _fake_quant_of(data, maximum, gradient):
+    """The node that passes.py drafts behind an absorbed ReLU, and its gradient with regard to its data."""
+    tensor, low, high = tf.constant(data), tf.constant(0.0), tf.constant(np.float32(maximum))
+    draft = Draft(GraphIndex(tf.get_default_graph()))
+    name = fake_quant.quantise(draft, tensor, fake_quant.Range("q", low, high), 8, False, gradient)
+    draft.commit()
+    return tensor, tf.get_default_graph().get_tensor_by_name(name)
+
+
 @pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
 def test_gradient_behind_an_absorbed_relu_is_the_kernels_own(maximum):
     """Ours is computed otherwise; on the range's two ends themselves it is 0, as ReLU's is."""
     random = np.random.RandomState(0)
     data = random.uniform(-2, 9, [4, 5, 6]).astype(np.float32)
     incoming = random.normal(size=data.shape).astype(np.float32)
-    with tf.Graph().as_default():
-        tensor, low, high = tf.constant(data), tf.constant(0.0), tf.constant(np.float32(maximum))
-        both = [
-            fake_quant.quantise_from_zero(tensor, low, high, 8),
-            fake_quant.quantise(tensor, low, high, 8, narrow_range=False),
-        ]
-        gradients = [tf.gradients(one, tensor, tf.constant(incoming))[0] for one in both]
-        with tf.Session() as session:
-            (ours, kernels), (our_gradient, kernels_gradient) = session.run([both, gradients])
+    values = []
+    for gradient in (fake_quant.FROM_ZERO_GRADIENT, None):
+        with tf.Graph().as_default():
+            tensor, output = _fake_quant_of(data, maximum, gradient)
+            gradients = tf.gradients(output, tensor, tf.constant(incoming))
+            with tf.Session() as session:
+                values.append(session.run([output] + gradients))
+    (ours, our_gradient), (kernels, kernels_gradient) = values
     np.testing.assert_array_equal(ours, kernels)
     assert 0 < np.count_nonzero(kernels_gradient) < data.size
     np.testing.assert_array_equal(our_gradient, kernels_gradient)
@@ -116,8 +124,9 @@ def test_gradient_behind_an_absorbed_relu_is_the_kernels_own(maximum):
 
 def test_gradient_behind_an_absorbed_relu_is_finite_on_a_dead_layer():
     with tf.Graph().as_default():
-        tensor = tf.constant([-3.0, -1.0])
-        output = fake_quant.quantise_from_zero(tensor, tf.constant(0.0), tf.constant(0.0), 8)
+        tensor, output = _fake_quant_of(
+            np.array([-3.0, -1.0], np.float32), 0.0, fake_quant.FROM_ZERO_GRADIENT
+        )
         gradient = tf.gradients(output, tensor)[0]
         with tf.Session() as session:
             np.testing.assert_array_equal(session.run(gradient), [0.0, 0.0])
@@ -135,10 +144,23 @@ def test_symmetric_ranges_leave_relus_in_place():
         )
 
 
+@tf.RegisterGradient("TestGradientOfScaledWeights")
+def _gradient_of_scaled_weights(operation, gradient):
+    """What stands for the straight-through gradient: the ops' own, constant in the scale and the range."""
+    if operation.type == "Mul":
+        return gradient * operation.inputs[1], None
+    if operation.type == "RealDiv":
+        return gradient / operation.inputs[1], None
+    kernels = tf.quantization.fake_quant_with_min_max_vars_gradient(
+        gradient, *operation.inputs, num_bits=8, narrow_range=True
+    )
+    return kernels[0], None, None
+
+
 def _weight_gradients(monkeypatch, straight_through):
     with monkeypatch.context() as patch, tf.Graph().as_default() as graph:
         if not straight_through:
-            patch.setattr(fake_quant, "straight_through", contextlib.nullcontext)
+            patch.setattr(fake_quant, "PASS_THROUGH_GRADIENT", "TestGradientOfScaledWeights")
         images, _, _, loss = _build(True)
         api.create_training_graph(graph)
         trained = tf.trainable_variables()
@@ -204,6 +226,108 @@ def test_delay_counts_steps_and_ranges_are_tracked_from_the_first():
     assert abs(losses[2] - losses[1]) > 1e-6 * abs(losses[1])
 
 
+def test_after_the_delay_loss_and_gradients_are_those_without_a_delay():
+    names, at_once = _loss_and_gradients(lambda g: api.create_training_graph(g))
+    _, delayed = _loss_and_gradients(lambda g: api.create_training_graph(g, quant_delay=1))
+    for name, a, b in zip(["loss"] + names, at_once, delayed):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_frozen_batch_norms_give_the_gradients_of_moving_statistics():
+    """From the first step on, a frozen training graph is that of `is_training=False`."""
+    names, frozen = _loss_and_gradients(
+        lambda g: api.experimental_create_training_graph(g, freeze_bn_delay=1)
+    )
+    _, inference = _loss_and_gradients(lambda g: api.create_training_graph(g), training=False)
+    for name, a, b in zip(["loss"] + names, frozen, inference):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_ranges_are_zero_debiased_averages_and_contain_zero():
+    with tf.Graph().as_default() as graph:
+        images, _, _, loss = _build(True)
+        api.create_training_graph(graph)
+        # What the fake quants of a conv without activation and of a ReLU6 see.
+        linear = graph.get_tensor_by_name("net/block/project/BatchNorm/FusedBatchNormV3:0")
+        behind_relu = graph.get_operation_by_name("net/Conv/act_quant/FakeQuantWithMinMaxVars").inputs[0]
+        seen = {"net/block/project/act_quant": [], "net/Conv/act_quant": []}
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for seed in range(4):
+                _, a, b = session.run([loss, linear, behind_relu], {images: _images(seed)})
+                seen["net/block/project/act_quant"].append((min(a.min(), 0.0), max(a.max(), 0.0)))
+                seen["net/Conv/act_quant"].append((0.0, np.clip(b.max(), 0.0, 6.0)))
+            values = session.run({v.op.name: v for v in tf.get_collection(QUANT_VARIABLES)})
+    for name, ends in seen.items():
+        average, decay = np.zeros(2), config.QatConfig().ema_decay
+        for end in ends:
+            average = average * decay + np.array(end) * (1 - decay)
+        average /= 1 - decay ** len(ends)
+        found = [values[name + "/min"], values[name + "/max"]]
+        np.testing.assert_allclose(found, average, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+PASSES = {
+    True: [one.__name__ for one, _ in passes.TRAINING_PASSES],
+    False: [one.__name__ for one, _ in passes.EVAL_PASSES],
+}
+
+
+@pytest.mark.parametrize(
+    "training, failing", [(t, name) for t in (True, False) for name in PASSES[t]], ids=lambda v: str(v)
+)
+def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, training, failing):
+    rewrite = api.experimental_create_training_graph if training else api.experimental_create_eval_graph
+    options = {"freeze_bn_delay": 1} if training else {}
+    # Fails at the 40th node that this very pass drafts.
+    pass_ = getattr(passes, failing)
+
+    def armed(plan, state):
+        drafted = []
+        original = state.draft.op
+
+        def op(*args, **kwargs):
+            drafted.append(args)
+            if len(drafted) == 40:
+                raise RuntimeError("injected")
+            return original(*args, **kwargs)
+
+        state.draft.op = op
+        pass_(plan, state)
+
+    table = "TRAINING_PASSES" if training else "EVAL_PASSES"
+    rows = tuple((armed if one is pass_ else one, why) for one, why in getattr(passes, table))
+    with tf.Graph().as_default() as graph:
+        _build(training)
+        before, variables = graph.as_graph_def(), len(tf.global_variables())
+        with monkeypatch.context() as patch:
+            patch.setattr(passes, table, rows)
+            with pytest.raises(RuntimeError, match="injected"):
+                rewrite(graph, **options)
+        assert graph.as_graph_def() == before
+        assert len(tf.global_variables()) == variables
+        assert not graph.get_collection(QUANT_VARIABLES)
+        report = rewrite(graph, **options)  # nothing of the failure is left: the names are the usual ones
+        assert not [name for name in report.activations + report.weights if name.endswith("_1")]
+        assert "net/Conv/act_quant/FakeQuantWithMinMaxVars" in [op.name for op in _fake_quants(graph)]
+
+
+def test_a_node_that_tensorflow_refuses_leaves_the_graph_as_it_was(monkeypatch):
+    def broken(draft, *args, **kwargs):
+        return draft.op("NoSuchOp", "broken", ())
+
+    with tf.Graph().as_default() as graph:
+        _build(True)
+        before = graph.as_graph_def()
+        with monkeypatch.context() as patch:
+            patch.setattr(fake_quant, "quantise", broken)
+            with pytest.raises((ValueError, tf.errors.OpError)):
+                api.create_training_graph(graph)
+        assert graph.as_graph_def() == before
+        assert not graph.get_collection(QUANT_VARIABLES)
+        api.create_training_graph(graph)
+
+
 def test_weights_in_training_are_those_of_inference_divided_by_the_scale():
     with tf.Graph().as_default() as graph:
         images, _, _, loss = _build(True)
@@ -251,7 +375,7 @@ def test_no_gamma_and_other_epsilon():
     with tf.Graph().as_default() as graph:
         _build(False, batch_norm_scale=False, epsilon=0.01)
         api.create_eval_graph(graph)
-        epsilon = tf.get_default_graph().get_tensor_by_name("net/Conv/BatchNorm_Fold/add/y:0")
+        epsilon = graph.get_operation_by_name("net/Conv/BatchNorm_Fold/add").inputs[1]
         with tf.Session() as session:
             assert session.run(epsilon) == pytest.approx(0.01)
 

@@ -1,1 +1,1 @@
-"""Reading and editing a tf.Graph: an index of producers and consumers, and the edits a rewrite is made of."""
+"""Reading and editing a tf.Graph: an index of producers and consumers, and a draft of what will change."""

@@ -32,7 +32,11 @@ class GraphIndex(object):
 
     def consumers(self, tensor) -> List[Consumer]:
         """(operation, input position) pairs that read a tensor."""
-        return self._consumers.get(tensor.name, [])
+        return self.consumers_by_name(tensor.name)
+
+    def consumers_by_name(self, name: str) -> List[Consumer]:
+        """The same for a tensor's name, `scope/op:0`."""
+        return self._consumers.get(name, [])
 
     def consumer_ops(self, tensor) -> List[object]:
         """The operations that read a tensor, each once, in graph order."""

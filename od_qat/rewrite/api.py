@@ -10,6 +10,7 @@ from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
+from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import passes, policy
 from od_qat.rewrite.plan import build_plan
@@ -130,8 +131,10 @@ def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
             ),
             fix="call it after the model is built, on the graph it is built in, and before freezing",
         )
-    with graph.as_default(), tf.control_dependencies(None):
-        passes.run(plan, graph, config, training)
+    with graph.as_default():
+        draft = Draft(index)
+        passes.run(plan, draft, config, training)
+        draft.commit()
     patterns = {}
     for activation in plan.activations:
         patterns[activation.pattern] = patterns.get(activation.pattern, 0) + 1

@@ -1,4 +1,4 @@
-"""Fake-quant ops and the variables that hold their ranges.
+"""Fake-quant nodes and the variables that hold their ranges.
 
 Arithmetic and names are contrib's (quant_ops.py, TF 1.15): weights take the range of their last value,
 activations an exponential moving average with zero debias (Jacob et al. 2018, section 3.1); a range always
@@ -6,68 +6,39 @@ contains 0, as TFLite requires. What is ours: a range behind a ReLU has no minim
 ReLU6 never passes 6.
 """
 
-import contextlib
-from typing import Callable, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
-from od_qat.config import QatConfig
+from od_qat.graph.draft import Draft
 
-_PASS_THROUGH_GRADIENT = "OdQatPassThrough"
-_FROM_ZERO_GRADIENT = "OdQatFakeQuantFromZero"
+PASS_THROUGH_GRADIENT = "OdQatPassThrough"
+FROM_ZERO_GRADIENT = "OdQatFakeQuantFromZero"
 # A layer whose outputs are all negative has the range [0, 0].
 _SMALLEST_RANGE = 1e-6
 
 
-@contextlib.contextmanager
-def _quant_scope(name: str, tensor):
-    """The variable and name scope of one fake quant, made unique as contrib does."""
-    with tf.variable_scope(None, default_name=name, values=[tensor]) as scope:
-        scope.set_partitioner(None)
-        yield scope
+class Range(NamedTuple):
+    """Where a fake quant stands and the tensors that hold its range, by name."""
+
+    scope: str
+    low: str
+    high: str
 
 
-def _range_variables(initial_min: float, initial_max: float = 6.0):
-    """`min` and `max` in the current variable scope."""
-    return tuple(
-        tf.get_variable(
-            which,
-            shape=[],
-            initializer=tf.constant_initializer(value),
-            collections=[tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES],
-            trainable=False,
-            aggregation=tf.VariableAggregation.MEAN,
-        )
-        for which, value in (("min", initial_min), ("max", initial_max))
-    )
-
-
-def quantise(tensor, minimum, maximum, bits: int, narrow_range: bool):
-    """The fake-quant op itself, called FakeQuantWithMinMaxVars in the current name scope."""
-    return tf.quantization.fake_quant_with_min_max_vars(
-        tensor, minimum, maximum, num_bits=bits, narrow_range=narrow_range
-    )
-
-
-@tf.RegisterGradient(_PASS_THROUGH_GRADIENT)
+@tf.RegisterGradient(PASS_THROUGH_GRADIENT)
 def _pass_through_gradient(operation, gradient):
+    """For products, quotients and fake quants that hand their gradient on to their first input.
+
+    The gradient of `fq(W * s) / s` with regard to W is the incoming one where W is in range, and a symmetric
+    range of the last value holds every weight. So there is nothing to compute.
+    """
     return (gradient,) + (None,) * (len(operation.inputs) - 1)
 
 
-def straight_through():
-    """Context in which products, quotients and fake quants hand their gradient on to their first input.
-
-    For weights: the gradient of `fq(W * s) / s` with regard to W is the incoming one where W is in range, and
-    a symmetric range of the last value holds every weight. So there is nothing to compute.
-    """
-    return tf.get_default_graph().gradient_override_map(
-        {kind: _PASS_THROUGH_GRADIENT for kind in ("Mul", "RealDiv", "FakeQuantWithMinMaxVars")}
-    )
-
-
-@tf.RegisterGradient(_FROM_ZERO_GRADIENT)
+@tf.RegisterGradient(FROM_ZERO_GRADIENT)
 def _from_zero_gradient(operation, gradient):
     """Straight-through gradient of a fake quant whose range is [0, max]: that of a ReLU which ends at max.
 
@@ -79,108 +50,202 @@ def _from_zero_gradient(operation, gradient):
     return tf.raw_ops.Relu6Grad(gradients=gradient, features=data * to_six), None, None
 
 
-def quantise_from_zero(tensor, minimum, maximum, bits: int):
-    """`quantise` behind an absorbed ReLU: the same values, a cheaper gradient."""
-    with tf.get_default_graph().gradient_override_map({"FakeQuantWithMinMaxVars": _FROM_ZERO_GRADIENT}):
-        return quantise(tensor, minimum, maximum, bits, narrow_range=False)
+def quantise(
+    draft: Draft, tensor, range_: Range, bits: int, narrow_range: bool, gradient: Optional[str] = None
+) -> str:
+    """The fake-quant node itself.
+
+    Args:
+      draft: where to.
+      tensor: float32 data.
+      range_: its range.
+      bits: width.
+      narrow_range: whether the lowest value is left out, as TFLite's weights do.
+      gradient: name of a registered gradient in the kernel's place.
+    """
+    return draft.op(
+        "FakeQuantWithMinMaxVars",
+        range_.scope + "/FakeQuantWithMinMaxVars",
+        (tensor, range_.low, range_.high),
+        num_bits=bits,
+        narrow_range=narrow_range,
+        _gradient_op_type=gradient,
+    )
+
+
+def weight_range(draft: Draft, tensor: str, name: str, bits: int, symmetric: bool, training: bool) -> Range:
+    """The range of weights: of their last value, narrow (-128 is never used).
+
+    Args:
+      draft: where to.
+      tensor: float32 weights, already scaled by the folded batch norm.
+      name: `<layer>/weights_quant`.
+      bits: width.
+      symmetric: around zero.
+      training: whether the range is updated.
+    """
+    scope, low, high = _range_variables(draft, name, -6.0)
+    if not training:
+        return Range(scope, low + "/read:0", high + "/read:0")
+    if symmetric:
+        absolute = _op(draft, "Abs", scope + "/Abs", tensor)
+        new_high = _reduce(draft, "Max", scope + "/BatchMax", absolute)
+        new_low = _op(draft, "Neg", scope + "/BatchMin", new_high)
+    else:
+        new_low, new_high = around_zero(
+            draft,
+            scope,
+            _reduce(draft, "Min", scope + "/BatchMin", tensor),
+            _reduce(draft, "Max", scope + "/BatchMax", tensor),
+            False,
+            bits,
+        )
+    return Range(
+        scope,
+        assign(draft, scope + "/AssignMinLast", low, new_low),
+        assign(draft, scope + "/AssignMaxLast", high, new_high),
+    )
+
+
+def activation_range(
+    draft: Draft,
+    tensor,
+    name: str,
+    bits: int,
+    symmetric: bool,
+    training: bool,
+    initial_min: float,
+    ema_decay: float,
+    ceiling: Optional[float],
+) -> Range:
+    """The range of an activation: a moving average of its batches' ranges.
+
+    Args:
+      draft: where to.
+      tensor: float32, any shape; for an absorbed ReLU the tensor before it.
+      name: `<layer>/act_quant` and the like.
+      bits: width.
+      symmetric: around zero.
+      training: whether the range is updated.
+      initial_min: of the variable.
+      ema_decay: of the moving average.
+      ceiling: None for a tensor as it is; infinity for an absorbed ReLU, 6 for an absorbed ReLU6. The range
+        then starts at 0 and ends at the ceiling at most, so the fake quant clips as the ReLU did.
+    """
+    scope, low, high = _range_variables(draft, name, initial_min)
+    if not training:
+        return Range(scope, low + "/read:0", high + "/read:0")
+    batch_max = _reduce(draft, "Max", scope + "/BatchMax", tensor)
+    if ceiling is None:
+        batch_min = _reduce(draft, "Min", scope + "/BatchMin", tensor)
+        new_low, new_high = around_zero(draft, scope, batch_min, batch_max, symmetric, bits)
+        low_now = _moving_average(draft, scope, "AssignMinEma", low, new_low, ema_decay, None)
+    else:
+        # Behind a ReLU the minimum is 0 and stays so.
+        low_now = low + "/read:0"
+        new_high = _op(draft, "Maximum", scope + "/Maximum", batch_max, draft.constant(0.0))
+        if np.isfinite(ceiling):
+            new_high = _op(draft, "Minimum", scope + "/Minimum", new_high, draft.constant(ceiling))
+    # (Rounding in the debiasing takes an average of sixes to 6.00004, hence the ceiling there too.)
+    high_now = _moving_average(draft, scope, "AssignMaxEma", high, new_high, ema_decay, ceiling)
+    return Range(scope, low_now, high_now)
 
 
 def around_zero(
-    batch_min, batch_max, symmetric: bool, bits: int, narrow_range: bool
-) -> Tuple[object, object]:
+    draft: Draft, scope: str, batch_min: str, batch_max: str, symmetric: bool, bits: int
+) -> Tuple[str, str]:
     """Widens a range to contain 0, or to be symmetric around it."""
-    if not symmetric:
-        return tf.minimum(batch_min, 0.0), tf.maximum(batch_max, 0.0)
-    # Two's complement has one more negative value, unless the narrow range drops it.
-    ratio = -1.0 if narrow_range else -((1 << bits) - 2) / float(1 << bits)
-    return tf.minimum(batch_min, batch_max / ratio), tf.maximum(batch_max, batch_min * ratio)
-
-
-def last_value(tensor, name: str, config: QatConfig, training: bool):
-    """Fake quant of weights: range of the last value, narrow range (-128 is never used).
-
-    Args:
-      tensor: float32 weights, already scaled by the folded batch norm.
-      name: `<layer>/weights_quant`.
-      config: options.
-      training: whether the range is updated.
-
-    Returns:
-      the fake-quantised tensor.
-    """
-    with _quant_scope(name, tensor):
-        low, high = _range_variables(-6.0)
-        if training:
-            new_low, new_high = around_zero(
-                tf.reduce_min(tensor, name="BatchMin"),
-                tf.reduce_max(tensor, name="BatchMax"),
-                config.symmetric_weights,
-                config.weight_bits,
-                narrow_range=True,
-            )
-            low = tf.assign(low, new_low, name="AssignMinLast")
-            high = tf.assign(high, new_high, name="AssignMaxLast")
-        return quantise(tensor, low, high, config.weight_bits, narrow_range=True)
-
-
-def moving_average(
-    tensor, name: str, config: QatConfig, training: bool, initial_min: float, ceiling: Optional[float]
-) -> Callable:
-    """Fake quant of an activation: moving average of its ranges.
-
-    Args:
-      tensor: float32, any shape; for an absorbed ReLU the tensor before it.
-      name: `<layer>/act_quant` and the like.
-      config: options.
-      training: whether the range is updated.
-      initial_min: of the variable.
-      ceiling: None for a tensor as it is; infinity for an absorbed ReLU, 6 for an absorbed ReLU6. The range
-        then starts at 0 and ends at the ceiling at most, so the fake quant clips as the ReLU did.
-
-    Returns:
-      a function without arguments that makes the fake-quant op (called inside a branch of `quant_delay`, so
-      that nothing of it runs before), with the range updates made already, outside the branch.
-    """
-    with _quant_scope(name, tensor) as scope:
-        low, high = _range_variables(initial_min)
-        if training:
-            low, high = _track(tensor, low, high, config, ceiling)
-
-    def make():
-        with tf.name_scope(scope.original_name_scope):
-            if ceiling is not None:
-                return quantise_from_zero(tensor, low, high, config.activation_bits)
-            return quantise(tensor, low, high, config.activation_bits, narrow_range=False)
-
-    return make
-
-
-def _track(tensor, low, high, config: QatConfig, ceiling: Optional[float]) -> Tuple[object, object]:
-    """Updates the range variables from a batch; returns the updated values."""
-    from tensorflow.python.training import moving_averages
-
-    batch_max = tf.reduce_max(tensor, name="BatchMax")
-    if ceiling is not None:
-        # Behind a ReLU the minimum is 0 and stays so.
-        new_low = None
-        new_high = tf.maximum(tf.minimum(batch_max, ceiling), 0.0)
+    if symmetric:
+        # Two's complement has one more negative value.
+        ratio = -((1 << bits) - 2) / float(1 << bits)
+        at_most = _op(draft, "RealDiv", scope + "/truediv", batch_max, draft.constant(ratio))
+        at_least = _op(draft, "Mul", scope + "/mul", batch_min, draft.constant(ratio))
     else:
-        new_low, new_high = around_zero(
-            tf.reduce_min(tensor, name="BatchMin"),
-            batch_max,
-            config.symmetric,
-            config.activation_bits,
-            narrow_range=False,
+        at_most = at_least = draft.constant(0.0)
+    return (
+        _op(draft, "Minimum", scope + "/Minimum", batch_min, at_most),
+        _op(draft, "Maximum", scope + "/Maximum", batch_max, at_least),
+    )
+
+
+def assign(draft: Draft, name: str, variable: str, value: str) -> str:
+    """Sets a variable; returns its new value."""
+    return draft.op(
+        "Assign",
+        name,
+        (variable + ":0", value),
+        T=tf.float32,
+        use_locking=False,
+        validate_shape=True,
+    )
+
+
+def _range_variables(draft: Draft, name: str, initial_min: float) -> Tuple[str, str, str]:
+    """Name scope of a fake quant, and the names of its variables `min` and `max`."""
+    variables, scope = draft.variable_scope(name)
+    for which, initial in (("min", initial_min), ("max", 6.0)):
+        draft.variable(
+            "{}/{}".format(variables, which),
+            initial,
+            tf.float32,
+            (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
+            tf.VariableAggregation.MEAN,
         )
-    # The debiased average keeps two helper variables a range; they have to be restored as well.
-    known = len(tf.get_collection_ref(tf.GraphKeys.GLOBAL_VARIABLES))
-    if new_low is not None:
-        low = moving_averages.assign_moving_average(low, new_low, config.ema_decay, name="AssignMinEma")
-    average = moving_averages.assign_moving_average(high, new_high, config.ema_decay, name="AssignMaxEma")
+    return scope, variables + "/min", variables + "/max"
+
+
+def _moving_average(
+    draft: Draft, scope: str, name: str, variable: str, value: str, decay: float, ceiling: Optional[float]
+) -> str:
+    """Updates a variable with a zero-debiased moving average; returns its new value.
+
+    The average starts at 0, so what it lacks after n steps, a factor of 1 - decay ** n, is divided out
+    (Kingma and Ba 2015, section 3). Both helpers are variables of contrib's names and have to be restored.
+    """
+    here = "{}/{}".format(scope, name)
+    helpers = []
+    for helper in ("biased", "local_step"):
+        helpers.append(
+            draft.variable(
+                "{}/{}/{}".format(variable.rpartition("/")[0], variable, helper),
+                0.0,
+                tf.float32,
+                (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
+                tf.VariableAggregation.NONE,
+            )
+        )
+    biased, local_step = helpers
+    one = draft.constant(1.0)
+    steps = draft.op("AssignAdd", here + "/AssignAdd", (local_step, one), T=tf.float32, use_locking=False)
+    difference = _op(draft, "Sub", here + "/sub", biased[:-2] + "/read:0", value)
+    change = _op(draft, "Mul", here + "/mul", difference, draft.constant(1.0 - decay))
+    average = draft.op("AssignSub", here + "/AssignSub", (biased, change), T=tf.float32, use_locking=False)
+    lacking = _op(draft, "Pow", here + "/Pow", draft.constant(decay), steps)
+    there = _op(draft, "Sub", here + "/sub_1", one, lacking)
+    debiased = _op(draft, "RealDiv", here + "/truediv", average, there)
     if ceiling is not None and np.isfinite(ceiling):
-        # Rounding in the debiasing takes an average of sixes to 6.00004.
-        average = tf.assign(high, tf.minimum(average, ceiling), name="AssignMaxCeiling")
-    high = average
-    for variable in tf.get_collection_ref(tf.GraphKeys.GLOBAL_VARIABLES)[known:]:
-        tf.add_to_collection(QUANT_VARIABLES, variable)
-    return low, high
+        debiased = _op(draft, "Minimum", here + "/Minimum", debiased, draft.constant(ceiling))
+    return assign(draft, here, variable, debiased)
+
+
+def _op(draft: Draft, kind: str, name: str, *inputs) -> str:
+    return draft.op(kind, name, inputs, T=tf.float32)
+
+
+def _reduce(draft: Draft, kind: str, name: str, tensor) -> str:
+    """Min or Max over the whole tensor. (Flattened first: that is free, and the rank may be unknown.)"""
+    flat = draft.op(
+        "Reshape",
+        name + "/flat",
+        (tensor, draft.constant([-1], tf.int32)),
+        T=tf.float32,
+        Tshape=tf.int32,
+    )
+    return draft.op(
+        kind,
+        name,
+        (flat, draft.constant(0, tf.int32)),
+        T=tf.float32,
+        Tidx=tf.int32,
+        keep_dims=False,
+    )

@@ -11,66 +11,90 @@ convolution a layer, where contrib runs two, and the only extra work is on the w
 approximate path of PyTorch's torch/ao/nn/intrinsic/qat/modules/conv_fused.py, which divides the output.
 """
 
-from typing import Tuple
-
 from od_qat.compat import tf
-from od_qat.graph import edit
-from od_qat.rewrite.layers import BatchNorm, Layer
+from od_qat.graph.draft import Draft
+from od_qat.rewrite.layers import Layer
 
 # Below this a channel contributes nothing at 8 bits; dividing by less would make infinities out of the
 # gamma == 0 channels of pruned or badly initialised nets (PyTorch met NaN there).
 _SMALLEST_SCALE = 1e-6
 
 
-def scale(norm: BatchNorm):
+def scope_prefix(layer: Layer) -> str:
+    """`scope/` of a layer's ops, '' at the top."""
+    return layer.op.name[: layer.op.name.rfind("/") + 1]
+
+
+def scale(draft: Draft, layer: Layer) -> str:
     """s = gamma / sqrt(moving_variance + epsilon), float32 [channels]."""
-    return norm.gamma * tf.rsqrt(norm.moving_variance + norm.epsilon)
-
-
-def safe_scale(norm: BatchNorm):
-    """`scale` kept away from 0, sign kept, without gradient.
-
-    Gamma gets its gradient from the batch norm behind the layer; through here it would get it twice.
-    """
-    value = tf.stop_gradient(scale(norm))
-    smallest = tf.where(
-        value < 0, -_SMALLEST_SCALE * tf.ones_like(value), _SMALLEST_SCALE * tf.ones_like(value)
+    norm, here = layer.batch_norm, scope_prefix(layer) + "BatchNorm_Fold/"
+    variance = draft.op(
+        "AddV2", here + "add", (norm.moving_variance, draft.constant(norm.epsilon)), T=tf.float32
     )
-    return tf.where(tf.abs(value) < _SMALLEST_SCALE, smallest, value, name="safe_scale")
+    factor = draft.op("Rsqrt", here + "Rsqrt", (variance,), T=tf.float32)
+    return draft.op("Mul", here + "mul", (norm.gamma, factor), T=tf.float32)
 
 
-def per_output_channel(layer: Layer, value):
+def safe_scale(draft: Draft, layer: Layer) -> str:
+    """`scale` kept away from 0.
+
+    No gradient goes through it (the ops that read it pass theirs on to the weights): gamma gets its gradient
+    from the batch norm behind the layer.
+    """
+    here = scope_prefix(layer) + "BatchNorm_Fold/"
+    smallest = draft.constant(_SMALLEST_SCALE)
+    value = scale(draft, layer)
+    size = draft.op("Abs", here + "Abs", (value,), T=tf.float32)
+    tiny = draft.op("Less", here + "Less", (size, smallest), T=tf.float32)
+    return draft.op("SelectV2", here + "safe_scale", (tiny, smallest, value), T=tf.float32)
+
+
+def folded_bias(draft: Draft, layer: Layer, scale_: str) -> str:
+    """beta - moving_mean * s, float32 [channels]."""
+    norm, here = layer.batch_norm, scope_prefix(layer) + "BatchNorm_Fold/"
+    shift = draft.op("Mul", here + "mul_1", (norm.moving_mean, scale_), T=tf.float32)
+    return draft.op("Sub", here + "bias", (norm.beta, shift), T=tf.float32)
+
+
+def per_output_channel(draft: Draft, layer: Layer, value: str) -> str:
     """Shapes a [channels] vector so that it multiplies the layer's weights along their output channels.
 
     Conv2D weights [h, w, in, out] and MatMul weights [in, out] broadcast as they are; depthwise weights are
     [h, w, in, multiplier] with channels = in * multiplier.
     """
-    if layer.op.type == "DepthwiseConv2dNative":
-        shape = layer.weights.get_shape().as_list()
-        return tf.reshape(value, [shape[2], shape[3]], name="scale_reshape")
-    return value
+    if layer.op.type != "DepthwiseConv2dNative":
+        return value
+    shape = draft.constant(layer.weights.get_shape().as_list()[2:], tf.int32)
+    return draft.op(
+        "Reshape",
+        scope_prefix(layer) + "BatchNorm_Fold/scale_reshape",
+        (value, shape),
+        T=tf.float32,
+        Tshape=tf.int32,
+    )
 
 
-def fold_for_eval(layer: Layer, quantised_weights, bias) -> Tuple[object, object]:
-    """Clones the layer with folded weights and adds the folded bias.
+def fold_for_eval(draft: Draft, layer: Layer, quantised_weights: str, bias: str) -> str:
+    """Copies the layer with folded weights and adds the folded bias.
 
     Args:
+      draft: where to.
       layer: a layer with a batch norm.
       quantised_weights: fq(W * s).
       bias: beta - moving_mean * s.
 
     Returns:
-      the output that takes the place of the batch norm's, and the cloned layer op.
+      the output that takes the place of the batch norm's.
     """
-    data_input = layer.op.inputs[0]
-    folded = edit.clone_with_inputs(
-        layer.op, [data_input, quantised_weights], layer.op.name.rpartition("/")[2] + "_Fold"
+    prefix = scope_prefix(layer)
+    output = draft.copy(
+        layer.op, layer.op.name + "_Fold", (draft.current_input(layer.op, 0), quantised_weights)
     )
-    output = folded.outputs[0]
     if layer.batch_to_space is not None:
-        inputs = list(layer.batch_to_space.inputs)
-        name = layer.batch_to_space.name.rpartition("/")[2] + "_Fold"
-        output = edit.clone_with_inputs(layer.batch_to_space, [output] + inputs[1:], name).outputs[0]
+        operation = layer.batch_to_space
+        others = [draft.current_input(operation, position) for position in (1, 2)]
+        output = draft.copy(operation, operation.name + "_Fold", [output] + others)
     if layer.op.type != "MatMul" and layer.batch_norm.op.get_attr("data_format") == b"NCHW":
-        bias = tf.reshape(bias, [1, -1, 1, 1])
-    return tf.add(output, bias, name="add_fold"), folded
+        shape = draft.constant([1, -1, 1, 1], tf.int32)
+        bias = draft.op("Reshape", prefix + "bias_reshape", (bias, shape), T=tf.float32, Tshape=tf.int32)
+    return draft.op("AddV2", prefix + "add_fold", (output, bias), T=tf.float32)

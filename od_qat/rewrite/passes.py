@@ -1,221 +1,256 @@
-"""Editing the graph as planned.
+"""Drafting the edits that were planned.
 
 Two ordered tables, one for training and one for eval; each row says why it stands where it does. A pass takes
-the plan and the state of the rewrite and edits; nothing here decides.
+the plan and the state of the rewrite and writes into the draft; nothing here decides, and nothing is in the
+graph before the draft is committed.
 """
 
-import contextlib
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.config import QatConfig
-from od_qat.graph import edit
+from od_qat.graph.draft import Draft, Reader
 from od_qat.rewrite import fake_quant, folding
-from od_qat.rewrite.plan import Plan, WeightQuant, scope_of
-
-# Where the plan's tensors have gone: an eval fold puts `add_fold` in a batch norm's place.
-Moved = Dict[str, object]
+from od_qat.rewrite.layers import Layer
+from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
 
 
 class _State(object):
-    """What passes share: options, where tensors have gone, and whether quantization is on yet."""
+    """What passes share: the draft, options, where tensors have gone, and whether quantization is on yet."""
 
-    def __init__(self, graph, config: QatConfig, training: bool) -> None:
-        self.graph = graph
+    def __init__(self, draft: Draft, config: QatConfig, training: bool) -> None:
+        self.draft = draft
         self.config = config
         self.training = training
-        self.moved: Moved = {}
-        self._step = None
-        self._quantising = None
+        self.moved = {}  # tensor name -> what stands in its place: an eval fold's `add_fold`
+        self._step: Optional[str] = None
+        self._quantising: Optional[str] = None
 
-    def step(self):
+    def step(self) -> str:
         """int64 scalar: the optimiser step that runs now, from 1.
 
         Follows the global step where there is one (several workers then agree); the variable has contrib's
         name, so that contrib's checkpoints resume here with the delay where it was.
         """
         if self._step is None:
-            with self.graph.name_scope(None):
-                variable = tf.get_variable(
-                    QUANT_STEP,
-                    shape=[],
-                    dtype=tf.int64,
-                    initializer=tf.zeros_initializer(),
-                    trainable=False,
-                    collections=[tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES],
-                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            draft, int64 = self.draft, tf.int64
+            variable = draft.variable(
+                QUANT_STEP,
+                0,
+                int64,
+                (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
+                tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            global_step = tf.train.get_global_step(draft.index.graph) if self.training else None
+            if global_step is None:
+                kind, value = "AssignAdd", draft.constant(1, int64)
+            else:
+                kind = "Assign"
+                value = tf.convert_to_tensor(global_step)
+                source = value.dtype.base_dtype
+                value = draft.op(
+                    "Cast", QUANT_STEP + "/Cast", (value,), SrcT=source, DstT=int64, Truncate=False
                 )
-                with self.graph.name_scope(QUANT_STEP + "/"):
-                    global_step = tf.train.get_global_step(self.graph)
-                    if global_step is None or not self.training:
-                        update = tf.assign_add(variable, 1)
-                    else:
-                        update = tf.assign(variable, tf.cast(global_step, tf.int64) + 1)
-                    self._step = tf.identity(update)
+                value = draft.op("AddV2", QUANT_STEP + "/add", (value, draft.constant(1, int64)), T=int64)
+            update = draft.op(kind, "{}/{}".format(QUANT_STEP, kind), (variable, value), T=int64)
+            self._step = draft.op("Identity", QUANT_STEP + "/Identity", (update,), T=int64)
         return self._step
 
-    def after_delay(self, quantised: Callable, plain: Callable, name: str):
-        """quantised() once quant_delay has passed, plain() before; without a delay just quantised()."""
-        delay = self.config.quant_delay
-        if not delay:
-            return quantised()
-        if self._quantising is None:
-            with self.graph.name_scope(QUANT_STEP + "/"):
-                self._quantising = tf.greater_equal(self.step(), delay, name="quantising")
-        with tf.name_scope(None):
-            return tf.cond(self._quantising, quantised, plain, name=name + "/delayed_quant")
+    def reached(self, delay: int, name: str) -> str:
+        """bool scalar: whether `delay` optimiser steps have passed."""
+        return self.draft.op(
+            "GreaterEqual",
+            "{}/{}".format(QUANT_STEP, name),
+            (self.step(), self.draft.constant(delay, tf.int64)),
+            T=tf.int64,
+        )
+
+    def quantising(self) -> Optional[str]:
+        """bool scalar: whether quant_delay has passed; None without a delay."""
+        if self._quantising is None and self.config.quant_delay:
+            self._quantising = self.reached(self.config.quant_delay, "quantising")
+        return self._quantising
+
+
+def _switch(draft: Draft, name: str, tensor, condition: str) -> Tuple[str, str]:
+    """A tensor's two ways: the one when the condition is false, the one when it is true.
+
+    Only one of them is computed. No tf.cond: it costs milliseconds each to build, and its gradient wants
+    Python's record of the branches; the gradients of the bare ops want nothing.
+    """
+    way = draft.op("Switch", name, (tensor, condition), T=tf.float32)
+    return way, way[:-1] + "1"
+
+
+def _merge(draft: Draft, name: str, if_false: str, if_true: str) -> str:
+    return draft.op("Merge", name, (if_false, if_true), T=tf.float32, N=2)
 
 
 def quantise_training_weights(plan: Plan, state: _State) -> None:
     """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
     for weight_quant in plan.weights:
-        # A range that is not symmetric is moved to put 0 on a step, which can leave out weights at its ends:
-        # there the kernel's own gradient is needed.
-        every_weight_in_range = state.config.symmetric_weights
-        with fake_quant.straight_through() if every_weight_in_range else contextlib.nullcontext():
-            _quantise_training_weight(weight_quant, state)
+        _quantise_training_weight(weight_quant, state)
 
 
 def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
-    layer = weight_quant.layer
-    scope = scope_of(layer.op.name)
-    if layer.batch_norm is None:
-        readers = [
-            (op, at) for op, at in edit.live_consumers(layer.weights) if op.type == layer.op.type and at == 1
-        ]
-        quantised = fake_quant.last_value(layer.weights, weight_quant.name, state.config, training=True)
-        tensor = state.after_delay(lambda q=quantised: q, lambda w=layer.weights: w, weight_quant.name)
-    else:
-        readers = [(layer.op, 1)]
-        with state.graph.name_scope(scope + "/" if scope else None):
-            with state.graph.name_scope("BatchNorm_Fold"):
-                scale = folding.per_output_channel(layer, folding.safe_scale(layer.batch_norm))
-            scaled = tf.multiply(layer.weights, scale, name="mul_fold")
-        quantised = fake_quant.last_value(scaled, weight_quant.name, state.config, training=True)
-        tensor = state.after_delay(
-            lambda q=quantised, s=scale: tf.divide(q, s, name="unfold"),
-            lambda w=layer.weights: w,
-            weight_quant.name,
+    draft, config, layer = state.draft, state.config, weight_quant.layer
+    # Multiplied by the scale and divided by it again, a gradient is what it was.
+    through = fake_quant.PASS_THROUGH_GRADIENT
+    # A range that is not symmetric is moved to put 0 on a step, which can leave out weights at its ends:
+    # there the kernel's own gradient is needed.
+    gradient = through if config.symmetric_weights else None
+    source, scale = layer.weights, None
+    if layer.batch_norm is not None:
+        scale = folding.per_output_channel(draft, layer, folding.safe_scale(draft, layer))
+        source = draft.op(
+            "Mul",
+            folding.scope_prefix(layer) + "mul_fold",
+            (layer.weights, scale),
+            T=tf.float32,
+            _gradient_op_type=through,
         )
-    edit.reroute(readers, tensor)
+    range_ = fake_quant.weight_range(
+        draft, source, weight_quant.name, config.weight_bits, config.symmetric_weights, training=True
+    )
+    condition = state.quantising()
+    if condition:
+        _, source = _switch(draft, range_.scope + "/when_on", source, condition)
+    result = fake_quant.quantise(draft, source, range_, config.weight_bits, True, gradient)
+    if scale is not None:
+        result = draft.op(
+            "RealDiv", range_.scope + "/unfold", (result, scale), T=tf.float32, _gradient_op_type=through
+        )
+    if condition:
+        plain, _ = _switch(draft, range_.scope + "/when_off", layer.weights, condition)
+        result = _merge(draft, range_.scope + "/delayed_quant", plain, result)
+    draft.reroute(layer.weights, result, _weights_readers(layer))
+
+
+def _weights_readers(layer: Layer) -> Callable[[Reader], bool]:
+    """With a batch norm this layer alone: the scale is its own. Else all layers that share the weights."""
+    if layer.batch_norm is not None:
+        return lambda reader: reader.name == layer.op.name and reader.position == 1
+    return lambda reader: reader.type == layer.op.type and reader.position == 1
 
 
 def freeze_batch_norms(plan: Plan, state: _State) -> None:
     """After freeze_bn_delay a batch norm uses its moving statistics and no longer changes them."""
     if state.config.freeze_bn_delay is None:
         return
-    with state.graph.name_scope(QUANT_STEP + "/"):
-        frozen = tf.greater_equal(state.step(), state.config.freeze_bn_delay, name="batch_norm_frozen")
+    frozen = state.reached(state.config.freeze_bn_delay, "batch_norm_frozen")
     for layer in plan.folds:
-        norm = layer.batch_norm
-        if not norm.training:
-            continue
-        outputs = norm.op.outputs
-        replaced = [edit.live_consumers(output) for output in outputs[:3]]
-        data = norm.op.inputs[0]
-        data_format = norm.op.get_attr("data_format").decode()
-        with state.graph.name_scope(norm.op.name + "_freeze/"):
-            values = tf.cond(
-                frozen,
-                lambda n=norm, x=data, f=data_format: [
-                    tf.nn.fused_batch_norm(
-                        x,
-                        n.gamma,
-                        n.beta,
-                        n.moving_mean,
-                        n.moving_variance,
-                        epsilon=n.epsilon,
-                        is_training=False,
-                        data_format=f,
-                    )[0],
-                    tf.identity(n.moving_mean),
-                    tf.identity(n.moving_variance),
-                ],
-                lambda o=outputs: [tf.identity(o[0]), tf.identity(o[1]), tf.identity(o[2])],
-            )
-        for readers, original, value in zip(replaced, outputs, values):
-            value.set_shape(original.get_shape())
-            edit.reroute(readers, value)
-        state.moved[outputs[0].name] = values[0]
+        if layer.batch_norm.training:
+            _freeze_batch_norm(layer, state, frozen)
+
+
+def _freeze_batch_norm(layer: Layer, state: _State, frozen: str) -> None:
+    draft, norm = state.draft, layer.batch_norm
+    here = norm.op.name + "_freeze/"
+    # All that a branch reads goes through a switch: a gradient must be as alive or dead as its branch.
+    still = []
+    for position, name in enumerate(("data", "gamma", "beta")):
+        tensor = draft.current_input(norm.op, position)
+        training, moving = _switch(draft, here + name, tensor, frozen)
+        draft.reroute(tensor, training, lambda r, p=position: r.name == norm.op.name and r.position == p)
+        still.append(moving)
+    for name, tensor in (("mean", norm.moving_mean), ("variance", norm.moving_variance)):
+        still.append(_switch(draft, here + name, tensor, frozen)[1])
+    values = (draft.copy(norm.op, here + "frozen", still, is_training=False), still[3], still[4])
+    for original, name, value in zip(norm.op.outputs, ("output", "batch_mean", "batch_variance"), values):
+        merged = draft.op("Merge", here + name, (original, value), T=tf.float32, N=2)
+        draft.reroute(original, merged)
+        state.moved[original.name] = merged
 
 
 def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
-    """Layers are cloned with folded weights; their batch norms are left without readers."""
-    quant_names = {weight_quant.layer.op.name: weight_quant.name for weight_quant in plan.weights}
-    scaled, biases = {}, {}
+    """Layers are copied with folded weights; their batch norms are left without readers."""
+    draft, config = state.draft, state.config
+    folded, biases = {}, {}
     for layer in plan.folds:
-        scope = scope_of(layer.op.name)
-        norm = layer.batch_norm
-        with state.graph.name_scope(scope + "/" if scope else None):
-            with state.graph.name_scope((scope + "/" if scope else "") + "BatchNorm_Fold/"):
-                scale = folding.scale(norm)
-                biases[layer.op.name] = tf.subtract(norm.beta, norm.moving_mean * scale, name="bias")
-                scale = folding.per_output_channel(layer, scale)
-            scaled[layer.op.name] = tf.multiply(layer.weights, scale, name="mul_fold")
-    weights = {}
+        scale = folding.scale(draft, layer)
+        biases[layer.op.name] = folding.folded_bias(draft, layer, scale)
+        folded[layer.op.name] = draft.op(
+            "Mul",
+            folding.scope_prefix(layer) + "mul_fold",
+            (layer.weights, folding.per_output_channel(draft, layer, scale)),
+            T=tf.float32,
+        )
     for weight_quant in plan.weights:
         layer = weight_quant.layer
-        source = scaled.get(layer.op.name, layer.weights)
-        quantised = fake_quant.last_value(source, weight_quant.name, state.config, training=False)
-        tensor = state.after_delay(lambda q=quantised: q, lambda s=source: s, weight_quant.name)
+        source = folded.get(layer.op.name, layer.weights)
+        range_ = fake_quant.weight_range(
+            draft, source, weight_quant.name, config.weight_bits, config.symmetric_weights, training=False
+        )
+        result = fake_quant.quantise(draft, source, range_, config.weight_bits, narrow_range=True)
+        result = _delayed(state, range_, source, result)
         if layer.batch_norm is None:
-            readers = [
-                (op, at)
-                for op, at in edit.live_consumers(layer.weights)
-                if op.type == layer.op.type and at == 1
-            ]
-            edit.reroute(readers, tensor)
+            draft.reroute(layer.weights, result, _weights_readers(layer))
         else:
-            weights[layer.op.name] = tensor
+            folded[layer.op.name] = result
     for layer in plan.folds:
-        name = layer.op.name
-        scope = scope_of(name)
-        with state.graph.name_scope(scope + "/" if scope else None):
-            folded_weights = weights[name] if name in quant_names else scaled[name]
-            output, _ = folding.fold_for_eval(layer, folded_weights, biases[name])
-        original = layer.batch_norm.op.outputs[0]
-        output.set_shape(original.get_shape())
-        edit.reroute(edit.live_consumers(original), output)
+        name, original = layer.op.name, layer.batch_norm.op.outputs[0]
+        output = folding.fold_for_eval(draft, layer, folded[name], biases[name])
+        draft.reroute(original, output)
         state.moved[original.name] = output
 
 
+def _delayed(state: _State, range_: fake_quant.Range, plain, quantised: str) -> str:
+    """In an eval graph both are computed: nothing there is in a hurry, and the converter knows Select."""
+    condition = state.quantising()
+    if not condition:
+        return quantised
+    return state.draft.op(
+        "SelectV2", range_.scope + "/delayed_quant", (condition, quantised, plain), T=tf.float32
+    )
+
+
 def quantise_activations(plan: Plan, state: _State) -> None:
-    """Consumers of each planned tensor read its fake quant instead.
+    """Readers of each planned tensor read its fake quant instead.
 
     In training a ReLU in front is absorbed: the fake quant's range starts at 0 and ends at the ReLU's own
     ceiling, so it clips the same and the ReLU is no longer computed.
     """
     for activation_quant in plan.activations:
-        tensor = state.moved.get(activation_quant.tensor.name, activation_quant.tensor)
-        readers = edit.live_consumers(tensor)
-        # (A symmetric range reaches below 0 and would not clip as the ReLU does.)
-        absorb = state.training and not state.config.symmetric
-        ceiling = _ceiling(tensor.op) if absorb else None
-        source = tensor.op.inputs[0] if ceiling is not None else tensor
-        make = fake_quant.moving_average(
-            source,
-            activation_quant.name,
-            state.config,
-            state.training,
-            activation_quant.initial_min,
-            ceiling,
-        )
-        quantised = state.after_delay(make, _plain(tensor, source, ceiling), activation_quant.name)
-        quantised.set_shape(tensor.get_shape())
-        edit.reroute(readers, quantised)
+        _quantise_activation(activation_quant, state)
 
 
-def _ceiling(operation) -> Optional[float]:
-    return {"Relu6": 6.0, "Relu": float("inf")}.get(operation.type)
+def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> None:
+    draft, config = state.draft, state.config
+    original = activation_quant.tensor
+    tensor = state.moved.get(original.name, original.name)
+    # (A symmetric range reaches below 0 and would not clip as the ReLU does.)
+    absorb = state.training and not config.symmetric and tensor == original.name
+    ceiling = _CEILINGS.get(original.op.type) if absorb else None
+    source = tensor if ceiling is None else draft.current_input(original.op, 0)
+    range_ = fake_quant.activation_range(
+        draft,
+        source,
+        activation_quant.name,
+        config.activation_bits,
+        config.symmetric,
+        state.training,
+        activation_quant.initial_min,
+        config.ema_decay,
+        ceiling,
+    )
+    condition = state.quantising()
+    plain, data = source, source
+    if condition and state.training:
+        plain, data = _switch(draft, range_.scope + "/delay", source, condition)
+    gradient = fake_quant.FROM_ZERO_GRADIENT if ceiling is not None else None
+    result = fake_quant.quantise(draft, data, range_, config.activation_bits, False, gradient)
+    if condition and state.training:
+        if ceiling is not None:
+            # In the branch: the ReLU outside of it would run in every step.
+            plain = draft.op(original.op.type, range_.scope + "/plain", (plain,), T=tf.float32)
+        result = _merge(draft, range_.scope + "/delayed_quant", plain, result)
+    else:
+        result = _delayed(state, range_, plain, result)
+    draft.reroute(tensor, result)
 
 
-def _plain(tensor, source, ceiling: Optional[float]) -> Callable:
-    if ceiling is None:
-        return lambda: tensor
-    # Built inside the branch: the ReLU outside of it would run in every step.
-    return lambda: tf.nn.relu6(source) if ceiling == 6.0 else tf.nn.relu(source)
-
+_CEILINGS = {"Relu6": 6.0, "Relu": float("inf")}
 
 Pass = Callable[[Plan, _State], None]
 
@@ -225,13 +260,13 @@ TRAINING_PASSES: Tuple[Tuple[Pass, str], ...] = (
     (quantise_activations, "last: its readers are those that are left"),
 )
 EVAL_PASSES: Tuple[Tuple[Pass, str], ...] = (
-    (fold_and_quantise_eval_weights, "first: clones layers, whose inputs the activations then reroute"),
-    (quantise_activations, "last: its readers include the clones"),
+    (fold_and_quantise_eval_weights, "first: copies layers, whose inputs the activations then reroute"),
+    (quantise_activations, "last: its readers include the copies"),
 )
 
 
-def run(plan: Plan, graph, config: QatConfig, training: bool) -> None:
-    """Applies the passes, in order."""
-    state = _State(graph, config, training)
+def run(plan: Plan, draft: Draft, config: QatConfig, training: bool) -> None:
+    """Writes all passes into the draft, in order."""
+    state = _State(draft, config, training)
     for one_pass, _ in TRAINING_PASSES if training else EVAL_PASSES:
         one_pass(plan, state)

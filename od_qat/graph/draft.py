@@ -1,0 +1,272 @@
+"""New nodes and reroutes, written aside and put into the graph all at once.
+
+A rewrite that builds its ops one Python call at a time takes seconds, and an error in the middle leaves a
+graph that is neither float nor quantised. Here a pass writes NodeDefs; TensorFlow imports them in one go,
+checking them all before it adds the first, and only then are the readers moved.
+
+A tensor is its name (`scope/op:0`) throughout, whether it is in the graph or still in the draft.
+"""
+
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from od_qat.compat import tf
+from od_qat.graph.index import GraphIndex
+
+_CONSTANTS = "quantization_constants"
+
+
+class Reader(NamedTuple):
+    """Who reads a tensor: an operation of the graph or a node of the draft, and at which input."""
+
+    name: str
+    type: str
+    position: int
+    operation: Optional[object]
+    node: Optional[object]
+
+
+class _Variable(NamedTuple):
+    definition: object  # VariableDef
+    collections: Tuple[str, ...]
+
+
+class Draft(object):
+    """What a rewrite will add to a graph and whose inputs it will change.
+
+    Args:
+      index: of the graph, made just before; the graph must not change until `commit`.
+    """
+
+    def __init__(self, index: GraphIndex) -> None:
+        self.index = index
+        self._definition = tf.GraphDef()
+        self._definition.versions.CopyFrom(index.graph.graph_def_versions)
+        self._readers: Dict[str, List[Reader]] = {}
+        self._inputs: Dict[Tuple[str, int], Tuple[object, str]] = {}
+        self._external: Dict[str, object] = {}
+        self._own: Dict[str, object] = {}
+        self._taken = _names_in_use(index)
+        self._variable_scopes: List[str] = []
+        self._variables: List[_Variable] = []
+        self._constants: Dict[Tuple, str] = {}
+
+    # Nodes.
+
+    def op(self, kind: str, name: str, inputs: Iterable[object], **attributes) -> str:
+        """Adds a node; returns its first output, `name:0`.
+
+        Args:
+          kind: op type.
+          name: whole name, scopes included; made unique.
+          inputs: tensors, by name or as they are.
+          **attributes: bool, int, float, bytes, str, list of int, DType or AttrValue; None leaves one out.
+        """
+        node = self._definition.node.add()
+        node.op, node.name = kind, self.unique_name(name)
+        self._own[node.name] = node
+        for tensor in inputs:
+            node.input.append(self._reference(tensor))
+        for key, value in attributes.items():
+            if value is not None:
+                _set_attribute(node.attr[key], value)
+        return node.name + ":0"
+
+    def count_as_reader(self, output: str) -> None:
+        """Lets the node that makes `output` be rerouted, as operations of the graph are."""
+        node = self._own[output.rpartition(":")[0]]
+        for position, tensor in enumerate(node.input):
+            self.readers(tensor).append(Reader(node.name, node.op, position, None, node))
+
+    def copy(self, operation, name: str, inputs: Iterable[object], **attributes) -> str:
+        """Adds a copy of an operation with other inputs; it counts as a reader of them.
+
+        Args:
+          operation: what to copy, attributes included.
+          name: whole name; made unique.
+          inputs: tensors, by name or as they are, as many as the original has.
+          **attributes: those that differ.
+        """
+        output = self.op(operation.type, name, inputs, **attributes)
+        node = self._own[output[:-2]]
+        for key, value in operation.node_def.attr.items():
+            if not key.startswith("_") and key not in attributes:
+                node.attr[key].CopyFrom(value)
+        self.count_as_reader(output)
+        return output
+
+    def constant(self, value, dtype=tf.float32) -> str:
+        """A constant; equal ones are shared."""
+        array = np.asarray(value, dtype.as_numpy_dtype)
+        key = (dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:
+            value = tf.AttrValue(tensor=tf.make_tensor_proto(array, dtype=dtype))
+            name = "{}/{}".format(_CONSTANTS, len(self._constants))
+            self._constants[key] = self.op("Const", name, (), dtype=dtype, value=value)
+        return self._constants[key]
+
+    def variable(self, name: str, initial, dtype, collections: Tuple[str, ...], aggregation) -> str:
+        """A reference variable that is not trained; returns its reference, `name:0`.
+
+        Args:
+          name: whole name, unique already (see `variable_scope`).
+          initial: its initial value, which gives the shape.
+          dtype: of the variable.
+          collections: graph collections it is put into.
+          aggregation: tf.VariableAggregation.
+        """
+        array = np.asarray(initial, dtype.as_numpy_dtype)
+        shape = tf.TensorShape(array.shape).as_proto()
+        reference = self.op("VariableV2", name, (), dtype=dtype, shape=tf.AttrValue(shape=shape))
+        place = tf.AttrValue(list=tf.AttrValue.ListValue(s=["loc:@{}".format(name).encode()]))
+        initial_value = self.constant(array, dtype)
+        initializer = self.op(
+            "Assign",
+            name + "/Assign",
+            (reference, initial_value),
+            T=dtype,
+            use_locking=True,
+            validate_shape=True,
+            _class=place,
+        )
+        snapshot = self.op("Identity", name + "/read", (reference,), T=dtype, _class=place)
+        definition = _variable_proto()
+        definition.variable_name = reference
+        definition.initial_value_name = initial_value
+        definition.initializer_name = initializer[:-2]
+        definition.snapshot_name = snapshot
+        definition.trainable = False
+        definition.aggregation = aggregation.value
+        self._variables.append(_Variable(definition, collections))
+        return reference
+
+    # Names.
+
+    def unique_name(self, name: str) -> str:
+        """A name that neither the graph nor the draft uses: `name`, `name_1`, ..."""
+        unique, number = name, 0
+        while unique.lower() in self._taken:
+            number += 1
+            unique = "{}_{}".format(name, number)
+        self._taken.add(unique.lower())
+        return unique
+
+    def variable_scope(self, name: str) -> Tuple[str, str]:
+        """A variable scope and a name scope, each made unique as `tf.variable_scope(None, name)` does.
+
+        They differ where ops of the graph have the name already.
+        """
+        unique, number = name, 0
+        while unique in self._variable_scopes or _scope_store().variable_scope_count(unique) > 0:
+            number += 1
+            unique = "{}_{}".format(name, number)
+        self._variable_scopes.append(unique)
+        return unique, self.unique_name(name)
+
+    # Who reads what.
+
+    def readers(self, tensor) -> List[Reader]:
+        """Readers of a tensor as the graph will be, without the nodes that `op` added."""
+        name = self._name(tensor)
+        if name not in self._readers:
+            self._readers[name] = [
+                Reader(operation.name, operation.type, position, operation, None)
+                for operation, position in self.index.consumers_by_name(name)
+            ]
+        return self._readers[name]
+
+    def current_input(self, operation, position: int) -> str:
+        """What an operation of the graph will read at an input."""
+        moved = self._inputs.get((operation.name, position))
+        return moved[1] if moved else self.index.inputs(operation)[position].name
+
+    def reroute(self, old, new: str, which: Optional[Callable[[Reader], bool]] = None) -> None:
+        """Lets the readers of `old` (or those of them that `which` picks) read `new`."""
+        chosen = [reader for reader in self.readers(old) if which is None or which(reader)]
+        if which is None:
+            self._readers[self._name(old)] = []
+        else:
+            self._readers[self._name(old)] = [r for r in self.readers(old) if not which(r)]
+        for reader in chosen:
+            if reader.node is not None:
+                reader.node.input[reader.position] = self._reference(new)
+            else:
+                self._inputs[reader.name, reader.position] = (reader.operation, new)
+        self._readers[new] = self._readers.get(new, []) + chosen
+
+    def _name(self, tensor) -> str:
+        return tensor if isinstance(tensor, str) else tensor.name
+
+    def _reference(self, tensor) -> str:
+        name = self._name(tensor)
+        if name.rpartition(":")[0] not in self._own and name not in self._external:
+            self._external[name] = (
+                self.index.graph.get_tensor_by_name(name) if isinstance(tensor, str) else tensor
+            )
+        return name
+
+    # The graph.
+
+    def commit(self) -> None:
+        """Imports the nodes, makes the variables and moves the readers.
+
+        Raises:
+          ValueError, tf.errors.OpError: from TensorFlow, when a node is invalid; nothing has been added then.
+        """
+        graph = self.index.graph
+        read = set(name for node in self._definition.node for name in node.input)
+        with graph.as_default(), tf.name_scope(None), tf.control_dependencies(None):
+            tf.import_graph_def(
+                self._definition,
+                input_map={name: tensor for name, tensor in self._external.items() if name in read},
+                name="",
+            )
+            for scope in self._variable_scopes:
+                _scope_store().open_variable_scope(scope)
+            for one in self._variables:
+                variable = tf.Variable.from_proto(one.definition)
+                for collection in one.collections:
+                    graph.add_to_collection(collection, variable)
+        for (_, position), (operation, tensor) in self._inputs.items():
+            operation._update_input(position, graph.get_tensor_by_name(tensor))
+
+
+def _names_in_use(index: GraphIndex) -> set:
+    """Names of operations and of the scopes they are in, in lower case as TensorFlow compares them."""
+    taken = set()
+    for operation in index.operations:
+        name = operation.name.lower()
+        while name and name not in taken:
+            taken.add(name)
+            name = name.rpartition("/")[0]
+    return taken
+
+
+def _scope_store():
+    from tensorflow.python.ops import variable_scope
+
+    return variable_scope.get_variable_scope_store()
+
+
+def _variable_proto():
+    from tensorflow.core.framework import variable_pb2
+
+    return variable_pb2.VariableDef()
+
+
+def _set_attribute(attribute, value) -> None:
+    if isinstance(value, tf.AttrValue):
+        attribute.CopyFrom(value)
+    elif isinstance(value, tf.DType):
+        attribute.type = value.as_datatype_enum
+    elif isinstance(value, bool):
+        attribute.b = value
+    elif isinstance(value, int):
+        attribute.i = value
+    elif isinstance(value, float):
+        attribute.f = value
+    elif isinstance(value, (bytes, str)):
+        attribute.s = value if isinstance(value, bytes) else value.encode()
+    else:
+        attribute.list.i.extend(value)
