@@ -1,63 +1,57 @@
-"""Time of a QAT training step against a float one, and of the rewriting itself, in one run.
+"""Time of a QAT training step against a float one, of the rewriting, and the memory of a step.
 
     python benchmarks/train_step.py [--model ssd_mobilenet_v2] [--size 300] [--batch 4] [--blocks 4]
 
-Builds the float and the rewritten training graph of the same detector (momentum optimizer, random images and
-boxes, no input pipeline), runs them in turn (A B A B ...) and prints the medians' ratio. Only ratios mean
-anything on a shared machine.
+Builds the float and the rewritten training graph of the same detector of the test zoo
+(tests/zoo/models.yaml; momentum optimizer, random images and boxes, no input pipeline), runs them in turn
+(A B A B ...) and prints the medians and their ratio. `--only float` or `--only qat` builds one, to see
+its peak memory. With `--rewriter contrib` and a Python that has TensorFlow 1.15 it measures
+tf.contrib.quantize instead. Only ratios mean anything on a shared machine; against_contrib.py compares.
 """
 
 import argparse
 import json
+import os
+import resource
 import statistics
+import sys
 import time
 
 import numpy as np
 
-
-def model_config(feature_extractor: str, size: int):
-    """The repository's main config with another feature extractor and input size."""
-    import os
-
-    from od_qat.od_api import pipeline
-
-    path = os.path.join(os.path.dirname(__file__), "..", "configs", "ssd_mobilenet_v2_qat.config")
-    resizer = "model.ssd.image_resizer.fixed_shape_resizer."
-    return pipeline.load(
-        path,
-        [
-            "model.ssd.feature_extractor.type={}".format(feature_extractor),
-            resizer + "height={}".format(size),
-            resizer + "width={}".format(size),
-        ],
-    ).model
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def build(config, size: int, batch: int, rewrite):
-    """A training graph on random data; returns its session, train op, rewriting seconds and op count."""
-    from object_detection.builders import model_builder
+def zoo_row(name: str, size: int, depth: float):
+    """A model of the zoo at full size."""
+    from tests.zoo import build
+
+    rows = {row["name"]: row for row in build.models()}
+    if name not in rows:
+        sys.exit("train_step: no model {!r} in the zoo; allowed: {}".format(name, ", ".join(sorted(rows))))
+    return dict(rows[name], size=size, depth=depth)
+
+
+def rewriters(which: str):
+    """The two functions of od_qat or of contrib that rewrite a graph."""
+    if which == "od_qat":
+        from od_qat.rewrite import api as quantize
+    else:
+        from tensorflow.contrib import quantize
+    return quantize.create_training_graph, quantize.create_eval_graph
+
+
+def build_training(row, batch: int, rewrite):
+    """A training graph; returns its session, train op, what it is fed, rewriting seconds and op count."""
+    from tests.zoo import build
 
     from od_qat.compat import tf
 
     graph = tf.Graph()
     with graph.as_default():
-        tf.set_random_seed(1)
-        rng = np.random.RandomState(0)
-        images = tf.constant(rng.uniform(0, 255, [batch, size, size, 3]).astype(np.float32))
-        model = model_builder.build(config, is_training=True)
-        corners = rng.uniform(0, 0.5, [batch, 6, 2])
-        boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.4, [batch, 6, 2])], 2)
-        classes = np.eye(config.ssd.num_classes)[rng.randint(0, config.ssd.num_classes, [batch, 6])]
-        model.provide_groundtruth(
-            [tf.constant(b.astype(np.float32)) for b in boxes],
-            [tf.constant(c.astype(np.float32)) for c in classes],
-        )
-        preprocessed, shapes = model.preprocess(images)
-        losses = model.loss(model.predict(preprocessed, shapes), shapes)
-        for loss in losses.values():
-            tf.losses.add_loss(loss)
-        started = time.time()
+        build.build_training(row, batch)
         operations = len(graph.get_operations())
+        started = time.time()
         if rewrite:
             rewrite(graph)
         rewriting = time.time() - started
@@ -66,48 +60,75 @@ def build(config, size: int, batch: int, rewrite):
         train = tf.group(optimizer.minimize(tf.losses.get_total_loss()), *update)
         session = tf.Session()
         session.run(tf.global_variables_initializer())
-    return session, train, rewriting, operations
+    pixels = np.random.RandomState(0).uniform(0, 255, [batch, row["size"], row["size"], 3])
+    feed = {graph.get_tensor_by_name("images:0"): pixels.astype(np.float32)}
+    return session, train, feed, rewriting, operations
+
+
+def rewrite_eval(row, rewrite):
+    """Seconds that the eval graph's rewriting takes, and that graph's op count."""
+    from tests.zoo import build
+
+    from od_qat.compat import tf
+
+    with tf.Graph().as_default() as graph:
+        build.build_eval(row)
+        operations = len(graph.get_operations())
+        started = time.time()
+        rewrite(graph)
+        return time.time() - started, operations
+
+
+def measure(arguments) -> dict:
+    """Runs everything that the arguments ask for."""
+    from od_qat import plugin, trainer  # noqa: F401
+
+    trainer._keep_freed_memory()
+    row = zoo_row(arguments.model, arguments.size, arguments.depth)
+    training, evaluation = rewriters(arguments.rewriter)
+    wanted = [arguments.only] if arguments.only else ["float", "qat"]
+    runs = {
+        name: build_training(row, arguments.batch, training if name == "qat" else None) for name in wanted
+    }
+    times = {name: [] for name in runs}
+    for block in range(arguments.blocks + 1):
+        for name, (session, train, feed, _, _) in runs.items():
+            for _ in range(arguments.steps):
+                started = time.time()
+                session.run(train, feed)
+                if block:  # the first is warm-up
+                    times[name].append(time.time() - started)
+    result = {
+        "rewriter": arguments.rewriter,
+        "model": arguments.model,
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "step_seconds": {name: statistics.median(values) for name, values in times.items()},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+    }
+    if "qat" in runs:
+        result["rewriting_seconds"], result["ops_before_rewriting"] = runs["qat"][3:]
+    if not arguments.only:
+        result["qat_over_float"] = result["step_seconds"]["qat"] / result["step_seconds"]["float"]
+        result["eval_rewriting_seconds"], result["eval_ops_before_rewriting"] = rewrite_eval(row, evaluation)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="ssd_mobilenet_v2")
+    parser.add_argument("--model", default="ssd_mobilenet_v2", help="a name in tests/zoo/models.yaml")
     parser.add_argument("--size", type=int, default=300)
+    parser.add_argument("--depth", type=float, default=1.0, help="depth multiplier")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=4, help="of each graph, in turn")
     parser.add_argument("--steps", type=int, default=8, help="in a block")
+    parser.add_argument("--rewriter", choices=("od_qat", "contrib"), default="od_qat")
+    parser.add_argument("--only", choices=("float", "qat"))
     parser.add_argument("--json", help="write the figures to this file too")
     arguments = parser.parse_args()
-
-    from od_qat import plugin, trainer  # noqa: F401
-    from od_qat.rewrite import api
-
-    trainer._keep_freed_memory()
-    config = model_config(arguments.model, arguments.size)
-    runs = {
-        "float": build(config, arguments.size, arguments.batch, None),
-        "qat": build(config, arguments.size, arguments.batch, api.create_training_graph),
-    }
-    times = {name: [] for name in runs}
-    for block in range(arguments.blocks + 1):
-        for name, (session, train, _, _) in runs.items():
-            for _ in range(arguments.steps):
-                started = time.time()
-                session.run(train)
-                if block:  # the first is warm-up
-                    times[name].append(time.time() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    result = {
-        "model": arguments.model,
-        "size": arguments.size,
-        "batch": arguments.batch,
-        "step_seconds": medians,
-        "qat_over_float": medians["qat"] / medians["float"],
-        "rewriting_seconds": runs["qat"][2],
-        "ops_before_rewriting": runs["qat"][3],
-    }
+    result = measure(arguments)
     print(json.dumps(result, indent=2))
     if arguments.json:
         with open(arguments.json, "w") as stream:

@@ -101,10 +101,13 @@ class Draft(object):
         array = np.asarray(value, dtype.as_numpy_dtype)
         key = (dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            value = tf.AttrValue(tensor=tf.make_tensor_proto(array, dtype=dtype))
             name = "{}/{}".format(_CONSTANTS, len(self._constants))
-            self._constants[key] = self.op("Const", name, (), dtype=dtype, value=value)
+            self._constants[key] = self._add_constant(name, array, dtype)
         return self._constants[key]
+
+    def _add_constant(self, name: str, array: np.ndarray, dtype) -> str:
+        value = tf.AttrValue(tensor=tf.make_tensor_proto(array, dtype=dtype))
+        return self.op("Const", name, (), dtype=dtype, value=value)
 
     def variable(self, name: str, initial, dtype, collections: Tuple[str, ...], aggregation) -> str:
         """A reference variable that is not trained; returns its reference, `name:0`.
@@ -120,7 +123,8 @@ class Draft(object):
         shape = tf.TensorShape(array.shape).as_proto()
         reference = self.op("VariableV2", name, (), dtype=dtype, shape=tf.AttrValue(shape=shape))
         place = tf.AttrValue(list=tf.AttrValue.ListValue(s=["loc:@{}".format(name).encode()]))
-        initial_value = self.constant(array, dtype)
+        # Its own, not a shared one: loading a value into a variable means to feed its initial value.
+        initial_value = self._add_constant(name + "/Initializer/Const", array, dtype)
         initializer = self.op(
             "Assign",
             name + "/Assign",

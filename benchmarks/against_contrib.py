@@ -1,0 +1,125 @@
+"""od_qat on this TensorFlow against tf.contrib.quantize on TensorFlow 1.15: the README's table.
+
+    make setup setup-tf1
+    .venv/bin/python benchmarks/against_contrib.py [--tf1_python .venv-tf1/bin/python] [--rounds 3]
+
+For each model: train_step.py in a process of its own, ours and contrib's in turn (A B A B ...), medians over
+the rounds; then the peak memory of a process that trains the float graph and of one that trains ours.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+# Name in the zoo, size of the picture.
+MODELS = (
+    ("ssd_mobilenet_v2", 300),
+    ("ssd_mobilenet_v1", 300),
+    ("ssd_mobilenet_v2_fpnlite", 320),
+    ("ssd_mobilenet_v3_large", 320),
+)
+
+
+def run(python: str, model: str, size: int, *more: str) -> dict:
+    """train_step.py in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "result.json")
+        command = [python, os.path.join(HERE, "train_step.py"), "--model", model, "--size", str(size)]
+        environment = dict(os.environ)
+        # (TensorFlow 1.15's tools lie beside its Python.)
+        environment["PATH"] = os.path.dirname(os.path.abspath(python)) + os.pathsep + environment["PATH"]
+        subprocess.run(
+            command + ["--json", path] + list(more),
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        with open(path) as stream:
+            return json.load(stream)
+
+
+def compare(arguments, model: str, size: int) -> dict:
+    """All figures of one model."""
+    rounds = {"od_qat": [], "contrib": []}
+    for _ in range(arguments.rounds):
+        rounds["od_qat"].append(run(sys.executable, model, size, "--blocks", "2"))
+        rounds["contrib"].append(
+            run(arguments.tf1_python, model, size, "--blocks", "2", "--rewriter", "contrib")
+        )
+
+    def median(which, value):
+        return statistics.median(value(one) for one in rounds[which])
+
+    result = {"model": model, "size": size, "ops": rounds["od_qat"][0]["ops_before_rewriting"]}
+    for which in rounds:
+        result[which] = {
+            "qat_over_float": median(which, lambda one: one["qat_over_float"]),
+            "qat_step_seconds": median(which, lambda one: one["step_seconds"]["qat"]),
+            "rewriting_seconds": median(which, lambda one: one["rewriting_seconds"]),
+            "eval_rewriting_seconds": median(which, lambda one: one["eval_rewriting_seconds"]),
+        }
+    memory = {
+        only: run(sys.executable, model, size, "--blocks", "1", "--only", only)["peak_memory_mb"]
+        for only in ("float", "qat")
+    }
+    result["memory_over_float"] = memory["qat"] / memory["float"]
+    result["memory_mb"] = memory
+    return result
+
+
+def table(results) -> str:
+    """Markdown; steps as ratios, rewriting in seconds of the same run."""
+    lines = [
+        "| model | QAT step / float step, ours | contrib's | our QAT step / contrib's "
+        "| rewriting, ours | contrib's | eval graph, ours | contrib's | memory / float |",
+        "| --- " * 9 + "|",
+    ]
+    for one in results:
+        ours, contrib = one["od_qat"], one["contrib"]
+        lines.append(
+            "| {} {} | {:.2f} | {:.2f} | {:.2f} | {:.2f} s | {:.2f} s | {:.2f} s | {:.2f} s "
+            "| {:.2f} |".format(
+                one["model"],
+                one["size"],
+                ours["qat_over_float"],
+                contrib["qat_over_float"],
+                ours["qat_step_seconds"] / contrib["qat_step_seconds"],
+                ours["rewriting_seconds"],
+                contrib["rewriting_seconds"],
+                ours["eval_rewriting_seconds"],
+                contrib["eval_rewriting_seconds"],
+                one["memory_over_float"],
+            )
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tf1_python", default=os.path.join(".venv-tf1", "bin", "python"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=[name for name, _ in MODELS])
+    parser.add_argument("--json", default="against_contrib.json")
+    arguments = parser.parse_args()
+    if not os.path.exists(arguments.tf1_python):
+        sys.exit("against_contrib: no {}; make setup-tf1 makes it".format(arguments.tf1_python))
+    results = []
+    for model, size in MODELS:
+        if not arguments.models or model in arguments.models:
+            results.append(compare(arguments, model, size))
+            print(table(results[-1:]), flush=True)
+            with open(arguments.json, "w") as stream:
+                json.dump(results, stream, indent=2)
+    print("\n" + table(results))
+
+
+if __name__ == "__main__":
+    main()
