@@ -1,11 +1,80 @@
 """What a user can ask of quantization-aware training, validated once."""
 
 import dataclasses
-from typing import Optional
+import re
+from typing import Any, Optional, Tuple
 
 from od_qat.errors import ConfigError
 
 PLACEMENTS = ("full", "contrib")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRule:
+    """What holds for some layers instead of QatConfig's own settings; None leaves a setting as it is.
+
+    Attributes:
+      scope: regular expression of a whole name scope (re.fullmatch); the rule holds for everything below. A
+        fake quant's full name is a scope too: `.*/expanded_conv_3` means its layers, adds and activations,
+        `.*/expanded_conv_3/project` one layer, `.*/act_quant` the activations of all layers.
+      quantize: False keeps the layer float, its batch norm as it is; True takes it back from an earlier rule.
+      weight_bits, activation_bits: width of the fake quants, 2 to 8.
+      per_channel: weights of convolutions with a range for each output channel.
+
+    Raises:
+      ConfigError: naming the rule and the field.
+    """
+
+    scope: str
+    quantize: Optional[bool] = None
+    weight_bits: Optional[int] = None
+    activation_bits: Optional[int] = None
+    per_channel: Optional[bool] = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scope, str) or not self.scope:
+            raise ConfigError(
+                "a rule without a scope",
+                where="rule",
+                found=repr(self.scope),
+                allowed="a regular expression such as 'BoxPredictor_.*'",
+            )
+        try:
+            re.compile(self.scope)
+        except re.error as error:
+            raise ConfigError(
+                "a rule's scope is not a regular expression", where=str(self), found=str(error)
+            ) from error
+        for field in ("weight_bits", "activation_bits"):
+            if getattr(self, field) is not None:
+                _require_bits(getattr(self, field), "{}, {}".format(self, field))
+        for field in ("quantize", "per_channel"):
+            _require_bool(getattr(self, field), "{}, {}".format(self, field), optional=True)
+        settings = (self.quantize, self.weight_bits, self.activation_bits, self.per_channel)
+        if all(value is None for value in settings):
+            raise ConfigError(
+                "a rule that sets nothing",
+                where=str(self),
+                allowed="quantize, weight_bits, activation_bits, per_channel",
+            )
+
+    def __str__(self) -> str:
+        return "rule {!r}".format(self.scope)
+
+
+def _require_bits(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= 8:
+        raise ConfigError(
+            "unsupported bit width",
+            where=where,
+            found=repr(value),
+            allowed="2 to 8 in training, 8 for .tflite",
+        )
+
+
+def _require_bool(value: Any, where: str, optional: bool = False) -> None:
+    if not isinstance(value, bool) and not (optional and value is None):
+        raise ConfigError("neither true nor false", where=where, found=repr(value), allowed="True or False")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +89,9 @@ class QatConfig:
       placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantises.
       scope: only ops below this name scope; None for all.
       ema_decay: decay of the activation ranges' moving average.
+      per_channel: weights of convolutions with a range for each output channel, for int8. MatMul stays per
+        tensor: TensorFlow's converter takes nothing else.
+      rules: settings of some layers; of several that match, the later wins, field by field.
 
     Raises:
       ConfigError: naming the field.
@@ -33,12 +105,13 @@ class QatConfig:
     placement: str = "full"
     scope: Optional[str] = None
     ema_decay: float = 0.999
+    per_channel: bool = False
+    rules: Tuple[LayerRule, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("weight_bits", "activation_bits"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or not 2 <= value <= 8:
-                raise ConfigError("unsupported bit width", where=field, found=repr(value), allowed="2 to 8")
+            _require_bits(getattr(self, field), field)
+        _require_bool(self.per_channel, "per_channel")
         if self.placement not in PLACEMENTS:
             raise ConfigError(
                 "unknown placement",
@@ -60,6 +133,18 @@ class QatConfig:
         if not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
                 "decay out of range", where="ema_decay", found=str(self.ema_decay), allowed="(0, 1)"
+            )
+        object.__setattr__(self, "rules", tuple(self.rules))  # (a list is as good)
+        for rule in self.rules:
+            if not isinstance(rule, LayerRule):
+                raise ConfigError("not a rule", where="rules", found=repr(rule), allowed="LayerRule")
+        asked = [rule for rule in self.rules if rule.per_channel]
+        if (self.per_channel or asked) and not self.symmetric_weights:
+            raise ConfigError(
+                "per-channel weights have symmetric ranges, as int8 needs them; contrib's are not",
+                where="per_channel" if self.per_channel else "{}, per_channel".format(asked[0]),
+                found="placement 'contrib'",
+                fix="use placement 'full', or symmetric ranges",
             )
 
     @property

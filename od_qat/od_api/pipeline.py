@@ -1,11 +1,16 @@
 """Pipeline configs: reading, overriding and checking them before anything expensive starts."""
 
 import os
+import re
 from typing import Iterable, Tuple
 
-from google.protobuf import text_format
+from google.protobuf import descriptor_pool, text_format
 
 from od_qat.errors import ConfigError
+from od_qat.od_api import layers_proto
+
+# `a.b.[package.extension].c`: a name in brackets holds dots itself.
+_STEPS = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
 
 
 def load(path: str, overrides: Iterable[str] = ()):
@@ -15,7 +20,8 @@ def load(path: str, overrides: Iterable[str] = ()):
       path: a TrainEvalPipelineConfig in text format.
       overrides: `dotted.proto.path=value` strings, applied in order; a value is proto text
         (`train_config.batch_size=8`, `train_input_reader.label_map_path=/x`), an index picks an element of
-        a repeated field (`eval_input_reader.0.label_map_path=/x`).
+        a repeated field (`eval_input_reader.0.label_map_path=/x`), an extension stands in brackets
+        (`graph_rewriter.[od_qat.layers].per_channel=true`).
 
     Returns:
       pipeline_pb2.TrainEvalPipelineConfig.
@@ -37,15 +43,20 @@ def load(path: str, overrides: Iterable[str] = ()):
             found=getattr(error, "strerror", None) or "not UTF-8 text",
             fix="pass the path of a .config file, such as configs/ssd_mobilenet_v2_qat.config",
         ) from error
+    layers_proto.extension()
     config = pipeline_pb2.TrainEvalPipelineConfig()
     try:
         text_format.Parse(text, config)
     except text_format.ParseError as error:
+        line = error.GetLine()
+        fix = "see object_detection/protos/pipeline.proto for the fields"
+        if "od_qat" in str(error):
+            fix = "[{}] has {}".format(layers_proto.NAME, layers_proto.field_names())
         raise ConfigError(
             "the pipeline config is malformed",
-            where=path,
+            where="{}, line {}".format(path, line) if line else path,
             found=str(error),
-            fix="see object_detection/protos/pipeline.proto for the fields",
+            fix=fix,
         ) from error
     for override in overrides:
         apply_override(config, override)
@@ -65,20 +76,24 @@ def apply_override(config, override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError("malformed override", found=repr(override), allowed="dotted.path=value")
-    *parents, leaf = key.strip().split(".")
+    steps = _STEPS.findall(key.strip())
+    if ".".join(steps) != key.strip():
+        raise ConfigError("malformed override", found=repr(override), allowed="dotted.path=value")
+    *parents, leaf = steps
     message = config
     for name in parents:
         message = _step(message, name, override)
-    field = message.DESCRIPTOR.fields_by_name.get(leaf)
-    if field is None:
-        raise _unknown_field(message, leaf, override)
+    field = _field(message, leaf, override)
     text = value.strip()
     if field.type == field.TYPE_STRING and not text.startswith(("'", '"')):
         text = '"{}"'.format(text.replace("\\", "\\\\").replace('"', '\\"'))
     elif field.type == field.TYPE_MESSAGE:
         text = "{ %s }" % text
     try:
-        message.ClearField(leaf)
+        if field.is_extension:
+            message.ClearExtension(field)
+        else:
+            message.ClearField(leaf)
         text_format.Merge("{}: {}".format(leaf, text), message)
     except text_format.ParseError as error:
         raise ConfigError(
@@ -88,10 +103,8 @@ def apply_override(config, override: str) -> None:
 
 def _step(message, name: str, override: str):
     if hasattr(message, "DESCRIPTOR"):
-        field = message.DESCRIPTOR.fields_by_name.get(name)
-        if field is None:
-            raise _unknown_field(message, name, override)
-        child = getattr(message, name)
+        field = _field(message, name, override)
+        child = message.Extensions[field] if field.is_extension else getattr(message, name)
         if field.type != field.TYPE_MESSAGE:
             raise ConfigError("the override goes into a plain value", where=override, found=name)
         if not hasattr(child, "DESCRIPTOR") and len(child) == 0:
@@ -105,13 +118,27 @@ def _step(message, name: str, override: str):
     return _step(message[0], name, override)
 
 
+def _field(message, name: str, override: str):
+    """The descriptor of a field, or of an extension in brackets."""
+    field = message.DESCRIPTOR.fields_by_name.get(name)
+    if name.startswith("["):
+        layers_proto.extension()
+        try:
+            field = descriptor_pool.Default().FindExtensionByName(name.strip("[]"))
+        except KeyError:
+            field = None
+        if field is not None and field.containing_type.full_name != message.DESCRIPTOR.full_name:
+            field = None
+    if field is None:
+        raise _unknown_field(message, name, override)
+    return field
+
+
 def _unknown_field(message, name: str, override: str) -> ConfigError:
-    return ConfigError(
-        "unknown field in an override",
-        where=override,
-        found=name,
-        allowed=", ".join(field.name for field in message.DESCRIPTOR.fields),
-    )
+    names = [field.name for field in message.DESCRIPTOR.fields]
+    if message.DESCRIPTOR.full_name == layers_proto.extension().containing_type.full_name:
+        names.append("[{}]".format(layers_proto.NAME))
+    return ConfigError("unknown field in an override", where=override, found=name, allowed=", ".join(names))
 
 
 def input_files(reader) -> Tuple[str, ...]:

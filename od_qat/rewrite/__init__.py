@@ -1,4 +1,4 @@
 """The rewriter: plan first (match, decide, name), draft the edits, commit them all at once.
 
-policy -> layers -> plan -> fake_quant, folding -> passes -> api
+policy -> layers, rules -> plan -> fake_quant, folding -> passes -> api
 """

@@ -3,12 +3,12 @@
 contrib returned None; these return a RewriteReport. New options are keyword-only.
 """
 
-from typing import Optional
+from typing import Iterable, Optional
 
 from od_qat import compat  # noqa: F401  (TensorFlow, set up)
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
-from od_qat.config import QatConfig
+from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import RewriteError
 from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
@@ -18,7 +18,12 @@ from od_qat.rewrite.report import RewriteReport
 
 
 def create_training_graph(
-    input_graph=None, quant_delay: int = 0, *, placement: str = "full"
+    input_graph=None,
+    quant_delay: int = 0,
+    *,
+    placement: str = "full",
+    per_channel: bool = False,
+    rules: Iterable[LayerRule] = (),
 ) -> RewriteReport:
     """Rewrites a training graph in place for simulated quantization.
 
@@ -28,23 +33,34 @@ def create_training_graph(
       input_graph: tf.Graph, default the default graph.
       quant_delay: optimiser steps before quantization is simulated; 0 suits fine-tuning.
       placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantises.
+      per_channel: convolutions' weights with a range for each output channel, for int8.
+      rules: od_qat.config.LayerRule, for settings of some layers; the later wins.
 
     Returns:
       RewriteReport.
 
     Raises:
-      RewriteError: when there is nothing to quantise, gradients are there already, or the graph has been
-        rewritten; the graph is then as it was.
+      RewriteError: when there is nothing to quantise, gradients are there already, a rule matches nothing, or
+        the graph has been rewritten; the graph is then as it was.
     """
-    return _rewrite(input_graph, True, QatConfig(quant_delay=quant_delay, placement=placement))
+    config = QatConfig(
+        quant_delay=quant_delay, placement=placement, per_channel=per_channel, rules=tuple(rules)
+    )
+    return _rewrite(input_graph, True, config)
 
 
-def create_eval_graph(input_graph=None, *, placement: str = "full") -> RewriteReport:
+def create_eval_graph(
+    input_graph=None,
+    *,
+    placement: str = "full",
+    per_channel: bool = False,
+    rules: Iterable[LayerRule] = (),
+) -> RewriteReport:
     """Rewrites an eval graph in place: batch norms folded, fake quants with the trained ranges.
 
     Args:
       input_graph: tf.Graph, default the default graph.
-      placement: as the training graph's.
+      placement, per_channel, rules: as the training graph's.
 
     Returns:
       RewriteReport.
@@ -52,7 +68,8 @@ def create_eval_graph(input_graph=None, *, placement: str = "full") -> RewriteRe
     Raises:
       RewriteError: as create_training_graph.
     """
-    return _rewrite(input_graph, False, QatConfig(placement=placement))
+    config = QatConfig(placement=placement, per_channel=per_channel, rules=tuple(rules))
+    return _rewrite(input_graph, False, config)
 
 
 def experimental_create_training_graph(
@@ -65,6 +82,9 @@ def experimental_create_training_graph(
     scope: Optional[str] = None,
     *,
     placement: str = "full",
+    per_channel: bool = False,
+    rules: Iterable[LayerRule] = (),
+    ema_decay: float = 0.999,
 ) -> RewriteReport:
     """create_training_graph with all options.
 
@@ -75,7 +95,8 @@ def experimental_create_training_graph(
       quant_delay: optimiser steps before quantization is simulated.
       freeze_bn_delay: optimiser steps before batch norm uses its moving statistics; None for never.
       scope: only ops below this name scope.
-      placement: as create_training_graph's.
+      placement, per_channel, rules: as create_training_graph's.
+      ema_decay: decay of the activation ranges' moving average.
 
     Returns:
       RewriteReport.
@@ -91,6 +112,9 @@ def experimental_create_training_graph(
         freeze_bn_delay=freeze_bn_delay,
         scope=scope,
         placement=placement,
+        per_channel=per_channel,
+        rules=tuple(rules),
+        ema_decay=ema_decay,
     )
     return _rewrite(input_graph, True, config)
 
@@ -104,6 +128,8 @@ def experimental_create_eval_graph(
     scope: Optional[str] = None,
     *,
     placement: str = "full",
+    per_channel: bool = False,
+    rules: Iterable[LayerRule] = (),
 ) -> RewriteReport:
     """create_eval_graph with all options; see experimental_create_training_graph."""
     config = QatConfig(
@@ -113,6 +139,8 @@ def experimental_create_eval_graph(
         quant_delay=quant_delay or 0,
         scope=scope,
         placement=placement,
+        per_channel=per_channel,
+        rules=tuple(rules),
     )
     return _rewrite(input_graph, False, config)
 

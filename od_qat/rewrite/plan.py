@@ -9,16 +9,20 @@ exchanged without renaming. What `placement='full'` adds is called `<first sourc
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.config import QatConfig
+from od_qat.errors import RewriteError
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import policy
 from od_qat.rewrite.layers import Layer, LayerMatch, LayerMatcher
+from od_qat.rewrite.rules import RuleBook, Settings
 
 
 class WeightQuant(NamedTuple):
-    """A fake quant on a layer's (scaled) weights."""
+    """A fake quant on a layer's (scaled) weights; `per_channel` with a range for each output channel."""
 
     name: str
     layer: Layer
+    bits: int
+    per_channel: bool
 
 
 class ActivationQuant(NamedTuple):
@@ -28,6 +32,7 @@ class ActivationQuant(NamedTuple):
     tensor: object
     initial_min: float
     pattern: str
+    bits: int
 
 
 class Plan(NamedTuple):
@@ -53,6 +58,9 @@ class _Planner(object):
         self._weights: List[WeightQuant] = []
         self._activations: List[ActivationQuant] = []
         self._skip_ops = set()  # ops contrib counts as quantised already
+        self._rules = RuleBook(config)
+        self._excluded: Dict[str, str] = {}  # name of an op with weights -> reason
+        self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
 
     def plan(self) -> Plan:
         matcher = LayerMatcher(self._index)
@@ -65,18 +73,21 @@ class _Planner(object):
         folds = {}
         for operation in self._index.operations:
             layer = matcher.layer(operation)
-            if layer is not None and layer.batch_norm is not None:
+            if layer is not None and layer.batch_norm is not None and operation.name not in self._excluded:
                 folds[operation.name] = layer
-        return Plan(tuple(folds.values()), tuple(self._weights), tuple(self._activations), matcher.unmatched)
+            if operation.name in matcher.unmatched and self._in_scope(operation):
+                # It stays float in any case; a rule that says so is right all the same.
+                self._rules.weights(join(scope_of(operation.name), "weights_quant"), operation.type)
+        self._rules.require_all_used()
+        stays_float = dict(matcher.unmatched)
+        stays_float.update(self._excluded)
+        return Plan(tuple(folds.values()), tuple(self._weights), tuple(self._activations), stays_float)
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
         context = scope_of(layer.op.name)
         if self._in_scope(layer.op):
-            key = layer.op.name if layer.batch_norm else layer.weights.name
-            if key not in self._quantised:
-                self._quantised[key] = join(context, "weights_quant")
-                self._weights.append(WeightQuant(join(context, "weights_quant"), layer))
+            self._plan_weights(layer, join(context, "weights_quant"))
         activation_context = scope_of(context) if match.bypass is not None else context
         if match.activation is not None:
             self._add(activation_context, "act_quant", match.activation, 0.0)
@@ -88,6 +99,28 @@ class _Planner(object):
             bypass = match.post_activation_bypass
             if not self._feeds_any(bypass, policy.RELU):
                 self._add(scope_of(bypass.name), "post_activation_bypass_quant", bypass, -6.0)
+
+    def _plan_weights(self, layer: Layer, name: str) -> None:
+        settings = self._rules.weights(name, layer.op.type)
+        if layer.batch_norm is None:
+            self._require_one_setting(layer, settings)
+        key = layer.op.name if layer.batch_norm else layer.weights.name
+        if not settings.quantise:
+            self._excluded[layer.op.name] = settings.reason
+        elif key not in self._quantised:
+            self._quantised[key] = name
+            self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel))
+
+    def _require_one_setting(self, layer: Layer, settings: Settings) -> None:
+        """Layers that share weights share their fake quant (with a batch norm, each scales its own copy)."""
+        first, decided = self._of_weights.setdefault(layer.weights.name, (layer.op.name, settings))
+        if decided._replace(reason="") != settings._replace(reason=""):
+            raise RewriteError(
+                "rules disagree about layers that share their weights",
+                where="{} and {}".format(first, layer.op.name),
+                found="{} and {}".format(_described(decided), _described(settings)),
+                fix="let one rule match both",
+            )
 
     def _plan_adds_and_muls(self) -> None:
         for operation in self._index.operations:
@@ -174,8 +207,10 @@ class _Planner(object):
         if self._followed_by_quant(tensor):
             return
         full_name = join(context, name)
-        self._quantised[tensor.name] = full_name
-        self._activations.append(ActivationQuant(full_name, tensor, initial_min, name))
+        settings = self._rules.activation(full_name)
+        if settings.quantise:
+            self._quantised[tensor.name] = full_name
+            self._activations.append(ActivationQuant(full_name, tensor, initial_min, name, settings.bits))
 
     def _followed_by_quant(self, tensor) -> bool:
         pending = [tensor]
@@ -193,6 +228,12 @@ class _Planner(object):
 
     def _in_scope(self, operation) -> bool:
         return operation.name.startswith(self._scope)
+
+
+def _described(settings: Settings) -> str:
+    if not settings.quantise:
+        return "float"
+    return "{} bits{}".format(settings.bits, " per channel" if settings.per_channel else "")
 
 
 def scope_of(name: str) -> str:

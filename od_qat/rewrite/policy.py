@@ -4,6 +4,9 @@ The sets of the layer patterns are contrib's (tensorflow/contrib/quantize/python
 """
 
 WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
+# ... whose weights can have a range for each output channel. Not MatMul: TensorFlow 2.21's converter fails on
+# it ("'tfl.transpose' op has mismatched quantized axes").
+PER_CHANNEL = frozenset(["Conv2D", "DepthwiseConv2dNative"])
 # Ops with weights that no pattern covers; the report names them.
 WEIGHTED_UNSUPPORTED = frozenset(
     ["Conv2DBackpropInput", "Conv3D", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"]

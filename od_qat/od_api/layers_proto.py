@@ -1,0 +1,151 @@
+"""`[od_qat.layers] { ... }` in a config's graph_rewriter block: our extension of the OD API's GraphRewriter.
+
+That message reserves its numbers from 1000 on for extensions. The proto is made here, at run time, so neither
+upstream's files nor protoc are needed. As a .proto file it would read::
+
+    package od_qat;
+    extend object_detection.protos.GraphRewriter { optional Layers layers = 1973; }
+
+    message Layers {
+      optional bool per_channel = 1;       // weights of convolutions with a range for each output channel
+      repeated Rule rule = 2;              // the later wins
+      optional int32 freeze_bn_delay = 3;  // optimiser steps before batch norm uses its moving statistics
+      optional string placement = 4;       // "full" or "contrib"
+      optional double ema_decay = 5;       // of the activation ranges' moving average
+      message Rule {
+        optional string scope = 1;         // regular expression of a whole name scope
+        optional bool quantize = 2;
+        optional int32 weight_bits = 3;
+        optional int32 activation_bits = 4;
+        optional bool per_channel = 5;
+      }
+    }
+
+What an absent field means, and what each may be, says od_qat.config.
+"""
+
+from typing import Optional
+
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from od_qat.config import LayerRule
+
+NAME = "od_qat.layers"
+_NUMBER = 1973
+_FILE = "od_qat/layers.proto"
+
+_FIELD = descriptor_pb2.FieldDescriptorProto
+_BOOL, _INT, _DOUBLE, _STRING, _MESSAGE = (
+    _FIELD.TYPE_BOOL,
+    _FIELD.TYPE_INT32,
+    _FIELD.TYPE_DOUBLE,
+    _FIELD.TYPE_STRING,
+    _FIELD.TYPE_MESSAGE,
+)
+_RULE_FIELDS = (
+    ("scope", _STRING),
+    ("quantize", _BOOL),
+    ("weight_bits", _INT),
+    ("activation_bits", _INT),
+    ("per_channel", _BOOL),
+)
+# The rules' field has number 2, hence its place.
+_FIELDS = (
+    ("per_channel", _BOOL),
+    ("rule", _MESSAGE),
+    ("freeze_bn_delay", _INT),
+    ("placement", _STRING),
+    ("ema_decay", _DOUBLE),
+)
+# The options of QatConfig that are a plain field here.
+OPTIONS = tuple(name for name, kind in _FIELDS if kind != _MESSAGE)
+
+_extension: Optional[object] = None
+
+
+def extension():
+    """The extension's descriptor, `message.Extensions[extension()]`; makes it known when first called."""
+    global _extension
+    if _extension is None:
+        _extension = _register()
+    return _extension
+
+
+def _register():
+    from object_detection.protos import graph_rewriter_pb2
+
+    target = graph_rewriter_pb2.GraphRewriter
+    proto = descriptor_pb2.FileDescriptorProto(
+        name=_FILE, package="od_qat", syntax="proto2", dependency=[target.DESCRIPTOR.file.name]
+    )
+    layers = proto.message_type.add(name="Layers")
+    _add_fields(layers.nested_type.add(name="Rule"), _RULE_FIELDS)
+    _add_fields(layers, _FIELDS)
+    proto.extension.add(
+        name="layers",
+        number=_NUMBER,
+        type=_MESSAGE,
+        label=_FIELD.LABEL_OPTIONAL,
+        type_name=".od_qat.Layers",
+        extendee="." + target.DESCRIPTOR.full_name,
+    )
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(proto.SerializeToString())
+    found = pool.FindExtensionByName(NAME)
+    _make_classes(found.message_type)
+    if hasattr(target, "RegisterExtension"):
+        # protobuf in pure Python, and up to version 4, keeps a message's extensions with its class.
+        target.RegisterExtension(found)
+    return found
+
+
+def _add_fields(message, fields) -> None:
+    for number, (name, kind) in enumerate(fields, 1):
+        field = message.field.add(name=name, number=number, type=kind, label=_FIELD.LABEL_OPTIONAL)
+        if kind == _MESSAGE:
+            field.label = _FIELD.LABEL_REPEATED
+            field.type_name = ".od_qat.Layers.Rule"
+
+
+def _make_classes(descriptor) -> None:
+    from google.protobuf import message_factory
+
+    if hasattr(message_factory, "GetMessageClass"):
+        message_factory.GetMessageClass(descriptor)
+    else:  # before protobuf 4.22
+        from google.protobuf import symbol_database
+
+        symbol_database.Default().GetPrototype(descriptor)
+
+
+def options(graph_rewriter_config) -> dict:
+    """What a GraphRewriter message's extension sets of QatConfig.
+
+    Args:
+      graph_rewriter_config: graph_rewriter_pb2.GraphRewriter.
+
+    Returns:
+      keyword arguments of QatConfig; those that are not set are left out.
+
+    Raises:
+      ConfigError: for a rule that is none.
+    """
+    if not graph_rewriter_config.HasExtension(extension()):
+        return {}
+    layers = graph_rewriter_config.Extensions[extension()]
+    found = {name: getattr(layers, name) for name in OPTIONS if layers.HasField(name)}
+    if layers.rule:
+        found["rules"] = tuple(_rule(rule) for rule in layers.rule)
+    return found
+
+
+def _rule(rule) -> LayerRule:
+    fields = {name: getattr(rule, name) for name, _ in _RULE_FIELDS if rule.HasField(name)}
+    return LayerRule(fields.pop("scope", ""), **fields)
+
+
+def field_names() -> str:
+    """For messages."""
+    return "{}; of a rule: {}".format(
+        ", ".join(name for name, _ in _FIELDS), ", ".join(name for name, _ in _RULE_FIELDS)
+    )

@@ -1,0 +1,120 @@
+"""Which settings hold for a fake quant: those of QatConfig and of its rules, the later over the earlier."""
+
+import re
+from typing import Any, Dict, Iterator, List, NamedTuple
+
+from od_qat.config import QatConfig
+from od_qat.errors import RewriteError
+from od_qat.rewrite import policy
+
+_NAMES_SHOWN = 8
+# Which of a rule's fields say something about weights, and which about activations.
+_WEIGHT_FIELDS = ("quantize", "weight_bits", "per_channel")
+_ACTIVATION_FIELDS = ("quantize", "activation_bits")
+
+
+class Settings(NamedTuple):
+    """What holds for one fake quant.
+
+    Attributes:
+      quantise: False when a rule excludes it.
+      bits: its width.
+      per_channel: a range for each output channel; of weights only.
+      reason: why it is not quantised; empty when it is.
+    """
+
+    quantise: bool
+    bits: int
+    per_channel: bool
+    reason: str
+
+
+class RuleBook(object):
+    """Answers for each fake quant by its name, and keeps count of which rules found something.
+
+    Args:
+      config: options, rules included.
+    """
+
+    def __init__(self, config: QatConfig) -> None:
+        self._config = config
+        self._patterns = [re.compile(rule.scope) for rule in config.rules]
+        self._used = [False] * len(config.rules)
+        self._names: Dict[str, None] = {}  # of all that was asked for, in that order
+
+    def weights(self, name: str, op_type: str) -> Settings:
+        """Settings of `<layer>/weights_quant`, of an op with weights."""
+        can_be_per_channel = op_type in policy.PER_CHANNEL
+        fields = [f for f in _WEIGHT_FIELDS if f != "per_channel" or can_be_per_channel]
+        found = self._resolve(name, fields)
+        per_channel = found.get("per_channel", self._config.per_channel) and can_be_per_channel
+        return self._settings(found, found.get("weight_bits", self._config.weight_bits), per_channel)
+
+    def activation(self, name: str) -> Settings:
+        """Settings of `<layer>/act_quant` and the like."""
+        found = self._resolve(name, _ACTIVATION_FIELDS)
+        return self._settings(found, found.get("activation_bits", self._config.activation_bits), False)
+
+    def require_all_used(self) -> None:
+        """Raises for a rule that says nothing about any fake quant that was asked about.
+
+        Raises:
+          RewriteError: naming the rule and some scopes that exist.
+        """
+        for number, rule in enumerate(self._config.rules):
+            if self._used[number]:
+                continue
+            matched = [name for name in self._names if self._matches(number, name)]
+            if matched:
+                raise RewriteError(
+                    "a rule sets nothing for what it matches",
+                    where=str(rule),
+                    found=_some(matched),
+                    allowed="weight_bits for weights, per_channel for those of convolutions, activation_bits "
+                    "for activations",
+                )
+            scopes = list(dict.fromkeys(name.rpartition("/")[0] or name for name in self._names))
+            raise RewriteError(
+                "a rule matches nothing in this graph",
+                where=str(rule),
+                found="{} scopes: {}".format(len(scopes), _some(scopes)),
+                allowed="a regular expression that matches a whole scope, or one above it",
+            )
+
+    def _resolve(self, name: str, fields) -> Dict[str, Any]:
+        self._names.setdefault(name)
+        found: Dict[str, Any] = {}
+        for number, rule in enumerate(self._config.rules):
+            values = {field: getattr(rule, field) for field in fields if getattr(rule, field) is not None}
+            if values and self._matches(number, name):
+                self._used[number] = True
+                found.update(values)
+                if "quantize" in values:
+                    found["decided_by"] = rule
+        return found
+
+    def _settings(self, found: Dict[str, Any], bits: int, per_channel: bool) -> Settings:
+        quantise = found.get("quantize", True)
+        reason = "" if quantise else "excluded by {}".format(found["decided_by"])
+        return Settings(quantise, bits, per_channel, reason)
+
+    def _matches(self, number: int, name: str) -> bool:
+        return any(self._patterns[number].fullmatch(scope) for scope in _scopes_of(name))
+
+
+def _some(names: List[str]) -> str:
+    """A few, from all over the graph: the first alone would be the backbone's."""
+    every = max(1, -(-len(names) // _NAMES_SHOWN))
+    return ", ".join(names[::every]) + (", ..." if every > 1 else "")
+
+
+def _scopes_of(name: str) -> Iterator[str]:
+    """`a/b/c` -> `a/b/c`, `a/b`, `a`."""
+    while name:
+        yield name
+        name = name.rpartition("/")[0]
+
+
+def excluded(stays_float: Dict[str, str]) -> frozenset:
+    """Names of the ops that a report says stay float because a rule wants it."""
+    return frozenset(name for name, reason in stays_float.items() if reason.startswith("excluded by "))
