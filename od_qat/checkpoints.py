@@ -143,20 +143,35 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
                 found="no {}".format(QUANT_STEP),
                 fix="set graph_rewriter.quantization.delay to 0, as that run had it, or use a new train_dir",
             )
+        fix = "it is of another model: use the pipeline.config it was trained with"
+        if only_quant and any(name in available for name in quant_names):
+            fix = "its quantization is another one: use the graph_rewriter block it was trained with"
+        elif only_quant:
+            fix = (
+                "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "
+                "train into a new train_dir, or drop the graph_rewriter block"
+            )
         raise CheckpointError(
             "the checkpoint lacks {} of {} variables".format(len(missing), len(name_to_variable)),
             where=prefix,
             found="no {}".format(_some(missing)),
-            fix=(
-                "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "
-                "train into a new train_dir, or drop the graph_rewriter block"
-                if only_quant
-                else "it is of another model: use the pipeline.config it was trained with"
-            ),
+            fix=fix,
         )
     wrong = sorted(
         name for name, variable in name_to_variable.items() if available[name] != variable.shape.as_list()
     )
+    if wrong and all(name in quant_names for name in wrong):
+        per_channel = "with" if available[wrong[0]] else "without"
+        raise CheckpointError(
+            "the checkpoint's ranges of weights have other shapes: it was trained {} per_channel".format(
+                per_channel
+            ),
+            where=prefix,
+            found="{} is {}".format(wrong[0], available[wrong[0]]),
+            allowed=str(name_to_variable[wrong[0]].shape.as_list()),
+            fix="use the graph_rewriter block it was trained with (per_channel, rules), or name it as "
+            "train_config.fine_tune_checkpoint and train into a new train_dir",
+        )
     if wrong:
         raise CheckpointError(
             "the checkpoint's shapes are another model's",

@@ -194,6 +194,7 @@ def export_tflite(
     from od_qat import files, freeze, tflite
     from od_qat.compat import tf
     from od_qat.od_api import calibration, inference
+    from od_qat.rewrite import rules
 
     config = pipeline.load(pipeline_config_path, overrides)
     if ptq:
@@ -208,19 +209,20 @@ def export_tflite(
     height, width = inference.input_size(config.model, pipeline_config_path)
     checkpoint = _resolve(trained_checkpoint_prefix)
     hook = _eval_hook(config)
+    excluded = frozenset()
     with tf.Graph().as_default():
         model = models.model_fn(config, is_training=False)()
         anchors = inference.build_raw_heads_graph(model, config.model, height, width)
         mean, std = inference.input_statistics(model, height, width)
         if hook:
-            hook()
+            excluded = rules.excluded(hook().stays_float)
         heads = freeze.freeze(
             checkpoint,
             [inference.RAW_BOXES, inference.RAW_SCORES],
             use_moving_averages=config.eval_config.use_moving_averages,
         )
     if not ptq:
-        tflite.require_quantised(heads, checkpoint, inference_type)
+        tflite.require_quantised(heads, checkpoint, inference_type, excluded)
     post_process = _post_process(config.model.ssd, fast_nms, max_detections)
     graph_def = tflite.add_post_process(
         heads,
@@ -241,7 +243,7 @@ def export_tflite(
         graph_def, inference.TFLITE_INPUT, [1, height, width, 3], outputs, inference_type, mean, std, images
     )
     path = os.path.join(output_directory, "detect.tflite")
-    tflite.check(model_bytes, tflite.count_weights(heads), path)
+    tflite.check(model_bytes, tflite.count_weights(heads), path, float_layers=bool(excluded))
     description = freeze.describe(
         path,
         inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": inference_type}],

@@ -6,7 +6,7 @@ TransformGraph, which TF 2 does not have.
 
 import os
 import tempfile
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -18,6 +18,7 @@ POST_PROCESS = "TFLite_Detection_PostProcess"
 # Outputs of the op, in its order.
 POST_PROCESS_ROLES = ("boxes", "classes", "scores", "count")
 INFERENCE_TYPES = ("int8", "uint8")
+_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 
 
 class PostProcess(NamedTuple):
@@ -98,16 +99,28 @@ def add_post_process(
     return with_anchors
 
 
-def require_quantised(graph_def, where: str, inference_type: str) -> None:
+def require_quantised(
+    graph_def, where: str, inference_type: str, excluded: Collection[str] = frozenset()
+) -> None:
     """Raises unless every op with weights reads fake-quantised weights that the inference type can hold.
 
     The converter's own message for such a graph is a page that ends in 'lacking min/max data'.
+
+    Args:
+      graph_def: frozen GraphDef.
+      where: for the message.
+      inference_type: 'int8' or 'uint8'.
+      excluded: ops that stay float because a rule of the config wants it.
 
     Raises:
       ExportError: naming an op.
     """
     nodes = {node.name: node for node in graph_def.node}
-    weighted = [n for n in graph_def.node if n.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul")]
+    weighted = [
+        node
+        for node in graph_def.node
+        if node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul") and node.name not in excluded
+    ]
     unquantised = [
         node.name
         for node in weighted
@@ -131,20 +144,35 @@ def require_quantised(graph_def, where: str, inference_type: str) -> None:
                 found="{} bits".format(node.attr["num_bits"].i),
                 allowed="weight_bits: 8, activation_bits: 8",
             )
-    if inference_type == "int8":
-        for node in weighted:
-            _require_symmetric(nodes, _producer(nodes, node.input[1]), where)
+    for node in weighted:
+        fake_quant = _producer(nodes, node.input[1])
+        if inference_type == "int8":
+            _require_symmetric(nodes, fake_quant, where)
+        elif fake_quant.op == _PER_CHANNEL:
+            # The converter would write it; TFLite's kernels then refuse to run it.
+            raise ExportError(
+                "{} has no per-channel weights".format(inference_type),
+                where="{}, {}".format(where, fake_quant.name),
+                found="a range for each output channel",
+                allowed="--inference_type=int8",
+                fix="export int8, or train with per_channel: false",
+            )
 
 
 def _require_symmetric(nodes: Dict[str, Any], fake_quant, where: str) -> None:
+    """Of each channel, where there are several ranges."""
     low, high = (
-        tf.make_ndarray(_producer(nodes, name).attr["value"].tensor) for name in fake_quant.input[1:3]
+        tf.make_ndarray(_producer(nodes, name).attr["value"].tensor).reshape(-1)
+        for name in fake_quant.input[1:3]
     )
-    if np.max(np.abs(low + high)) > 1e-3 * np.max(np.abs(high - low)):
+    wrong = np.flatnonzero(np.abs(low + high) > 1e-3 * np.abs(high - low))
+    if wrong.size:
         raise ExportError(
             "int8 takes weights with symmetric ranges only",
-            where="{}, {}".format(where, fake_quant.name),
-            found="[{:.4g}, {:.4g}]".format(float(low.flat[0]), float(high.flat[0])),
+            where="{}, {}{}".format(
+                where, fake_quant.name, ", channel {}".format(wrong[0]) if low.size > 1 else ""
+            ),
+            found="[{:.4g}, {:.4g}]".format(low[wrong[0]], high[wrong[0]]),
             fix="export with --inference_type=uint8, or train with placement 'full'",
         )
 
@@ -265,13 +293,14 @@ def inspect(model: bytes) -> Inspection:
     return Inspection(ops, sorted(set(floats)), len(model))
 
 
-def check(model: bytes, weight_count: int, where: str) -> Inspection:
+def check(model: bytes, weight_count: int, where: str, float_layers: bool = False) -> Inspection:
     """Raises unless a .tflite is fully quantised up to its post-processing, small, and runs.
 
     Args:
       model: the .tflite.
       weight_count: parameters of the network; one byte each is expected.
       where: for the message.
+      float_layers: the config's rules leave layers float, so float tensors and four bytes a weight are right.
 
     Raises:
       ExportError: naming what is wrong.
@@ -280,7 +309,7 @@ def check(model: bytes, weight_count: int, where: str) -> Inspection:
     fake = {name: count for name, count in inspection.ops.items() if "FAKE_QUANT" in name}
     if fake:
         raise ExportError("fake quants are left in the .tflite", where=where, found=str(fake))
-    if inspection.float_tensors:
+    if inspection.float_tensors and not float_layers:
         raise ExportError(
             "the .tflite is not fully quantised",
             where=where,
@@ -290,7 +319,7 @@ def check(model: bytes, weight_count: int, where: str) -> Inspection:
             fix="their ranges were not trained: see the rewrite's report for what stays float",
         )
     # One byte a weight, four a bias; anchors and the format itself are the rest.
-    if inspection.size > 2 * weight_count + 200000:
+    if inspection.size > (4 if float_layers else 2) * weight_count + 200000:
         raise ExportError(
             "the .tflite is too large for 8 bits",
             where=where,
