@@ -674,6 +674,56 @@ def test_the_config_reaches_the_rewriter(config_file):
             assert len(frozen) == (1 if training else 0)
 
 
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _examples():
+    """The README's block and the one that stands commented out in the config, each as a GraphRewriter's text."""
+    with open(os.path.join(REPOSITORY, "README.md"), encoding="utf-8") as stream:
+        readme = stream.read()
+    block = next(part for part in readme.split("```") if "[od_qat.layers] {" in part)
+    with open(os.path.join(REPOSITORY, "configs", "ssd_mobilenet_v2_qat.config"), encoding="utf-8") as stream:
+        config = stream.read()
+    commented = config[config.index("  # [od_qat.layers] {") :]
+    lines = [line.strip()[2:] for line in commented.splitlines() if line.strip().startswith("#")]
+    return block, "graph_rewriter {{ quantization {{ delay: 0 }}\n{}\n}}".format("\n".join(lines))
+
+
+def test_the_examples_in_readme_and_config_are_true(config_file):
+    """They parse, and on the detector that the config describes they do what is said."""
+    try:
+        from od_qat.od_api import graph_rewriter, inference, models
+    except Exception as error:  # noqa: BLE001
+        pytest.skip("the OD API cannot be imported: {}".format(error))
+    source = _load(os.path.join(REPOSITORY, "configs", "ssd_mobilenet_v2_qat.config"))
+    source.ClearField("graph_rewriter")
+    found = []
+    for example in _examples():
+        config_file.write_text("model { ssd { } } " + example)
+        source.graph_rewriter.CopyFrom(_load(config_file).graph_rewriter)
+        found.append(_qat_config(source))
+    assert found[0].rules == found[1].rules and found[0].per_channel and found[1].per_channel
+    assert found[1].freeze_bn_delay < source.train_config.num_steps
+    with tf.Graph().as_default() as graph:
+        model = models.model_fn(source, is_training=False)()
+        inference.build_raw_heads_graph(model, source.model, 300, 300)
+        report = graph_rewriter.build(source.graph_rewriter, is_training=False)()
+        shapes = {v.op.name: v.shape.ndims for v in graph.get_collection(QUANT_VARIABLES)}
+    assert sorted(report.stays_float) == ["BoxPredictor_{}/ClassPredictor/Conv2D".format(n) for n in range(6)]
+    backbone = "FeatureExtractor/MobilenetV2/{}/weights_quant/min"
+    assert shapes[backbone.format("expanded_conv_16/depthwise")] == 0
+    assert shapes[backbone.format("expanded_conv_15/depthwise")] == 1
+
+
+def test_the_readme_names_every_field():
+    from od_qat.od_api import layers_proto
+
+    with open(os.path.join(REPOSITORY, "README.md"), encoding="utf-8") as stream:
+        section = stream.read().split("## Layer by layer")[1].split("\n## ")[0]
+    for name in set(layers_proto.OPTIONS) | {name for name, _ in layers_proto._RULE_FIELDS}:
+        assert "`{}`".format(name) in section
+
+
 UPSTREAM = """
 import sys
 if sys.argv[2] == "with":
