@@ -1,6 +1,5 @@
 """Per-layer control: rules, per-channel weights, their way through configs, graphs and the converter."""
 
-import contextlib
 import os
 
 import numpy as np
@@ -13,7 +12,7 @@ from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import CheckpointError, ConfigError, ExportError, RewriteError
 from od_qat.rewrite import api, fake_quant
 from od_qat.rewrite.rules import RuleBook, excluded
-from tests import nets
+from tests import nets, own_gradients
 
 pytestmark = pytest.mark.tf1
 
@@ -231,14 +230,14 @@ def test_each_output_channel_has_the_range_of_its_scaled_weights(kind):
 def _gradients_of_weights(monkeypatch, straight_through):
     with monkeypatch.context() as patch, tf.Graph().as_default() as graph:
         if not straight_through:
-            patch.setattr(fake_quant, "straight_through", contextlib.nullcontext)
+            patch.setattr(fake_quant, "PASS_THROUGH_GRADIENT", own_gradients.OF_SCALED_WEIGHTS)
         images, _, _, loss = _small_ssd(True)
         api.create_training_graph(graph, per_channel=True)
         variables = [v for v in tf.trainable_variables() if v.op.name.endswith("weights")]
-        gradients = tf.gradients(loss, variables)
+        of_variables = tf.gradients(loss, variables)
         with tf.Session() as session:
             session.run(tf.global_variables_initializer())
-            values = session.run(gradients, {images: _images()})
+            values = session.run(of_variables, {images: _images()})
     return {v.op.name: value for v, value in zip(variables, values)}
 
 

@@ -10,7 +10,7 @@ from od_qat.errors import ConfigError, RewriteError
 from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import api, fake_quant, passes
-from tests import nets
+from tests import nets, own_gradients
 
 pytestmark = pytest.mark.tf1
 
@@ -144,23 +144,10 @@ def test_symmetric_ranges_leave_relus_in_place():
         )
 
 
-@tf.RegisterGradient("TestGradientOfScaledWeights")
-def _gradient_of_scaled_weights(operation, gradient):
-    """What stands for the straight-through gradient: the ops' own, constant in the scale and the range."""
-    if operation.type == "Mul":
-        return gradient * operation.inputs[1], None
-    if operation.type == "RealDiv":
-        return gradient / operation.inputs[1], None
-    kernels = tf.quantization.fake_quant_with_min_max_vars_gradient(
-        gradient, *operation.inputs, num_bits=8, narrow_range=True
-    )
-    return kernels[0], None, None
-
-
 def _weight_gradients(monkeypatch, straight_through):
     with monkeypatch.context() as patch, tf.Graph().as_default() as graph:
         if not straight_through:
-            patch.setattr(fake_quant, "PASS_THROUGH_GRADIENT", "TestGradientOfScaledWeights")
+            patch.setattr(fake_quant, "PASS_THROUGH_GRADIENT", own_gradients.OF_SCALED_WEIGHTS)
         images, _, _, loss = _build(True)
         api.create_training_graph(graph)
         trained = tf.trainable_variables()

@@ -96,6 +96,19 @@ class Draft(object):
         self.count_as_reader(output)
         return output
 
+    def switch(self, name: str, tensor, condition: str) -> Tuple[str, str]:
+        """A float32 tensor's two ways: the one when the condition is false, the one when it is true.
+
+        Only one of them is computed. No tf.cond: it costs milliseconds each to build, and its gradient wants
+        Python's record of the branches; the gradients of the bare ops want nothing.
+        """
+        way = self.op("Switch", name, (tensor, condition), T=tf.float32)
+        return way, way[:-1] + "1"
+
+    def merge(self, name: str, if_false, if_true) -> str:
+        """Whichever of two switched float32 tensors there is."""
+        return self.op("Merge", name, (if_false, if_true), T=tf.float32, N=2)
+
     def constant(self, value, dtype=tf.float32) -> str:
         """A constant; equal ones are shared."""
         array = np.asarray(value, dtype.as_numpy_dtype)

@@ -12,12 +12,17 @@ import numpy as np
 
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
+from od_qat.config import QatConfig
 from od_qat.graph.draft import Draft
+from od_qat.rewrite.plan import ActivationQuant, WeightQuant
 
 PASS_THROUGH_GRADIENT = "OdQatPassThrough"
 FROM_ZERO_GRADIENT = "OdQatFakeQuantFromZero"
 # A layer whose outputs are all negative has the range [0, 0].
 _SMALLEST_RANGE = 1e-6
+# A channel's range is at least this part of the tensor's largest. The bias of a channel is kept in steps of
+# (input step * weight step), 32 bits of them: TFLite loses the bias of a channel whose weights are all but 0.
+_SMALLEST_CHANNEL = 1e-3
 
 
 class Range(NamedTuple):
@@ -51,7 +56,13 @@ def _from_zero_gradient(operation, gradient):
 
 
 def quantise(
-    draft: Draft, tensor, range_: Range, bits: int, narrow_range: bool, gradient: Optional[str] = None
+    draft: Draft,
+    tensor,
+    range_: Range,
+    bits: int,
+    narrow_range: bool,
+    gradient: Optional[str] = None,
+    per_channel: bool = False,
 ) -> str:
     """The fake-quant node itself.
 
@@ -62,10 +73,12 @@ def quantise(
       bits: width.
       narrow_range: whether the lowest value is left out, as TFLite's weights do.
       gradient: name of a registered gradient in the kernel's place.
+      per_channel: the range has a value for each index of the tensor's last dimension.
     """
+    kind = "FakeQuantWithMinMaxVars" + ("PerChannel" if per_channel else "")
     return draft.op(
-        "FakeQuantWithMinMaxVars",
-        range_.scope + "/FakeQuantWithMinMaxVars",
+        kind,
+        "{}/{}".format(range_.scope, kind),
         (tensor, range_.low, range_.high),
         num_bits=bits,
         narrow_range=narrow_range,
@@ -73,49 +86,89 @@ def quantise(
     )
 
 
-def weight_range(draft: Draft, tensor: str, name: str, bits: int, symmetric: bool, training: bool) -> Range:
-    """The range of weights: of their last value, narrow (-128 is never used).
+def last_value(
+    draft: Draft,
+    tensor,
+    weight_quant: WeightQuant,
+    symmetric: bool,
+    training: bool,
+    gradient: Optional[str] = None,
+    when: Optional[str] = None,
+) -> Tuple[str, str]:
+    """Fake quant of weights: range of the last value, narrow range (-128 is never used).
 
     Args:
       draft: where to.
       tensor: float32 weights, already scaled by the folded batch norm.
-      name: `<layer>/weights_quant`.
-      bits: width.
-      symmetric: around zero.
+      weight_quant: name, width, and whether each output channel has a range.
+      symmetric: ranges around zero.
       training: whether the range is updated.
+      gradient: name of a registered gradient in the kernel's place.
+      when: bool scalar; the fake quant (not the range's update) runs when it is true.
+
+    Returns:
+      name scope and the fake-quantised tensor.
     """
-    scope, low, high = _range_variables(draft, name, -6.0)
-    if not training:
-        return Range(scope, low + "/read:0", high + "/read:0")
-    if symmetric:
-        absolute = _op(draft, "Abs", scope + "/Abs", tensor)
-        new_high = _reduce(draft, "Max", scope + "/BatchMax", absolute)
-        new_low = _op(draft, "Neg", scope + "/BatchMin", new_high)
+    shape = weight_quant.layer.weights.get_shape().as_list()
+    apart = weight_quant.per_channel and weight_quant.layer.op.type == "DepthwiseConv2dNative"
+    # The per-channel op takes the last dimension for the channels. Depthwise weights [height, width, in,
+    # multiplier] have in * multiplier of them and are reshaped to [height, width, in * multiplier] and back:
+    # the converter (TensorFlow 2.21) folds that away. From [height * width, in * multiplier] it cannot.
+    flat = shape[:2] + [shape[2] * shape[3]] if apart else shape
+    channels = (flat[-1],) if weight_quant.per_channel else ()
+    scope, low, high = _range_variables(draft, weight_quant.name, -6.0, channels)
+    if apart:
+        tensor = _reshape(draft, scope + "/channels_last", tensor, flat)
+    if training:
+        here = _range_of_weights(draft, scope, tensor, len(flat), weight_quant, symmetric)
+        range_ = Range(
+            scope,
+            assign(draft, scope + "/AssignMinLast", low, here[0]),
+            assign(draft, scope + "/AssignMaxLast", high, here[1]),
+        )
     else:
-        new_low, new_high = around_zero(
+        range_ = Range(scope, low + "/read:0", high + "/read:0")
+    if when:
+        _, tensor = draft.switch(scope + "/when_on", tensor, when)
+    result = quantise(
+        draft, tensor, range_, weight_quant.bits, True, gradient, per_channel=weight_quant.per_channel
+    )
+    if apart:
+        result = _reshape(draft, scope + "/channels_apart", result, shape)
+    return scope, result
+
+
+def _range_of_weights(
+    draft: Draft, scope: str, tensor: str, rank: int, weight_quant: WeightQuant, symmetric: bool
+) -> Tuple[str, str]:
+    """Range of the weights as they are now, of all of them or of each channel."""
+    if not symmetric:
+        return around_zero(
             draft,
             scope,
             _reduce(draft, "Min", scope + "/BatchMin", tensor),
             _reduce(draft, "Max", scope + "/BatchMax", tensor),
             False,
-            bits,
+            weight_quant.bits,
         )
-    return Range(
-        scope,
-        assign(draft, scope + "/AssignMinLast", low, new_low),
-        assign(draft, scope + "/AssignMaxLast", high, new_high),
-    )
+    absolute = _op(draft, "Abs", scope + "/Abs", tensor)
+    if weight_quant.per_channel:
+        high = _reduce_axes(draft, "Max", scope + "/BatchMax", absolute, list(range(rank - 1)))
+        largest = _reduce(draft, "Max", scope + "/largest", high)
+        smallest = _op(draft, "Mul", scope + "/smallest", largest, draft.constant(_SMALLEST_CHANNEL))
+        smallest = _op(draft, "Maximum", scope + "/smallest_1", smallest, draft.constant(_SMALLEST_RANGE))
+        high = _op(draft, "Maximum", scope + "/Maximum", high, smallest)
+    else:
+        high = _reduce(draft, "Max", scope + "/BatchMax", absolute)
+    return _op(draft, "Neg", scope + "/BatchMin", high), high
 
 
-def activation_range(
+def moving_average(
     draft: Draft,
     tensor,
-    name: str,
-    bits: int,
-    symmetric: bool,
+    activation_quant: ActivationQuant,
+    config: QatConfig,
     training: bool,
-    initial_min: float,
-    ema_decay: float,
     ceiling: Optional[float],
 ) -> Range:
     """The range of an activation: a moving average of its batches' ranges.
@@ -123,23 +176,22 @@ def activation_range(
     Args:
       draft: where to.
       tensor: float32, any shape; for an absorbed ReLU the tensor before it.
-      name: `<layer>/act_quant` and the like.
-      bits: width.
-      symmetric: around zero.
+      activation_quant: name, width and where the range starts.
+      config: options.
       training: whether the range is updated.
-      initial_min: of the variable.
-      ema_decay: of the moving average.
       ceiling: None for a tensor as it is; infinity for an absorbed ReLU, 6 for an absorbed ReLU6. The range
         then starts at 0 and ends at the ceiling at most, so the fake quant clips as the ReLU did.
     """
-    scope, low, high = _range_variables(draft, name, initial_min)
+    scope, low, high = _range_variables(draft, activation_quant.name, activation_quant.initial_min)
     if not training:
         return Range(scope, low + "/read:0", high + "/read:0")
     batch_max = _reduce(draft, "Max", scope + "/BatchMax", tensor)
     if ceiling is None:
         batch_min = _reduce(draft, "Min", scope + "/BatchMin", tensor)
-        new_low, new_high = around_zero(draft, scope, batch_min, batch_max, symmetric, bits)
-        low_now = _moving_average(draft, scope, "AssignMinEma", low, new_low, ema_decay, None)
+        new_low, new_high = around_zero(
+            draft, scope, batch_min, batch_max, config.symmetric, activation_quant.bits
+        )
+        low_now = _average(draft, scope, "AssignMinEma", low, new_low, config.ema_decay, None)
     else:
         # Behind a ReLU the minimum is 0 and stays so.
         low_now = low + "/read:0"
@@ -147,7 +199,7 @@ def activation_range(
         if np.isfinite(ceiling):
             new_high = _op(draft, "Minimum", scope + "/Minimum", new_high, draft.constant(ceiling))
     # (Rounding in the debiasing takes an average of sixes to 6.00004, hence the ceiling there too.)
-    high_now = _moving_average(draft, scope, "AssignMaxEma", high, new_high, ema_decay, ceiling)
+    high_now = _average(draft, scope, "AssignMaxEma", high, new_high, config.ema_decay, ceiling)
     return Range(scope, low_now, high_now)
 
 
@@ -180,13 +232,15 @@ def assign(draft: Draft, name: str, variable: str, value: str) -> str:
     )
 
 
-def _range_variables(draft: Draft, name: str, initial_min: float) -> Tuple[str, str, str]:
+def _range_variables(
+    draft: Draft, name: str, initial_min: float, shape: Tuple[int, ...] = ()
+) -> Tuple[str, str, str]:
     """Name scope of a fake quant, and the names of its variables `min` and `max`."""
     variables, scope = draft.variable_scope(name)
     for which, initial in (("min", initial_min), ("max", 6.0)):
         draft.variable(
             "{}/{}".format(variables, which),
-            initial,
+            np.full(shape, initial),
             tf.float32,
             (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
             tf.VariableAggregation.MEAN,
@@ -194,7 +248,7 @@ def _range_variables(draft: Draft, name: str, initial_min: float) -> Tuple[str, 
     return scope, variables + "/min", variables + "/max"
 
 
-def _moving_average(
+def _average(
     draft: Draft, scope: str, name: str, variable: str, value: str, decay: float, ceiling: Optional[float]
 ) -> str:
     """Updates a variable with a zero-debiased moving average; returns its new value.
@@ -234,18 +288,19 @@ def _op(draft: Draft, kind: str, name: str, *inputs) -> str:
 
 def _reduce(draft: Draft, kind: str, name: str, tensor) -> str:
     """Min or Max over the whole tensor. (Flattened first: that is free, and the rank may be unknown.)"""
-    flat = draft.op(
-        "Reshape",
-        name + "/flat",
-        (tensor, draft.constant([-1], tf.int32)),
-        T=tf.float32,
-        Tshape=tf.int32,
-    )
+    return _reduce_axes(draft, kind, name, _reshape(draft, name + "/flat", tensor, [-1]), 0)
+
+
+def _reduce_axes(draft: Draft, kind: str, name: str, tensor, axes) -> str:
     return draft.op(
         kind,
         name,
-        (flat, draft.constant(0, tf.int32)),
+        (tensor, draft.constant(axes, tf.int32)),
         T=tf.float32,
         Tidx=tf.int32,
         keep_dims=False,
     )
+
+
+def _reshape(draft: Draft, name: str, tensor, shape) -> str:
+    return draft.op("Reshape", name, (tensor, draft.constant(shape, tf.int32)), T=tf.float32, Tshape=tf.int32)

@@ -73,20 +73,6 @@ class _State(object):
         return self._quantising
 
 
-def _switch(draft: Draft, name: str, tensor, condition: str) -> Tuple[str, str]:
-    """A tensor's two ways: the one when the condition is false, the one when it is true.
-
-    Only one of them is computed. No tf.cond: it costs milliseconds each to build, and its gradient wants
-    Python's record of the branches; the gradients of the bare ops want nothing.
-    """
-    way = draft.op("Switch", name, (tensor, condition), T=tf.float32)
-    return way, way[:-1] + "1"
-
-
-def _merge(draft: Draft, name: str, if_false: str, if_true: str) -> str:
-    return draft.op("Merge", name, (if_false, if_true), T=tf.float32, N=2)
-
-
 def quantise_training_weights(plan: Plan, state: _State) -> None:
     """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
     for weight_quant in plan.weights:
@@ -94,12 +80,13 @@ def quantise_training_weights(plan: Plan, state: _State) -> None:
 
 
 def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
-    draft, config, layer = state.draft, state.config, weight_quant.layer
+    draft, layer = state.draft, weight_quant.layer
+    symmetric = state.config.symmetric_weights
     # Multiplied by the scale and divided by it again, a gradient is what it was.
     through = fake_quant.PASS_THROUGH_GRADIENT
     # A range that is not symmetric is moved to put 0 on a step, which can leave out weights at its ends:
     # there the kernel's own gradient is needed.
-    gradient = through if config.symmetric_weights else None
+    gradient = through if symmetric else None
     source, scale = layer.weights, None
     if layer.batch_norm is not None:
         scale = folding.per_output_channel(draft, layer, folding.safe_scale(draft, layer))
@@ -110,20 +97,23 @@ def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
             T=tf.float32,
             _gradient_op_type=through,
         )
-    range_ = fake_quant.weight_range(
-        draft, source, weight_quant.name, config.weight_bits, config.symmetric_weights, training=True
-    )
     condition = state.quantising()
-    if condition:
-        _, source = _switch(draft, range_.scope + "/when_on", source, condition)
-    result = fake_quant.quantise(draft, source, range_, config.weight_bits, True, gradient)
+    scope, result = fake_quant.last_value(
+        draft,
+        source,
+        weight_quant,
+        symmetric,
+        training=True,
+        gradient=gradient,
+        when=condition,
+    )
     if scale is not None:
         result = draft.op(
-            "RealDiv", range_.scope + "/unfold", (result, scale), T=tf.float32, _gradient_op_type=through
+            "RealDiv", scope + "/unfold", (result, scale), T=tf.float32, _gradient_op_type=through
         )
     if condition:
-        plain, _ = _switch(draft, range_.scope + "/when_off", layer.weights, condition)
-        result = _merge(draft, range_.scope + "/delayed_quant", plain, result)
+        plain, _ = draft.switch(scope + "/when_off", layer.weights, condition)
+        result = draft.merge(scope + "/delayed_quant", plain, result)
     draft.reroute(layer.weights, result, _weights_readers(layer))
 
 
@@ -151,14 +141,14 @@ def _freeze_batch_norm(layer: Layer, state: _State, frozen: str) -> None:
     still = []
     for position, name in enumerate(("data", "gamma", "beta")):
         tensor = draft.current_input(norm.op, position)
-        training, moving = _switch(draft, here + name, tensor, frozen)
+        training, moving = draft.switch(here + name, tensor, frozen)
         draft.reroute(tensor, training, lambda r, p=position: r.name == norm.op.name and r.position == p)
         still.append(moving)
     for name, tensor in (("mean", norm.moving_mean), ("variance", norm.moving_variance)):
-        still.append(_switch(draft, here + name, tensor, frozen)[1])
+        still.append(draft.switch(here + name, tensor, frozen)[1])
     values = (draft.copy(norm.op, here + "frozen", still, is_training=False), still[3], still[4])
     for original, name, value in zip(norm.op.outputs, ("output", "batch_mean", "batch_variance"), values):
-        merged = draft.op("Merge", here + name, (original, value), T=tf.float32, N=2)
+        merged = draft.merge(here + name, original, value)
         draft.reroute(original, merged)
         state.moved[original.name] = merged
 
@@ -179,11 +169,10 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
     for weight_quant in plan.weights:
         layer = weight_quant.layer
         source = folded.get(layer.op.name, layer.weights)
-        range_ = fake_quant.weight_range(
-            draft, source, weight_quant.name, config.weight_bits, config.symmetric_weights, training=False
+        scope, result = fake_quant.last_value(
+            draft, source, weight_quant, config.symmetric_weights, training=False
         )
-        result = fake_quant.quantise(draft, source, range_, config.weight_bits, narrow_range=True)
-        result = _delayed(state, range_, source, result)
+        result = _delayed(state, scope, source, result)
         if layer.batch_norm is None:
             draft.reroute(layer.weights, result, _weights_readers(layer))
         else:
@@ -195,14 +184,12 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         state.moved[original.name] = output
 
 
-def _delayed(state: _State, range_: fake_quant.Range, plain, quantised: str) -> str:
+def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
     """In an eval graph both are computed: nothing there is in a hurry, and the converter knows Select."""
     condition = state.quantising()
     if not condition:
         return quantised
-    return state.draft.op(
-        "SelectV2", range_.scope + "/delayed_quant", (condition, quantised, plain), T=tf.float32
-    )
+    return state.draft.op("SelectV2", scope + "/delayed_quant", (condition, quantised, plain), T=tf.float32)
 
 
 def quantise_activations(plan: Plan, state: _State) -> None:
@@ -223,30 +210,20 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     absorb = state.training and not config.symmetric and tensor == original.name
     ceiling = _CEILINGS.get(original.op.type) if absorb else None
     source = tensor if ceiling is None else draft.current_input(original.op, 0)
-    range_ = fake_quant.activation_range(
-        draft,
-        source,
-        activation_quant.name,
-        config.activation_bits,
-        config.symmetric,
-        state.training,
-        activation_quant.initial_min,
-        config.ema_decay,
-        ceiling,
-    )
+    range_ = fake_quant.moving_average(draft, source, activation_quant, config, state.training, ceiling)
     condition = state.quantising()
     plain, data = source, source
     if condition and state.training:
-        plain, data = _switch(draft, range_.scope + "/delay", source, condition)
+        plain, data = draft.switch(range_.scope + "/delay", source, condition)
     gradient = fake_quant.FROM_ZERO_GRADIENT if ceiling is not None else None
-    result = fake_quant.quantise(draft, data, range_, config.activation_bits, False, gradient)
+    result = fake_quant.quantise(draft, data, range_, activation_quant.bits, False, gradient)
     if condition and state.training:
         if ceiling is not None:
             # In the branch: the ReLU outside of it would run in every step.
             plain = draft.op(original.op.type, range_.scope + "/plain", (plain,), T=tf.float32)
-        result = _merge(draft, range_.scope + "/delayed_quant", plain, result)
+        result = draft.merge(range_.scope + "/delayed_quant", plain, result)
     else:
-        result = _delayed(state, range_, plain, result)
+        result = _delayed(state, range_.scope, plain, result)
     draft.reroute(tensor, result)
 
 
