@@ -3,7 +3,7 @@
 import os
 from typing import Any, Dict, Iterable, List, Optional
 
-from od_qat import checkpoints
+from od_qat import checkpoints, range_gates
 from od_qat.compat import tf
 from od_qat.errors import ExportError
 
@@ -25,6 +25,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
     Raises:
       CheckpointError: naming the variables that the checkpoint lacks.
       ExportError: for an unknown output.
+      OdQatError: when a quantization range is not finite. (Other doubts about ranges are printed.)
     """
     graph = graph or tf.get_default_graph()
     names = list(output_names)
@@ -35,7 +36,10 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
             raise ExportError("no such node in the graph", found=name) from None
     with graph.as_default():
         variables = variables_to_restore(use_moving_averages)
-        checkpoints.require_all(variables, checkpoint, checkpoints.quant_variable_names(graph))
+        quant_names = checkpoints.quant_variable_names(graph)
+        checkpoints.require_all(variables, checkpoint, quant_names)
+        if quant_names:
+            range_gates.warn_of_checkpoint(checkpoint, quant_names)
         saver = tf.train.Saver(variables)
         with tf.Session(graph=graph) as session:
             saver.restore(session, checkpoint)

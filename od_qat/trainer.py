@@ -6,15 +6,18 @@ instead of the Supervisor.
 """
 
 import ctypes
+import os
 import sys
 from typing import Callable, List, NamedTuple, Optional
 
-from od_qat import checkpoints
+from od_qat import checkpoints, files, nan_trace
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError, ConfigError, OdQatError
+from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
 
 _AVERAGE = "/ExponentialMovingAverage"
+REPORT_FILE = "rewrite_report.json"
 
 
 class TrainResult(NamedTuple):
@@ -71,7 +74,8 @@ def train(
 
     Raises:
       ConfigError, CheckpointError: before the first step.
-      OdQatError: when a loss is no longer finite, naming its tensor.
+      OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, or a
+        quantization range is not.
     """
     from od_qat.od_api import training
 
@@ -125,6 +129,8 @@ def train(
             return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
         if on_start:
             on_start()
+        if is_chief:
+            _say_what_was_rewritten(built.report, train_dir)
         _add_summaries(built.total_loss, built.rates)
         result = _run(
             built,
@@ -165,6 +171,9 @@ class _Built(NamedTuple):
     total_loss: object
     rates: List[object]  # learning rates, scalars
     session_hooks: List[object]
+    losses: List[object]  # each loss, then their total
+    gradients: List[object]  # (gradient, variable), as computed
+    report: object  # RewriteReport; None for float training and hooks that give none
 
 
 def _build(
@@ -194,9 +203,10 @@ def _build(
     clones = training.model_deploy.create_clones(
         deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
     )
+    report = None
     if graph_hook_fn:
         with tf.device(deploy.variables_device()):
-            graph_hook_fn()
+            report = graph_hook_fn()
     update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
 
     with tf.device(deploy.optimizer_device()):
@@ -224,11 +234,22 @@ def _build(
                 tf.global_norm([gradient for gradient, _ in grads_and_vars]), "the norm of all gradients"
             ),
         ]
+        computed = list(grads_and_vars)
         grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
         with tf.control_dependencies(checks):
             apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
         train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
-    return _Built(detection_models[0], train_op, global_step, total_loss, rates, session_hooks)
+    return _Built(
+        detection_models[0],
+        train_op,
+        global_step,
+        total_loss,
+        rates,
+        session_hooks,
+        tf.losses.get_losses() + [total_loss],
+        computed,
+        report,
+    )
 
 
 def _clone_batch_size(train_config, num_clones: int) -> int:
@@ -254,6 +275,9 @@ def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainRes
     hooks = built.session_hooks + [progress, finite]
     if num_steps:
         hooks.append(tf.train.StopAtStepHook(last_step=num_steps))
+    if session_options["is_chief"] and tf.get_collection(checkpoints.QUANT_VARIABLES):
+        # (Behind the hook that stops: the last look then comes before the last checkpoint.)
+        hooks.append(RangeGatesHook(session_options["checkpoint_dir"], built.global_step))
     step = 0
     with tf.train.MonitoredTrainingSession(
         scaffold=scaffold,
@@ -269,7 +293,9 @@ def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainRes
             except tf.errors.InvalidArgumentError as error:
                 if "Inf" not in error.message and "NaN" not in error.message:
                     raise
-                raise _not_finite(error, finite, session) from error
+                raise _not_finite(
+                    error, finite, session, built, session_options["checkpoint_dir"]
+                ) from error
     # (The session takes the end of the input for the end of training, without a word.)
     newest = tf.train.latest_checkpoint(session_options["checkpoint_dir"])
     if newest:
@@ -390,17 +416,41 @@ def _add_summaries(total_loss, rates: List) -> None:
             tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))
 
 
-def _not_finite(error, finite: FiniteVariablesHook, session) -> OdQatError:
-    message = error.message.splitlines()[0]
+def _say_what_was_rewritten(report, train_dir: str) -> None:
+    """One line, and everything in `rewrite_report.json`. (A hook of a caller's own may return nothing.)"""
+    if not hasattr(report, "as_dict"):
+        return
+    path = os.path.join(train_dir, REPORT_FILE)
+    files.write_json(path, report.as_dict())
+    print("{}; each layer in {}".format(report, path), file=sys.stderr)
+
+
+def _not_finite(error, finite: FiniteVariablesHook, session, built: _Built, train_dir: str) -> OdQatError:
+    session = session._tf_sess() if hasattr(session, "_tf_sess") else session
+    where = error.message.splitlines()[0]
     try:
         # The check itself reads variables only, so it works in the failed session.
-        bad = finite.bad_variables(session._tf_sess() if hasattr(session, "_tf_sess") else session)
+        bad = finite.bad_variables(session)
     except Exception:  # noqa: BLE001  (the session may be gone; the loss is named all the same)
         bad = []
+    found = "not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite"
+    try:
+        traced = nan_trace.trace(
+            session, built.losses, built.gradients, tf.train.latest_checkpoint(train_dir)
+        )
+    except Exception as trouble:  # noqa: BLE001  (the same; the loss is named all the same)
+        found += "; not traced to a layer ({})".format(type(trouble).__name__)
+    else:
+        if traced is None:
+            found += "; the next {} batches are finite, so that batch's images or boxes are suspect".format(
+                nan_trace.BATCHES
+            )
+        else:
+            found += "; first at {}: {}".format(traced.where, traced.cause)
     return OdQatError(
         "training stopped: a value is not finite",
-        where=message,
-        found="not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite",
+        where=where,
+        found=found,
         fix="lower the learning rate, or set train_config.gradient_clipping_by_norm (10.0 is usual); "
         "the newest checkpoint is from before",
     )

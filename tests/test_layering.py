@@ -25,6 +25,8 @@ ORDER = (
     "datasets",
     "od_api",
     "plugin",
+    "range_gates",
+    "nan_trace",
     "session_hooks",
     "trainer",
     "freeze",
