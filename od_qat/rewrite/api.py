@@ -159,22 +159,12 @@ def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
             ),
             fix="call it after the model is built, on the graph it is built in, and before freezing",
         )
+    report = RewriteReport.from_plan(plan, ops_before=len(index.operations))
     with graph.as_default():
         draft = Draft(index)
         passes.run(plan, draft, config, training)
         draft.commit()
-    patterns = {}
-    for activation in plan.activations:
-        patterns[activation.pattern] = patterns.get(activation.pattern, 0) + 1
-    return RewriteReport(
-        weights=tuple(weight.name for weight in plan.weights),
-        activations=tuple(activation.name for activation in plan.activations),
-        patterns=patterns,
-        folded=len(plan.folds),
-        stays_float=dict(plan.stays_float),
-        ops_before=len(index.operations),
-        ops_after=len(graph.get_operations()),
-    )
+    return report._replace(ops_after=len(graph.get_operations()))
 
 
 def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:

@@ -1,6 +1,38 @@
-"""What a rewrite did."""
+"""What a rewrite did: for a line, for a screen and as JSON (docs/architecture.md has the layout)."""
 
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from od_qat.rewrite import policy
+from od_qat.rewrite.plan import Plan
+
+FORMAT = "od_qat/rewrite/1"
+
+# A table fits a screen, whatever the graph's size: at most this many rows of a kind, lines this wide.
+_ROWS = 12
+_LINE = 110
+# What may stand between a layer's op and a tensor that is quantised with it.
+_OF_A_LAYER = (
+    policy.ACTIVATION | policy.BIAS_ADD | policy.BATCH_NORM | frozenset(["BatchToSpaceND"]) | policy.WEIGHTED
+)
+_LAYER_PATTERNS = frozenset(["act_quant", "conv_quant", "add_quant", "post_activation_bypass_quant"])
+
+
+class LayerEntry(NamedTuple):
+    """One layer with what is quantised of it.
+
+    Attributes:
+      op: name of its op with weights.
+      type: of that op.
+      weights: name of the fake quant on its weights, None where they stay float.
+      activations: names of the fake quants on its output, in the order they were planned.
+      pattern: the op types that it was matched as, first to last.
+    """
+
+    op: str
+    type: str
+    weights: Optional[str]
+    activations: Tuple[str, ...]
+    pattern: str
 
 
 class RewriteReport(NamedTuple):
@@ -12,6 +44,7 @@ class RewriteReport(NamedTuple):
       folded: layers whose batch norm was folded.
       stays_float: ops with weights that stay float, with the reason.
       ops_before, ops_after: size of the graph.
+      layers: each quantised layer, in the order they were matched.
     """
 
     weights: Tuple[str, ...]
@@ -21,10 +54,74 @@ class RewriteReport(NamedTuple):
     stays_float: Dict[str, str]
     ops_before: int
     ops_after: int
+    layers: Tuple[LayerEntry, ...] = ()
+
+    @classmethod
+    def from_plan(cls, plan: Plan, ops_before: int) -> "RewriteReport":
+        """What a plan will do, read before the graph is edited; `ops_after` is to be filled in then."""
+        patterns: Dict[str, int] = {}
+        for activation in plan.activations:
+            patterns[activation.pattern] = patterns.get(activation.pattern, 0) + 1
+        return cls(
+            weights=tuple(weight.name for weight in plan.weights),
+            activations=tuple(activation.name for activation in plan.activations),
+            patterns=patterns,
+            folded=len(plan.folds),
+            stays_float=dict(plan.stays_float),
+            ops_before=ops_before,
+            ops_after=ops_before,
+            layers=_layers(plan),
+        )
 
     def as_dict(self) -> Dict[str, Any]:
-        """For JSON."""
-        return dict(self._asdict())
+        """For JSON, in a stable order."""
+        return {
+            "format": FORMAT,
+            "summary": str(self),
+            "ops_before": self.ops_before,
+            "ops_after": self.ops_after,
+            "folded": self.folded,
+            "patterns": {name: self.patterns[name] for name in sorted(self.patterns)},
+            "layers": [dict(layer._asdict(), activations=list(layer.activations)) for layer in self.layers],
+            "weights": list(self.weights),
+            "activations": list(self.activations),
+            "stays_float": dict(self.stays_float),
+        }
+
+    def table(self) -> str:
+        """A screenful: layers by pattern, activations by kind, and what stays float with its reason."""
+        groups: Dict[str, List[LayerEntry]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.pattern, []).append(layer)
+        lines = [str(self), "", "layers  weights  outputs  matched as, and the first of them"]
+        ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+        for pattern, layers in ordered[:_ROWS]:
+            lines.append(
+                "{:6}  {:7}  {:7}  {}: {}".format(
+                    len(layers),
+                    sum(layer.weights is not None for layer in layers),
+                    sum(len(layer.activations) for layer in layers),
+                    pattern,
+                    layers[0].op,
+                )
+            )
+        if len(ordered) > _ROWS:
+            lines.append("  and {} more patterns".format(len(ordered) - _ROWS))
+        kinds = sorted(self.patterns.items(), key=lambda item: (-item[1], item[0]))
+        lines.append("")
+        lines.append(
+            "outputs by kind: "
+            + (", ".join("{} {}".format(name, count) for name, count in kinds[:_ROWS]) or "none")
+            + (" and {} more kinds".format(len(kinds) - _ROWS) if len(kinds) > _ROWS else "")
+        )
+        lines.append("ops: {} before, {} after".format(self.ops_before, self.ops_after))
+        if self.stays_float:
+            lines.append("stay float:")
+            for name, reason in list(self.stays_float.items())[:_ROWS]:
+                lines.append("  {}: {}".format(name, reason))
+            if len(self.stays_float) > _ROWS:
+                lines.append("  and {} more".format(len(self.stays_float) - _ROWS))
+        return "\n".join(line if len(line) <= _LINE else line[: _LINE - 3] + "..." for line in lines)
 
     def __str__(self) -> str:
         text = "quantised {} weights and {} activations, folded {} batch norms".format(
@@ -33,3 +130,58 @@ class RewriteReport(NamedTuple):
         if self.stays_float:
             text += "; {} ops with weights stay float".format(len(self.stays_float))
         return text
+
+
+def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
+    shared = {weight.layer.weights.name: weight.name for weight in plan.weights}
+    ops = {weight.layer.op.name: weight.layer.op for weight in plan.weights}
+    weights = {weight.layer.op.name: weight.name for weight in plan.weights}
+    chains = {weight.layer.op.name: _up_to_the_norm(weight.layer) for weight in plan.weights}
+    activations: Dict[str, List[str]] = {}
+    for activation in plan.activations:
+        chain = _chain_to(activation.tensor) if activation.pattern in _LAYER_PATTERNS else None
+        if chain is None:
+            continue
+        layer = chain[0]
+        ops.setdefault(layer.name, layer)
+        # A kernel that several layers read is quantised once.
+        weights.setdefault(layer.name, shared.get(layer.inputs[1].name))
+        activations.setdefault(layer.name, []).append(activation.name)
+        if len(chain) > len(chains.get(layer.name, ())):
+            chains[layer.name] = chain
+    return tuple(
+        LayerEntry(
+            name,
+            operation.type,
+            weights[name],
+            tuple(activations.get(name, ())),
+            " -> ".join(part.type for part in chains[name]),
+        )
+        for name, operation in ops.items()
+    )
+
+
+def _up_to_the_norm(layer) -> Tuple[object, ...]:
+    parts = (layer.op, layer.batch_to_space, layer.batch_norm and layer.batch_norm.op)
+    return tuple(part for part in parts if part is not None)
+
+
+def _chain_to(tensor) -> Optional[Tuple[object, ...]]:
+    """The ops from a layer to a tensor of it, the layer first; None where no layer leads there.
+
+    A residual add is where two layers meet: it belongs to the nearer one, and of two equally near to the
+    later.
+    """
+    level, seen = [(tensor.op,)], {tensor.op.name}
+    while level:
+        found = [chain for chain in level if chain[0].type in policy.WEIGHTED]
+        if found:
+            return max(found, key=lambda chain: chain[0]._id)
+        following = []
+        for chain in level:
+            for candidate in chain[0].inputs:
+                if candidate.op.type in _OF_A_LAYER and candidate.op.name not in seen:
+                    seen.add(candidate.op.name)
+                    following.append((candidate.op,) + chain)
+        level = following
+    return None
