@@ -1,0 +1,140 @@
+"""A NaN is traced to the layer that makes it, in the session whose step failed."""
+
+import os
+
+import numpy as np
+import pytest
+
+from od_qat import nan_trace
+from od_qat.compat import tf
+from od_qat.rewrite import api
+from tests import nets
+
+pytestmark = pytest.mark.tf1
+
+NAN = float("nan")
+
+
+class Net(object):
+    """small_ssd, rewritten, trained from a queue in a finalised graph; steps check their losses."""
+
+    def __init__(self, folder, batches, quant_delay=0, alter=lambda boxes: boxes):
+        """`batches` are the fillings of the images, one after the other and round again."""
+        self.folder = str(folder)
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            tf.set_random_seed(7)
+            noise = np.random.RandomState(0).uniform(-1, 1, [len(batches), 2, 32, 32, 3])
+            data = noise + np.reshape(np.array(batches), [-1, 1, 1, 1, 1])
+            filled = tf.data.Dataset.from_tensor_slices(data.astype(np.float32)).repeat()
+            images = tf.data.make_one_shot_iterator(filled).get_next()
+            queue = tf.FIFOQueue(1, [tf.float32], [[2, 32, 32, 3]])
+            tf.train.add_queue_runner(tf.train.QueueRunner(queue, [queue.enqueue(images)]))
+            boxes, scores = nets.small_ssd(queue.dequeue(), True)
+            self.losses = [
+                tf.reduce_mean(tf.square(alter(boxes) - 0.3), name="box_loss"),
+                tf.reduce_mean(tf.square(scores + 0.2), name="class_loss"),
+            ]
+            step = tf.train.get_or_create_global_step()
+            api.create_training_graph(self.graph, quant_delay=quant_delay)
+            optimizer = tf.train.GradientDescentOptimizer(1e-4)
+            self.gradients = optimizer.compute_gradients(tf.add_n(self.losses))
+            checks = [tf.check_numerics(loss, "loss") for loss in self.losses]
+            checks.append(tf.check_numerics(tf.global_norm([g for g, _ in self.gradients]), "gradients"))
+            # (As in training: averages are updated whatever the checks say.)
+            updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+            with tf.control_dependencies(checks):
+                apply = optimizer.apply_gradients(self.gradients, step)
+            self.train_op = tf.group(apply, *updates)
+            self.variables = {v.op.name: v for v in tf.global_variables()}
+            self.saver = tf.train.Saver()
+
+    def fail(self, edits=None, save_after=False, steps=6, heal=True):
+        """Trains until a step fails, `edits` (variable -> value) made before; the trace, 'no failure'."""
+        with self.graph.as_default(), tf.train.MonitoredTrainingSession(log_step_count_steps=0) as session:
+            raw = session._tf_sess()
+            if not save_after:
+                checkpoint = self.saver.save(raw, os.path.join(self.folder, "model.ckpt"), 0)
+            for name, value in (edits or {}).items():
+                variable = self.variables[name]
+                variable.load(np.full(variable.shape.as_list(), value, np.float32), raw)
+            if save_after:
+                checkpoint = self.saver.save(raw, os.path.join(self.folder, "model.ckpt"), 0)
+            try:
+                for _ in range(steps):
+                    session.run(self.train_op)
+            except tf.errors.InvalidArgumentError:
+                ops = len(self.graph.get_operations())
+                found = nan_trace.trace(raw, self.losses, self.gradients, checkpoint if heal else None)
+                assert len(self.graph.get_operations()) == ops
+                return found
+        return "no failure"
+
+
+@pytest.mark.parametrize("quant_delay", [0, 3])
+@pytest.mark.parametrize("scope", ["net/Conv", "net/residual/expand", "Head_1/box"])
+def test_weights_that_are_nan(tmp_path, scope, quant_delay):
+    found = Net(tmp_path, [0.0], quant_delay).fail({scope + "/weights": NAN})
+    assert found.where.startswith(scope + "/")
+    assert found.cause == "its variable {}/weights is not finite".format(scope)
+
+
+@pytest.mark.parametrize("quant_delay", [0, 3])
+def test_images_that_are_nan(tmp_path, quant_delay):
+    found = Net(tmp_path, [NAN], quant_delay).fail()
+    assert found.where == "net/Conv/Conv2D (Conv2D)"
+    assert found.cause.startswith("its input fifo_queue_Dequeue:0 is not finite")
+
+
+def test_one_bad_batch_is_met_again(tmp_path):
+    found = Net(tmp_path, [0.0, 0.0, NAN]).fail()
+    assert found.where == "net/Conv/Conv2D (Conv2D)"
+    assert found.cause.startswith("its input fifo_queue_Dequeue:0 is not finite")
+
+
+def test_one_bad_batch_that_is_not_met_again_blames_nobody(tmp_path):
+    """The averages that took it in are its victims."""
+    batches = [0.0, 0.0, NAN] + [0.0] * (nan_trace.BATCHES + 2)
+    assert Net(tmp_path, batches).fail() is None
+    # Without the checkpoint they would be blamed: the test above does test something.
+    blamed = Net(tmp_path, batches).fail(heal=False)
+    assert "moving statistic" in blamed.cause or "range" in blamed.cause
+
+
+def test_a_range_that_was_bad_in_the_checkpoint(tmp_path):
+    name = "net/block/project/act_quant/net/block/project/act_quant/max/biased"
+    found = Net(tmp_path, [0.0]).fail({name: NAN}, save_after=True)
+    assert found.where.startswith("net/block/project/act_quant/FakeQuant")
+    assert found.cause == "its range {} is not finite".format(name)
+
+
+def test_a_moving_variance_that_was_bad_in_the_checkpoint(tmp_path):
+    name = "net/down/BatchNorm/moving_variance"
+    found = Net(tmp_path, [0.0]).fail({name: NAN}, save_after=True)
+    assert found.where.startswith("net/down/")
+    assert found.cause == "its moving statistic {} is not finite".format(name)
+
+
+def test_an_output_that_overflows(tmp_path):
+    found = Net(tmp_path, [0.0]).fail({"Head_0/class/weights": 3e38})
+    assert found.where.startswith("Head_0/class/")
+    assert "finite input" in found.cause or "Head_0/class/" in found.cause
+
+
+def test_an_op_behind_the_last_layer(tmp_path):
+    found = Net(tmp_path, [0.0], alter=lambda boxes: tf.log(boxes - 1e3, name="bad_log")).fail()
+    assert found.where == "box_loss (Mean)"
+    assert found.cause == "its input is not finite from bad_log (Log) on"
+
+
+def test_a_gradient_alone(tmp_path):
+    """sqrt(0) is 0, its gradient is not."""
+    net = Net(tmp_path, [0.0], alter=lambda boxes: tf.sqrt(boxes * 0.0))
+    found = net.fail()
+    assert found.where.startswith("the gradient of Head_")
+    assert "/box/" in found.where
+    assert found.cause.startswith("losses and layers are finite")
+
+
+def test_a_healthy_run_fails_nowhere(tmp_path):
+    assert Net(tmp_path, [0.0]).fail() == "no failure"
