@@ -427,7 +427,8 @@ def _say_what_was_rewritten(report, train_dir: str) -> None:
 
 def _not_finite(error, finite: FiniteVariablesHook, session, built: _Built, train_dir: str) -> OdQatError:
     session = session._tf_sess() if hasattr(session, "_tf_sess") else session
-    where = error.message.splitlines()[0]
+    lines = error.message.splitlines()  # (the first may be a heading)
+    where = next((line for line in lines if "NaN" in line or "Inf" in line), lines[0]).strip()
     try:
         # The check itself reads variables only, so it works in the failed session.
         bad = finite.bad_variables(session)
