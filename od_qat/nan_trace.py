@@ -19,7 +19,11 @@ from od_qat.rewrite import policy
 
 # The ends of delayed quantization, whose branches are not always alive, and the layers themselves.
 _WATCHED = (
-    policy.WEIGHTED | policy.WEIGHTED_UNSUPPORTED | policy.BATCH_NORM | policy.FAKE_QUANT | frozenset(["Merge"])
+    policy.WEIGHTED
+    | policy.WEIGHTED_UNSUPPORTED
+    | policy.BATCH_NORM
+    | policy.FAKE_QUANT
+    | frozenset(["Merge"])
 )
 # What gives another value in each run: read once, then fed, so that all runs see one batch.
 _SOURCES = ("QueueDequeue", "IteratorGetNext", "OneShotIterator", "Random", "TruncatedNormal", "Multinomial")
@@ -98,7 +102,9 @@ class _Tracer(object):
             layer = watched[at][1]
         else:
             finite = self._are_finite(self._losses)
-            layer = next((loss.op for loss, is_finite in zip(self._losses, finite) if is_finite is False), None)
+            layer = next(
+                (loss.op for loss, is_finite in zip(self._losses, finite) if is_finite is False), None
+            )
             if layer is None:
                 return None
         return Trace("{} ({})".format(layer.name, layer.type), self._cause(layer, known))
@@ -194,9 +200,7 @@ class _State(object):
         trainable = frozenset(v.op.name for v in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES))
         quant = frozenset(v.op.name for v in graph.get_collection(QUANT_VARIABLES))
         self._variables = [
-            v
-            for v in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
-            if v.dtype.base_dtype.is_floating
+            v for v in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES) if v.dtype.base_dtype.is_floating
         ]
         self._kinds = {
             v.op.name: (

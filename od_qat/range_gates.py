@@ -256,7 +256,9 @@ class RangeGatesHook(tf.train.SessionRunHook):
             ranges, _ = self._read(session)
             self._check_finite(ranges)
             self._reference = {
-                name: found.width() for name, found in ranges.items() if judge(found) == OK and _counted(found)
+                name: found.width()
+                for name, found in ranges.items()
+                if judge(found) == OK and _counted(found)
             }
 
     def after_run(self, run_context, run_values) -> None:

@@ -293,9 +293,7 @@ def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainRes
             except tf.errors.InvalidArgumentError as error:
                 if "Inf" not in error.message and "NaN" not in error.message:
                     raise
-                raise _not_finite(
-                    error, finite, session, built, session_options["checkpoint_dir"]
-                ) from error
+                raise _not_finite(error, finite, session, built, session_options["checkpoint_dir"]) from error
     # (The session takes the end of the input for the end of training, without a word.)
     newest = tf.train.latest_checkpoint(session_options["checkpoint_dir"])
     if newest:

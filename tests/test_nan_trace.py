@@ -117,7 +117,9 @@ def test_a_moving_variance_that_was_bad_in_the_checkpoint(tmp_path):
 
 def test_an_output_that_overflows(tmp_path):
     """Sums of 8 products of numbers near 1e38."""
-    found = Net(tmp_path, [0.0]).fail({"Head_0/class/weights": 1.5e38, "net/residual/project/BatchNorm/beta": 9.0})
+    found = Net(tmp_path, [0.0]).fail(
+        {"Head_0/class/weights": 1.5e38, "net/residual/project/BatchNorm/beta": 9.0}
+    )
     assert found.where == "Head_0/class/Conv2D (Conv2D)"
     assert found.cause == "its own output, from finite input, weights and range"
 

@@ -1,5 +1,7 @@
 """The rewriter: structure, and numerics against the float graph and tf.contrib.quantize where it runs."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -546,3 +548,80 @@ def test_contrib_placement_computes_what_contrib_computes():
         outputs(quantize.create_eval_graph), outputs(lambda g: api.create_eval_graph(g, placement="contrib"))
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_report_names_each_layer_with_its_fake_quants(training):
+    with tf.Graph().as_default() as graph:
+        _build(training)
+        before = len(graph.get_operations())
+        report = (api.create_training_graph if training else api.create_eval_graph)(graph)
+        after = len(graph.get_operations())
+    assert (report.ops_before, report.ops_after) == (before, after)
+    layers = {layer.op: layer for layer in report.layers}
+    assert len(layers) == nets.LAYERS
+    assert [layer.weights for layer in report.layers] == list(report.weights)
+    named = [name for layer in report.layers for name in layer.activations]
+    assert sorted(named + [n for n in report.activations if n.endswith("concat_quant")]) == sorted(
+        report.activations
+    )
+    # The residual add is the projection's, which it ends, and not the shortcut's.
+    project = layers["net/residual/project/Conv2D"]
+    assert project.activations == (
+        "net/residual/project/act_quant",
+        "net/residual/post_activation_bypass_quant",
+    )
+    assert project.pattern.startswith("Conv2D -> FusedBatchNormV3 -> Identity -> Add")
+    assert layers["net/block/project/Conv2D"].activations == ("net/block/project/act_quant",)
+    depthwise = layers["net/block/depthwise/depthwise"]
+    assert depthwise.pattern == "DepthwiseConv2dNative -> FusedBatchNormV3 -> Relu6"
+    assert layers["Head_0/box/Conv2D"].pattern == "Conv2D -> BiasAdd"
+
+
+def test_report_as_json_is_stable_and_its_table_fits_a_screen():
+    def report():
+        with tf.Graph().as_default() as graph:
+            _build(True)
+            return api.create_training_graph(graph)
+
+    first = json.dumps(report().as_dict())
+    assert first == json.dumps(report().as_dict())
+    read = json.loads(first)
+    assert read["format"] == "od_qat/rewrite/1"
+    assert read["layers"][0]["weights"] in read["weights"]
+    assert list(read["patterns"]) == sorted(read["patterns"])
+
+    small = report()
+    text = small.table()
+    assert "4        4        4  Conv2D -> BiasAdd: Head_0/box/Conv2D" in text
+    assert "stay float" not in text
+    many = small._replace(
+        layers=tuple(
+            small.layers[0]._replace(op="a" * 200 + str(n), pattern="Conv2D -> Op{}".format(n % 40))
+            for n in range(4000)
+        ),
+        stays_float={"layer_{}".format(n): "a reason" for n in range(300)},
+    )
+    lines = many.table().splitlines()
+    assert len(lines) <= 40 and max(len(line) for line in lines) <= 110
+    assert any(line.strip() == "and 28 more patterns" for line in lines)
+    assert lines[-1].strip() == "and 288 more"
+
+
+def test_report_names_both_layers_of_a_shared_kernel_and_what_stays_float():
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, 8, 8, 3])
+        kernel = tf.get_variable("kernel", [1, 1, 3, 3])
+        bias = tf.get_variable("bias", [3])
+        for name in ("a", "b"):
+            with tf.name_scope(name):
+                tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(images, kernel, 1, "SAME", name="conv"), bias))
+        with tf.name_scope("c"):
+            tf.nn.conv2d(images, tf.ones([1, 1, 3, 3]), 1, "SAME", name="conv")
+        report = api.create_training_graph(graph)
+    layers = {layer.op: layer for layer in report.layers}
+    assert sorted(layers) == ["a/conv", "b/conv"]
+    assert layers["a/conv"].weights == layers["b/conv"].weights == report.weights[0]
+    assert layers["b/conv"].activations == ("b/act_quant",)
+    assert report.stays_float == {"c/conv": "its weights are not a variable"}
+    assert "  c/conv: its weights are not a variable" in report.table()
