@@ -1,7 +1,7 @@
-"""Quality gates on quantization ranges: those that never moved, collapsed, exploded or are not finite, named.
+"""Quality gates on quantization ranges: named when they never moved, collapsed, exploded or are not finite.
 
-A range that is wrong trains on without a word: the loss falls, and the int8 model is a lottery. The checks are
-on the values alone, so they serve a training session and a checkpoint that is to be exported.
+A range that is wrong trains on without a word: the loss falls, and the int8 model is a lottery. The checks
+are on the values alone, so they serve a training session and a checkpoint that is to be exported.
 """
 
 import os
@@ -58,8 +58,8 @@ _ADVICE = {
     ),
     COLLAPSED: (
         "0.1 to 30 wide",
-        "the layer's output is constant: look at its gamma and weights in TensorBoard, lower the learning rate, "
-        "or leave the layer out",
+        "the layer's output is constant: look at its gamma and weights, lower the learning rate, or start "
+        "from a trained float checkpoint",
     ),
     EXPLODED: (
         "0.1 to 30 wide",
@@ -202,7 +202,7 @@ def _not_finite(names: List[str], ranges: Dict[str, Range], where: Optional[str]
         found=", ".join("{} {}".format(name, ranges[name].text()) for name in names[:_NAMES_SHOWN])
         + (" and {} more".format(len(names) - _NAMES_SHOWN) if len(names) > _NAMES_SHOWN else ""),
         allowed="finite values",
-        fix="take an earlier checkpoint, and train on with a lower learning rate or gradient_clipping_by_norm",
+        fix="take an earlier checkpoint, and train with a lower learning rate or gradient_clipping_by_norm",
     )
 
 
@@ -258,7 +258,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
             self._reference = {
                 name: found.width()
                 for name, found in ranges.items()
-                if judge(found) == OK and _counted(found)
+                if judge(found) == OK and _trained_before(found)
             }
 
     def after_run(self, run_context, run_values) -> None:
@@ -329,7 +329,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
         tf.summary.FileWriterCache.get(self._train_dir).add_summary(tf.Summary(value=counts), step)
 
 
-def _counted(found: Range) -> bool:
+def _trained_before(found: Range) -> bool:
     """Whether a range is known to have been trained before."""
     return not (_at_start(found) or found.updates == 0)
 
