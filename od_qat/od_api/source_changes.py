@@ -17,6 +17,14 @@ SOURCE_CHANGES: Dict[str, Tuple[Tuple[str, str], ...]] = {
             "from od_qat.od_api import bipartite as image_ops",
         ),
     ),
+    # The stand-alone Keras, which TF 1.15 neither needs nor brings.
+    "object_detection.models.keras_models.resnet_v1": (
+        (
+            "from keras.applications import resnet",
+            "try:\n  from keras.applications import resnet\n"
+            "except ImportError:\n  from tensorflow.keras.applications import resnet",
+        ),
+    ),
     # TransformGraph is gone from TF 2.
     "object_detection.export_tflite_ssd_graph_lib": (
         (
