@@ -1,0 +1,91 @@
+"""placement='contrib' against what tf.contrib.quantize did to every model of the zoo (see tests/zoo)."""
+
+import os
+
+import pytest
+
+from od_qat.compat import IS_TF1
+from od_qat.errors import RewriteError
+
+pytestmark = [pytest.mark.tf1, pytest.mark.zoo]
+
+build = pytest.importorskip("tests.zoo.build")
+record_oracle = pytest.importorskip("tests.zoo.record_oracle")
+
+# Helpers of the moving average of a minimum: behind a ReLU the minimum is not tracked here.
+MINIMUM_HELPERS = ("/min/biased", "/min/local_step")
+
+
+def _cases():
+    for row in build.models():
+        if "skip" in row:
+            continue
+        for training in (False, True):
+            kind = "training" if training else "eval"
+            marks = []
+            if kind in row.get("differs", {}):
+                marks = [pytest.mark.xfail(strict=True, reason=row["differs"][kind])]
+            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind), marks=marks)
+
+
+def _without_input(lines):
+    """Scope, bits and narrow range; what a quant reads has other names where batch norms are not cloned."""
+    return sorted(line.partition(" <- ")[0] for line in lines)
+
+
+def _first_differences(ours, theirs):
+    only_ours, only_theirs = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+    text = []
+    for whose, names in (("only od_qat's", only_ours), ("only contrib's", only_theirs)):
+        if names:
+            text.append("{} ({}): {}".format(whose, len(names), ", ".join(names[:4])))
+    return "; ".join(text) or "the same names, another number of times"
+
+
+@pytest.mark.parametrize("row, training", _cases())
+def test_contrib_placement_is_what_contrib_did(row, training):
+    from od_qat.rewrite import api
+
+    rewrite = api.create_training_graph if training else api.create_eval_graph
+    stored = record_oracle.load(row["name"])
+    recorded = record_oracle.recorded_graph(stored, training)
+    if recorded is None:
+        # contrib failed, or was not run: ours works, or refuses.
+        try:
+            record_oracle.rewritten(row, training, lambda graph: rewrite(graph, placement="contrib"))
+        except RewriteError:
+            pass
+        return
+    quants, variables, outputs = record_oracle.rewritten(
+        row,
+        training,
+        lambda graph: rewrite(graph, placement="contrib"),
+        run=IS_TF1,
+    )
+    ours, theirs = _without_input(quants), _without_input(recorded[0])
+    assert ours == theirs, _first_differences(ours, theirs)
+    missing = set(recorded[1]) - set(variables)
+    if training:
+        missing = {name for name in missing if not name.endswith(MINIMUM_HELPERS)}
+    more = set(variables) - set(recorded[1])
+    assert not missing and not more, _first_differences(variables, recorded[1])
+    if outputs is not None:
+        for name, digest in stored["outputs"].items():
+            difference = record_oracle.output_difference(digest, build.digest(outputs[name]))
+            assert difference <= 1e-5, "{}: {:.2g} of its spread".format(name, difference)
+
+
+def test_every_registered_net_is_in_the_zoo():
+    from nets import nets_factory
+    from object_detection.builders import model_builder
+
+    zoo = {kind: {row["net"] for row in build.models() if row["kind"] == kind} for kind in
+           ("ssd", "faster_rcnn", "classifier")}
+    assert zoo["ssd"] == set(model_builder.SSD_FEATURE_EXTRACTOR_CLASS_MAP)
+    assert zoo["faster_rcnn"] == set(model_builder.FASTER_RCNN_FEATURE_EXTRACTOR_CLASS_MAP)
+    assert zoo["classifier"] == set(nets_factory.networks_map)
+
+
+def test_every_record_belongs_to_a_model():
+    names = {row["name"] + ".json" for row in build.models() if "skip" not in row}
+    assert set(os.listdir(record_oracle.FOLDER)) == names

@@ -1,0 +1,363 @@
+"""Builds the models of models.yaml in the default graph, and gives their variables values.
+
+Everything is deterministic and the same on TensorFlow 1.15 and 2: a value depends on a variable's name and
+shape only.
+"""
+
+import os
+import zlib
+
+import numpy as np
+import yaml
+
+import od_qat.plugin  # noqa: F401  (before object_detection and slim's nets)
+from od_qat.compat import tf
+
+CLASSES = 3
+FAKE_QUANT = "FakeQuantWithMinMaxVars"
+_MODELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models.yaml")
+_SAMPLES = 64
+# What postprocessing reads. (Feature maps are predicted too, but nothing outside the model reads them.)
+_OUTPUTS = (
+    "logits",
+    "box_encodings",
+    "class_predictions_with_background",
+    "rpn_box_encodings",
+    "rpn_objectness_predictions_with_background",
+    "refined_box_encodings",
+)
+
+
+def models():
+    """The rows of models.yaml, in order."""
+    with open(_MODELS, encoding="utf-8") as stream:
+        rows = yaml.safe_load(stream)
+    names = [row["name"] for row in rows]
+    assert len(set(names)) == len(names)
+    return rows
+
+
+# --- graphs ---
+
+
+@tf.autograph.experimental.do_not_convert  # layers' code as it is, which takes half the time
+def build_training(row):
+    """A training graph as a trainer has it when it calls the rewriter: losses, no gradients."""
+    tf.set_random_seed(1)
+    images = tf.placeholder(tf.float32, [2, row["size"], row["size"], 3], name="images")
+    if row["kind"] == "classifier":
+        logits, ends = _network(row, images, True)
+        labels = tf.one_hot([0, 1], CLASSES)
+        for one in (logits, ends.get("AuxLogits"), ends.get("aux_logits")):
+            if one is not None:
+                one = tf.reshape(one, [2, CLASSES])
+                tf.losses.softmax_cross_entropy(labels, one)
+        return
+    model = _detector(row, True)
+    rng = np.random.RandomState(0)
+    corners = rng.uniform(0, 0.5, [2, 3, 2])
+    boxes = np.concatenate([corners, corners + rng.uniform(0.2, 0.4, [2, 3, 2])], 2).astype(np.float32)
+    classes = np.eye(CLASSES)[rng.randint(0, CLASSES, [2, 3])].astype(np.float32)
+    model.provide_groundtruth([tf.constant(b) for b in boxes], [tf.constant(c) for c in classes])
+    preprocessed, shapes = model.preprocess(images)
+    losses = model.loss(model.predict(preprocessed, shapes), shapes)
+    for name in sorted(losses):
+        tf.losses.add_loss(losses[name])
+
+
+@tf.autograph.experimental.do_not_convert
+def build_eval(row):
+    """An eval graph.
+
+    Returns:
+      the placeholder of the images, and {name: tensor} of what the model predicts. Each tensor reads the
+      prediction, as both rewriters quantise what reads a tensor, not the tensor. (The op that reads is one
+      that no pattern of theirs knows; an Identity would be taken for an activation.)
+    """
+    tf.set_random_seed(1)
+    images = tf.placeholder(tf.float32, [1, row["size"], row["size"], 3], name="images")
+    if row["kind"] == "classifier":
+        logits, _ = _network(row, images, False)
+        outputs = {"logits": logits}
+    else:
+        model = _detector(row, False)
+        preprocessed, shapes = model.preprocess(images)
+        outputs = model.predict(preprocessed, shapes)
+    return images, {
+        name: tf.stop_gradient(outputs[name], name="zoo_output/" + name) for name in _OUTPUTS if name in outputs
+    }
+
+
+def images_value(row):
+    """Pixels for the eval graph's placeholder: smooth shapes and noise."""
+    size = row["size"]
+    rng = np.random.RandomState(5)
+    ramp = np.arange(size, dtype=np.float32) * (255.0 / (size - 1))
+    smooth = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], 0.5 * (ramp[:, None] + ramp)), -1)
+    return (0.6 * smooth + rng.uniform(0, 102, [1, size, size, 3])).astype(np.float32)
+
+
+def _network(row, images, is_training):
+    from nets import nets_factory
+
+    images = images / 127.5 - 1.0
+    arguments = dict(row.get("arguments", {}))
+    if "cells" in row:
+        arguments["config"] = _nas_config(row)
+    network = nets_factory.get_network_fn(row["net"], CLASSES, weight_decay=4e-5, is_training=is_training)
+    return network(images, **arguments)
+
+
+def _nas_config(row):
+    from nets.nasnet import nasnet, pnasnet
+
+    module = pnasnet if row["net"].startswith("pnasnet") else nasnet
+    kind = {"cifar": "cifar_config", "mobile": "mobile_imagenet_config", "large": "large_imagenet_config"}
+    config = getattr(module, kind[row["net"].rpartition("_")[2]])()
+    config.num_cells = row["cells"]
+    config.num_conv_filters = 12
+    return config
+
+
+def _detector(row, is_training):
+    from google.protobuf import text_format
+    from object_detection.builders import model_builder
+    from object_detection.protos import model_pb2
+
+    text = _ssd_config(row) if row["kind"] == "ssd" else _faster_rcnn_config(row)
+    return model_builder.build(text_format.Parse(text, model_pb2.DetectionModel()), is_training=is_training)
+
+
+_CONV = """
+    activation: {activation}
+    regularizer {{ l2_regularizer {{ weight: 0.00004 }} }}
+    initializer {{ truncated_normal_initializer {{ mean: 0.0 stddev: 0.03 }} }}
+    batch_norm {{ scale: true center: true decay: 0.997 epsilon: 0.001 train: true }}
+"""
+
+_PREDICTORS = {
+    "plain": "convolutional_box_predictor {{ kernel_size: 1 conv_hyperparams {{ {conv} }} }}",
+    "depthwise": "convolutional_box_predictor {{ kernel_size: 3 use_depthwise: true "
+    "conv_hyperparams {{ {conv} }} }}",
+    "shared": "weight_shared_convolutional_box_predictor {{ depth: 32 kernel_size: 3 "
+    "num_layers_before_predictor: 2 conv_hyperparams {{ {conv} }} }}",
+    "shared_depthwise": "weight_shared_convolutional_box_predictor {{ depth: 32 kernel_size: 3 "
+    "num_layers_before_predictor: 2 use_depthwise: true conv_hyperparams {{ {conv} }} }}",
+}
+
+_SSD = """
+ssd {{
+  num_classes: {classes}
+  image_resizer {{ fixed_shape_resizer {{ height: {size} width: {size} }} }}
+  feature_extractor {{
+    type: "{net}" depth_multiplier: {depth} min_depth: 8 use_depthwise: {depthwise}
+    override_base_feature_extractor_hyperparams: {override}
+    conv_hyperparams {{ {conv} }}
+    {more}
+  }}
+  box_coder {{ faster_rcnn_box_coder {{ }} }}
+  matcher {{ argmax_matcher {{ matched_threshold: 0.5 unmatched_threshold: 0.5 force_match_for_each_row: true }} }}
+  similarity_calculator {{ iou_similarity {{ }} }}
+  box_predictor {{ {predictor} }}
+  anchor_generator {{ {anchors} }}
+  post_processing {{ score_converter: SIGMOID }}
+  normalize_loss_by_num_matches: true
+  loss {{
+    localization_loss {{ weighted_smooth_l1 {{ }} }}
+    classification_loss {{ weighted_sigmoid_focal {{ alpha: 0.75 gamma: 2.0 }} }}
+  }}
+}}
+"""
+
+
+def _ssd_config(row):
+    conv = _CONV.format(activation=row.get("activation", "RELU_6"))
+    more = row.get("shrink", "")
+    if "levels" in row:
+        low, high = row["levels"]
+        anchors = (
+            "multiscale_anchor_generator { min_level: %d max_level: %d anchor_scale: 4.0 aspect_ratios: 1.0 "
+            "aspect_ratios: 2.0 scales_per_octave: 1 }" % (low, high)
+        )
+        more += " fpn { min_level: %d max_level: %d additional_layer_depth: 32 }" % (low, high)
+    else:
+        anchors = (
+            "ssd_anchor_generator { num_layers: %d min_scale: 0.2 max_scale: 0.95 aspect_ratios: 1.0 "
+            "aspect_ratios: 2.0 }" % row["layers"]
+        )
+        if row["predictor"].startswith("shared"):  # one predictor needs as many anchors on each level
+            anchors = anchors.replace("}", "reduce_boxes_in_lowest_layer: false }")
+    return _SSD.format(
+        classes=CLASSES,
+        size=row["size"],
+        net=row["net"],
+        depth=row.get("depth", 1.0),
+        depthwise=str(row.get("depthwise", False)).lower(),
+        override=str(row.get("override", False)).lower(),
+        conv=conv,
+        more=more,
+        predictor=_PREDICTORS[row["predictor"]].format(conv=conv),
+        anchors=anchors,
+    )
+
+
+_FASTER_RCNN = """
+faster_rcnn {{
+  num_classes: {classes}
+  image_resizer {{ fixed_shape_resizer {{ height: {size} width: {size} }} }}
+  feature_extractor {{ type: "{net}" first_stage_features_stride: 16 }}
+  first_stage_anchor_generator {{
+    grid_anchor_generator {{
+      scales: 0.25 scales: 0.5 aspect_ratios: 1.0 aspect_ratios: 2.0 height_stride: 16 width_stride: 16
+    }}
+  }}
+  first_stage_box_predictor_conv_hyperparams {{
+    op: CONV
+    regularizer {{ l2_regularizer {{ weight: 0.0 }} }}
+    initializer {{ truncated_normal_initializer {{ stddev: 0.01 }} }}
+  }}
+  first_stage_box_predictor_depth: 32
+  first_stage_minibatch_size: 16
+  first_stage_nms_score_threshold: 0.0
+  first_stage_nms_iou_threshold: 0.7
+  first_stage_max_proposals: 8
+  first_stage_localization_loss_weight: 2.0
+  first_stage_objectness_loss_weight: 1.0
+  initial_crop_size: {crop}
+  maxpool_kernel_size: {pool}
+  maxpool_stride: {pool}
+  second_stage_batch_size: 8
+  second_stage_box_predictor {{
+    mask_rcnn_box_predictor {{
+      fc_hyperparams {{
+        op: FC
+        regularizer {{ l2_regularizer {{ weight: 0.0 }} }}
+        initializer {{ variance_scaling_initializer {{ factor: 1.0 uniform: true mode: FAN_AVG }} }}
+      }}
+    }}
+  }}
+  second_stage_post_processing {{
+    batch_non_max_suppression {{ score_threshold: 0.0 iou_threshold: 0.6 max_detections_per_class: 8 max_total_detections: 8 }}
+    score_converter: SOFTMAX
+  }}
+  second_stage_localization_loss_weight: 2.0
+  second_stage_classification_loss_weight: 1.0
+}}
+"""
+
+
+def _faster_rcnn_config(row):
+    return _FASTER_RCNN.format(
+        classes=CLASSES, size=row["size"], net=row["net"], crop=row.get("crop", 14), pool=row.get("pool", 2)
+    )
+
+
+# --- values ---
+
+
+def variable_values(graph):
+    """{variable name: value} that keeps signals alive through deep nets.
+
+    Weights have He's scale, batch norms are near the identity, and ranges fit: weights' ranges to their
+    layer's scale, activations' to a few units either way.
+    """
+    values = {}
+    depthwise = set()
+    for op in graph.get_operations():
+        if op.type == "DepthwiseConv2dNative":
+            depthwise.add(_source(op.inputs[1]))
+    with graph.as_default():
+        variables = tf.global_variables()
+        # (What a model keeps in the moving averages' collection only.)
+        variables += [v for v in tf.moving_average_variables() if all(v is not other for other in variables)]
+    for variable in variables:
+        name, shape = variable.op.name, variable.shape.as_list()
+        values[name] = _value(name, shape, name in depthwise).astype(variable.dtype.as_numpy_dtype)
+    for op in graph.get_operations():
+        if op.type == FAKE_QUANT and op.get_attr("narrow_range"):
+            of_depthwise = any(c.type == "DepthwiseConv2dNative" for c in op.outputs[0].consumers())
+            limit = _he_limit(op.inputs[0].shape.as_list(), of_depthwise)
+            for tensor, sign in zip(op.inputs[1:], (-1.0, 1.0)):
+                name = _source(tensor)
+                values[name] = np.float32(sign * limit * _uniform(name, (), 0.7, 1.1))
+    return values
+
+
+def assign(session, values):
+    """Gives every variable of the session's graph its value."""
+    operations, feed = [], {}
+    with session.graph.as_default():
+        variables = tf.global_variables() + tf.moving_average_variables()
+    for variable in variables:
+        operations.append(variable.initializer)
+        feed[variable.initializer.inputs[1]] = values[variable.op.name]
+    session.run(operations, feed)
+
+
+def session(graph):
+    """A session whose results do not depend on the number of cores or on graph optimisation."""
+    config = tf.ConfigProto(intra_op_parallelism_threads=1)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    config.graph_options.optimizer_options.opt_level = -1
+    return tf.Session(graph=graph, config=config)
+
+
+def run_eval(row, images, outputs):
+    """{output name: array} for the deterministic values and picture."""
+    graph = images.graph
+    with session(graph) as running:
+        assign(running, variable_values(graph))
+        return running.run(outputs, {images: images_value(row)})
+
+
+def digest(array):
+    """What is kept of an output: shape, mean, standard deviation and up to 64 evenly spaced values."""
+    flat = np.asarray(array, np.float64).ravel()
+    step = max(1, -(-flat.size // _SAMPLES))
+    return {
+        "shape": list(np.shape(array)),
+        "mean": _rounded(flat.mean()) if flat.size else 0.0,
+        "std": _rounded(flat.std()) if flat.size else 0.0,
+        "values": [_rounded(value) for value in flat[::step]],
+    }
+
+
+def _rounded(value):
+    return float("{:.6g}".format(float(value)))
+
+
+def _source(tensor):
+    """Name of the variable that a tensor is a value of."""
+    op = tensor.op
+    while op.type in ("Identity", "ReadVariableOp", "Assign") and len(op.inputs):
+        op = op.inputs[0].op
+    return op.name
+
+
+def _value(name, shape, depthwise):
+    last = name.rpartition("/")[2]
+    if last in ("moving_variance", "gamma"):
+        return _uniform(name, shape, 0.7, 1.4)
+    if last in ("beta", "biases", "bias", "moving_mean"):
+        return _uniform(name, shape, -0.3, 0.3)
+    if last == "min":
+        return _uniform(name, shape, -5.0, -3.0)
+    if last == "max":
+        return _uniform(name, shape, 3.0, 6.0)
+    if len(shape) < 2:
+        return np.zeros(shape)
+    limit = _he_limit(shape, depthwise)
+    return _uniform(name, shape, -limit, limit)
+
+
+def _he_limit(shape, depthwise):
+    inputs = np.prod(shape[:-2] if depthwise else shape[:-1])
+    return np.sqrt(6.0 / max(1.0, float(inputs)))
+
+
+def _uniform(name, shape, low, high):
+    """Uniform values seeded by the name; large arrays repeat 65,537 of them (a prime)."""
+    size = int(np.prod(shape, dtype=np.int64))
+    rng = np.random.RandomState(zlib.crc32(name.encode("utf-8")) & 0xFFFFFFFF)
+    values = rng.uniform(low, high, min(size, 65537)).astype(np.float32)
+    return np.resize(values, shape) if size else np.zeros(shape, np.float32)
