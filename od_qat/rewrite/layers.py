@@ -2,9 +2,11 @@
 
 The shapes, written as graphs (square brackets: optional)::
 
-    weights -> [conv|depthwise|matmul] -> [BatchToSpaceND] -> batch norm [-> Identity]     (batch norm layer)
+    weights -> [conv|depthwise|matmul] -> [BatchToSpaceND] [-> Identity] -> batch norm     (batch norm layer)
                                                            -> BiasAdd|Add                  (biased layer)
     layer -> [bypass Add] -> Relu|Relu6|Identity -> [post-activation bypass Add]
+
+Behind a batch norm that is in training mode contrib looks past one more Identity.
 
 contrib matches these after it has folded the batch norms; here they are matched before anything is touched,
 so a batch norm stands where contrib sees its `add_fold`. Which of several overlapping matches wins is
@@ -112,9 +114,17 @@ class LayerMatcher(object):
         if len(consumers) == 1 and consumers[0].type == "BatchToSpaceND":
             batch_to_space = consumers[0]
             output = batch_to_space.outputs[0]
-        norms = [op for op, at in self._index.consumers(output) if at == 0 and op.type in policy.BATCH_NORM]
+        norms = self._norms_behind(output)
+        if not norms:
+            # An Identity in place of the layer's own normaliser; weight-shared predictors add one per level.
+            behind = self._index.consumer_ops(output)
+            if len(behind) == 1 and behind[0].type == "Identity":
+                norms = self._norms_behind(behind[0].outputs[0])
         norm = self._batch_norm(norms[0]) if len(norms) == 1 else None
         return Layer(operation, weights, batch_to_space, norm)
+
+    def _norms_behind(self, tensor) -> List[object]:
+        return [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
 
     def _is_variable_value(self, tensor) -> bool:
         """Variable -> Identity, VarHandleOp -> ReadVariableOp, or partitions of one put together."""
@@ -162,6 +172,7 @@ class LayerMatcher(object):
         return None
 
     def _layer_output(self, tensor) -> Optional[Layer]:
+        """The layer that makes a tensor, an atrous one's BatchToSpaceND included."""
         operation = tensor.op
         if operation.type == "BatchToSpaceND":
             operation = self._index.inputs(operation)[0].op
@@ -175,7 +186,10 @@ class LayerMatcher(object):
                 if layer is not None and layer.batch_norm is None:
                     return layer
         if operation.type in policy.BATCH_NORM:
-            layer = self._layer_output(self._index.inputs(operation)[0])
+            tensor = self._index.inputs(operation)[0]
+            if tensor.op.type == "Identity":
+                tensor = self._index.inputs(tensor.op)[0]
+            layer = self._layer_output(tensor)
             if (
                 layer is not None
                 and layer.batch_norm is not None
@@ -193,7 +207,8 @@ class LayerMatcher(object):
             source = self._index.inputs(operation)[0].op
             if source.type in policy.BATCH_NORM:
                 layer = self._bias_or_norm(source)
-                if layer is not None:
+                # (contrib's pattern of this wants the corrections that it adds in training.)
+                if layer is not None and layer.batch_norm.training:
                     return layer, source
         return None
 
