@@ -137,7 +137,7 @@ class _Planner(object):
         for tensor in self._index.inputs(operation):
             while tensor.name not in self._quantised and tensor.op.type in policy.RANGE_KEEPING:
                 tensor = self._index.inputs(tensor.op)[0]
-            if tensor.name in self._quantised:
+            if tensor.name in self._quantised or tensor.op.type == "FakeQuantWithMinMaxVars":
                 return True
             if tensor.op.type in policy.INTERMEDIATE:
                 for below in self._index.inputs(tensor.op):
@@ -213,12 +213,15 @@ class _Planner(object):
             self._activations.append(ActivationQuant(full_name, tensor, initial_min, name, settings.bits))
 
     def _followed_by_quant(self, tensor) -> bool:
+        """By one that is planned, or by a model's own (Spaghettinet's)."""
         pending = [tensor]
         while pending:
             current = pending.pop()
             if current.name in self._quantised:
                 return True
             for consumer in self._index.consumer_ops(current):
+                if consumer.type in policy.FAKE_QUANT:
+                    return True
                 if consumer.type in policy.ALREADY_QUANTISED_THROUGH:
                     pending.extend(consumer.outputs)
         return False
