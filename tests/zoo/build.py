@@ -84,7 +84,9 @@ def build_eval(row):
         preprocessed, shapes = model.preprocess(images)
         outputs = model.predict(preprocessed, shapes)
     return images, {
-        name: tf.stop_gradient(outputs[name], name="zoo_output/" + name) for name in _OUTPUTS if name in outputs
+        name: tf.stop_gradient(outputs[name], name="zoo_output/" + name)
+        for name in _OUTPUTS
+        if name in outputs
     }
 
 
@@ -156,7 +158,9 @@ ssd {{
     {more}
   }}
   box_coder {{ faster_rcnn_box_coder {{ }} }}
-  matcher {{ argmax_matcher {{ matched_threshold: 0.5 unmatched_threshold: 0.5 force_match_for_each_row: true }} }}
+  matcher {{
+    argmax_matcher {{ matched_threshold: 0.5 unmatched_threshold: 0.5 force_match_for_each_row: true }}
+  }}
   similarity_calculator {{ iou_similarity {{ }} }}
   box_predictor {{ {predictor} }}
   anchor_generator {{ {anchors} }}
@@ -237,7 +241,7 @@ faster_rcnn {{
     }}
   }}
   second_stage_post_processing {{
-    batch_non_max_suppression {{ score_threshold: 0.0 iou_threshold: 0.6 max_detections_per_class: 8 max_total_detections: 8 }}
+    batch_non_max_suppression {{ iou_threshold: 0.6 max_detections_per_class: 8 max_total_detections: 8 }}
     score_converter: SOFTMAX
   }}
   second_stage_localization_loss_weight: 2.0

@@ -192,6 +192,13 @@ def output_difference(one, other):
     return max(abs(a - b) for a, b in pairs) / spread
 
 
+def _summary(record_, kind):
+    recorded = recorded_graph(record_, kind == "training")
+    if recorded is not None:
+        return "{} quants".format(len(recorded[0]))
+    return record_[kind].get("error") or "not recorded"
+
+
 def main(arguments=None) -> int:
     """Returns an exit status."""
     parser = argparse.ArgumentParser(
@@ -203,7 +210,9 @@ def main(arguments=None) -> int:
     from od_qat.compat import IS_TF1
 
     if not IS_TF1:
-        parser.error("tf.contrib.quantize is in TensorFlow 1.15 only; run this in the environment of `make setup-tf1`")
+        parser.error(
+            "tf.contrib.quantize is in TensorFlow 1.15 only; run this in the environment of `make setup-tf1`"
+        )
     rows = [row for row in build.models() if "skip" not in row]
     unknown = set(options.only or ()) - {row["name"] for row in rows}
     if unknown:
@@ -215,11 +224,18 @@ def main(arguments=None) -> int:
         text = as_text(record(row))
         result = json.loads(text)
         note = ", ".join(
-            "{} {}".format(kind, result[kind].get("error") or len((recorded_graph(result, kind == "training") or [[]])[0]))
+            "{} {}".format(
+                kind,
+                result[kind].get("error") or len((recorded_graph(result, kind == "training") or [[]])[0]),
+            )
             for kind in ("eval", "training")
         )
         if options.check:
-            found = differences(load(row["name"]), result) if os.path.exists(path_of(row["name"])) else ["no record"]
+            found = (
+                differences(load(row["name"]), result)
+                if os.path.exists(path_of(row["name"]))
+                else ["no record"]
+            )
             failed += bool(found)
             note = "; ".join(found[:5]) if found else "as recorded"
         else:
