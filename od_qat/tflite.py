@@ -13,6 +13,7 @@ import numpy as np
 from od_qat.compat import tf
 from od_qat.errors import ExportError
 from od_qat.quiet import native_stderr_silenced
+from od_qat.rewrite.folding import NORM_AS_LAYER
 
 POST_PROCESS = "TFLite_Detection_PostProcess"
 # Outputs of the op, in its order.
@@ -119,7 +120,9 @@ def require_quantised(
     weighted = [
         node
         for node in graph_def.node
-        if node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul") and node.name not in excluded
+        if node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+        and node.name not in excluded
+        and node.name.rpartition("/")[2] != NORM_AS_LAYER
     ]
     unquantised = [
         node.name

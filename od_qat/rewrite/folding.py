@@ -13,11 +13,13 @@ approximate path of PyTorch's torch/ao/nn/intrinsic/qat/modules/conv_fused.py, w
 
 from od_qat.compat import tf
 from od_qat.graph.draft import Draft
-from od_qat.rewrite.layers import Layer
+from od_qat.rewrite.layers import BatchNorm, Layer
 
 # Below this a channel contributes nothing at 8 bits; dividing by less would make infinities out of the
 # gamma == 0 channels of pruned or badly initialised nets (PyTorch met NaN there).
 _SMALLEST_SCALE = 1e-6
+# Op name of a batch norm that has become a layer; its weights are exact in int8 and have no fake quant.
+NORM_AS_LAYER = "norm_as_layer"
 
 
 def scope_prefix(layer: Layer) -> str:
@@ -25,9 +27,13 @@ def scope_prefix(layer: Layer) -> str:
     return layer.op.name[: layer.op.name.rfind("/") + 1]
 
 
-def scale(draft: Draft, layer: Layer) -> str:
-    """s = gamma / sqrt(moving_variance + epsilon), float32 [channels]."""
-    norm, here = layer.batch_norm, scope_prefix(layer) + "BatchNorm_Fold/"
+def fold_scope(layer: Layer) -> str:
+    """Where the nodes of a layer's folded batch norm stand."""
+    return scope_prefix(layer) + "BatchNorm_Fold/"
+
+
+def scale(draft: Draft, norm: BatchNorm, here: str) -> str:
+    """s = gamma / sqrt(moving_variance + epsilon), float32 [channels]; nodes are named `here...`."""
     variance = draft.op(
         "AddV2", here + "add", (norm.moving_variance, draft.constant(norm.epsilon)), T=tf.float32
     )
@@ -41,17 +47,16 @@ def safe_scale(draft: Draft, layer: Layer) -> str:
     No gradient goes through it (the ops that read it pass theirs on to the weights): gamma gets its gradient
     from the batch norm behind the layer.
     """
-    here = scope_prefix(layer) + "BatchNorm_Fold/"
+    here = fold_scope(layer)
     smallest = draft.constant(_SMALLEST_SCALE)
-    value = scale(draft, layer)
+    value = scale(draft, layer.batch_norm, here)
     size = draft.op("Abs", here + "Abs", (value,), T=tf.float32)
     tiny = draft.op("Less", here + "Less", (size, smallest), T=tf.float32)
     return draft.op("SelectV2", here + "safe_scale", (tiny, smallest, value), T=tf.float32)
 
 
-def folded_bias(draft: Draft, layer: Layer, scale_: str) -> str:
+def folded_bias(draft: Draft, norm: BatchNorm, here: str, scale_: str) -> str:
     """beta - moving_mean * s, float32 [channels]."""
-    norm, here = layer.batch_norm, scope_prefix(layer) + "BatchNorm_Fold/"
     shift = draft.op("Mul", here + "mul_1", (norm.moving_mean, scale_), T=tf.float32)
     return draft.op("Sub", here + "bias", (norm.beta, shift), T=tf.float32)
 
@@ -67,7 +72,7 @@ def per_output_channel(draft: Draft, layer: Layer, value: str) -> str:
     shape = draft.constant(layer.weights.get_shape().as_list()[2:], tf.int32)
     return draft.op(
         "Reshape",
-        scope_prefix(layer) + "BatchNorm_Fold/scale_reshape",
+        fold_scope(layer) + "scale_reshape",
         (value, shape),
         T=tf.float32,
         Tshape=tf.int32,
@@ -98,3 +103,27 @@ def fold_for_eval(draft: Draft, layer: Layer, quantised_weights: str, bias: str)
         shape = draft.constant([1, -1, 1, 1], tf.int32)
         bias = draft.op("Reshape", prefix + "bias_reshape", (bias, shape), T=tf.float32, Tshape=tf.int32)
     return draft.op("AddV2", prefix + "add_fold", (output, bias), T=tf.float32)
+
+
+def norm_as_layer(draft: Draft, norm: BatchNorm) -> str:
+    """A batch norm behind no layer as one: depthwise convolution, 1x1, weights s, and a bias.
+
+    The converter would make a product and a sum of it, and has no range for what is between them. int8 has a
+    scale for each channel, so that it holds the one weight of each exactly: there is nothing to fake.
+    """
+    here = norm.op.name + "_Fold/"
+    scale_ = scale(draft, norm, here)
+    bias = folded_bias(draft, norm, here, scale_)
+    channels = norm.gamma.get_shape().as_list()[0]
+    shape = draft.constant([1, 1, channels, 1], tf.int32)
+    weights = draft.op("Reshape", here + "weights", (scale_, shape), T=tf.float32, Tshape=tf.int32)
+    output = draft.op(
+        "DepthwiseConv2dNative",
+        here + NORM_AS_LAYER,
+        (draft.current_input(norm.op, 0), weights),
+        T=tf.float32,
+        strides=[1, 1, 1, 1],
+        padding="VALID",
+    )
+    draft.count_as_reader(output)
+    return draft.op("AddV2", here + "add_fold", (output, bias), T=tf.float32)

@@ -95,6 +95,30 @@ class LayerMatcher(object):
                 self.unmatched[operation.name] = "{} is not a supported layer".format(operation.type)
         return found
 
+    def match_bare(self) -> List[LayerMatch]:
+        """Layers that nothing of contrib's patterns follows, to be called after `match_all`.
+
+        NASNet's factorised reductions are such: two convolutions, their concat, and a batch norm behind it.
+        """
+        found = []
+        for name in list(self.unmatched):
+            layer = self.layer(self._index.graph.get_operation_by_name(name))
+            if layer is not None and layer.batch_norm is None:
+                end = layer.batch_to_space or layer.op
+                found.append(LayerMatch(layer, end, None, None, None))
+                del self.unmatched[name]
+        return found
+
+    def ends_layer(self, operation) -> bool:
+        """Whether an op is a layer's bias or batch norm."""
+        return self._bias_or_norm(operation) is not None
+
+    def norm_alone(self, operation) -> Optional[BatchNorm]:
+        """A batch norm behind no layer, such as a pre-activation (ResNet V2); None for any other op."""
+        if operation.type not in policy.BATCH_NORM or self.ends_layer(operation):
+            return None
+        return self._batch_norm(operation)
+
     # The pieces, from the weights outwards.
 
     def layer(self, operation) -> Optional[Layer]:

@@ -154,12 +154,16 @@ def _freeze_batch_norm(layer: Layer, state: _State, frozen: str) -> None:
 
 
 def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
-    """Layers are copied with folded weights; their batch norms are left without readers."""
+    """Layers are copied with folded weights; their batch norms are left without readers.
+
+    So are batch norms behind no layer, which become layers.
+    """
     draft, config = state.draft, state.config
     folded, biases = {}, {}
     for layer in plan.folds:
-        scale = folding.scale(draft, layer)
-        biases[layer.op.name] = folding.folded_bias(draft, layer, scale)
+        here = folding.fold_scope(layer)
+        scale = folding.scale(draft, layer.batch_norm, here)
+        biases[layer.op.name] = folding.folded_bias(draft, layer.batch_norm, here, scale)
         folded[layer.op.name] = draft.op(
             "Mul",
             folding.scope_prefix(layer) + "mul_fold",
@@ -180,6 +184,11 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
     for layer in plan.folds:
         name, original = layer.op.name, layer.batch_norm.op.outputs[0]
         output = folding.fold_for_eval(draft, layer, folded[name], biases[name])
+        draft.reroute(original, output)
+        state.moved[original.name] = output
+    for norm in plan.norms:
+        original = norm.op.outputs[0]
+        output = folding.norm_as_layer(draft, norm)
         draft.reroute(original, output)
         state.moved[original.name] = output
 
@@ -225,6 +234,8 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     else:
         result = _delayed(state, range_.scope, plain, result)
     draft.reroute(tensor, result)
+    for twin in activation_quant.twins:
+        draft.reroute(twin, result)
 
 
 _CEILINGS = {"Relu6": 6.0, "Relu": float("inf")}

@@ -3,7 +3,8 @@
 Names follow tf.contrib.quantize (TF 1.15): `<layer scope>/weights_quant`, `<layer scope>/act_quant`,
 `<layer scope>/conv_quant` before a bypass, `<block scope>/add_quant`,
 `<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`, so that checkpoints are
-exchanged without renaming. What `placement='full'` adds is called `<first source>/concat_quant`.
+exchanged without renaming. What `placement='full'` adds is called `<op>/output_quant` and `<first
+source>/concat_quant`.
 """
 
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -12,7 +13,7 @@ from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import policy
-from od_qat.rewrite.layers import Layer, LayerMatch, LayerMatcher
+from od_qat.rewrite.layers import BatchNorm, Layer, LayerMatch, LayerMatcher
 from od_qat.rewrite.rules import RuleBook, Settings
 
 
@@ -26,19 +27,37 @@ class WeightQuant(NamedTuple):
 
 
 class ActivationQuant(NamedTuple):
-    """A fake quant on a tensor. `initial_min` is contrib's: 0 behind an activation, else -6."""
+    """A fake quant on a tensor.
+
+    Attributes:
+      name: of its variable scope.
+      tensor: what it quantises.
+      initial_min: contrib's: 0 behind an activation, else -6.
+      pattern: what it was recognised as, the last part of its name.
+      bits: its width.
+      twins: other tensors with the same value; their readers read this fake quant too.
+    """
 
     name: str
     tensor: object
     initial_min: float
     pattern: str
     bits: int
+    twins: Tuple[object, ...] = ()
 
 
 class Plan(NamedTuple):
-    """Everything that the passes will do, in order, and what stays float with its reason."""
+    """Everything that the passes will do, in order, and what stays float with its reason.
+
+    Attributes:
+      folds: layers with a batch norm to fold.
+      norms: batch norms behind no layer, which become layers in an eval graph.
+      weights, activations: the fake quants.
+      stays_float: op with weights -> reason.
+    """
 
     folds: Tuple[Layer, ...]
+    norms: Tuple[BatchNorm, ...]
     weights: Tuple[WeightQuant, ...]
     activations: Tuple[ActivationQuant, ...]
     stays_float: Dict[str, str]
@@ -57,6 +76,8 @@ class _Planner(object):
         self._quantised: Dict[str, str] = {}  # tensor name -> quant name
         self._weights: List[WeightQuant] = []
         self._activations: List[ActivationQuant] = []
+        self._position_of: Dict[str, int] = {}  # tensor name -> where in self._activations
+        self._norms: List[BatchNorm] = []
         self._skip_ops = set()  # ops contrib counts as quantised already
         self._rules = RuleBook(config)
         self._excluded: Dict[str, str] = {}  # name of an op with weights -> reason
@@ -69,7 +90,11 @@ class _Planner(object):
             self._plan_match(match)
         self._plan_adds_and_muls()
         if self._config.placement == "full":
-            self._plan_concats()
+            for match in matcher.match_bare():
+                self._plan_match(match)
+            to_layers = self._tensors_leading_to_layers()
+            self._plan_between_layers(matcher, to_layers)
+            self._plan_concats(to_layers)
         folds = {}
         for operation in self._index.operations:
             layer = matcher.layer(operation)
@@ -81,7 +106,13 @@ class _Planner(object):
         self._rules.require_all_used()
         stays_float = dict(matcher.unmatched)
         stays_float.update(self._excluded)
-        return Plan(tuple(folds.values()), tuple(self._weights), tuple(self._activations), stays_float)
+        return Plan(
+            tuple(folds.values()),
+            tuple(self._norms),
+            tuple(self._weights),
+            tuple(self._activations),
+            stays_float,
+        )
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
@@ -145,7 +176,57 @@ class _Planner(object):
                         return True
         return False
 
-    def _plan_concats(self) -> None:
+    def _plan_between_layers(self, matcher: LayerMatcher, to_layers: frozenset) -> None:
+        """Arithmetic on quantised values that no pattern covers, such as a ReLU behind a sum of sums.
+
+        Without a range the converter leaves it float, or takes a range that was not trained. Only between
+        layers: what comes after the heads (decoding, scores) is not the network's. A batch norm behind no
+        layer counts as arithmetic, and so does a layer's end that is read by more than its activation.
+        """
+        from_quantised = set(self._quantised)
+        for operation in self._index.operations:
+            ends_layer = matcher.ends_layer(operation)
+            if not ends_layer and not any(
+                tensor.name in from_quantised or tensor.op.type in policy.FAKE_QUANT
+                for tensor in self._index.inputs(operation)
+            ):
+                continue
+            norm = matcher.norm_alone(operation)
+            if operation.type in policy.OWN_RANGE or norm is not None or ends_layer:
+                if operation.outputs[0].name in to_layers and self._in_scope(operation):
+                    if norm is not None:
+                        self._norms.append(norm)
+                    if not self._feeds_only(operation, policy.RELU) and not self._is_twin(operation):
+                        # (A batch norm's op is called by its type, which differs between versions.)
+                        is_norm = operation.type in policy.BATCH_NORM
+                        context = scope_of(operation.name) if is_norm else operation.name
+                        initial_min = 0.0 if operation.type in policy.RELU else -6.0
+                        self._add(context, "output_quant", operation, initial_min)
+            elif operation.type not in policy.HANDS_ON_RANGE:
+                continue
+            from_quantised.update(output.name for output in operation.outputs)
+
+    def _is_twin(self, operation) -> bool:
+        """A ReLU of what another ReLU reads shares its fake quant.
+
+        NASNet has several of each; the converter computes them once, and then there can be one range only.
+        """
+        if operation.type not in policy.RELU or operation.outputs[0].name in self._quantised:
+            return False
+        for twin in self._index.consumer_ops(self._index.inputs(operation)[0]):
+            position = self._position_of.get(twin.outputs[0].name)
+            if twin.type == operation.type and position is not None:
+                quant, output = self._activations[position], operation.outputs[0]
+                self._activations[position] = quant._replace(twins=quant.twins + (output,))
+                self._quantised[output.name] = quant.name
+                return True
+        return False
+
+    def _feeds_only(self, operation, types) -> bool:
+        consumers = self._index.consumer_ops(operation.outputs[0])
+        return len(consumers) == 1 and consumers[0].type in types
+
+    def _plan_concats(self, to_layers: frozenset) -> None:
         """A concat needs one range for all its inputs; untrained, the converter takes one of theirs.
 
         Named after its first source, not after itself: `concat_3` in a training graph is `concat` in the
@@ -153,7 +234,6 @@ class _Planner(object):
         does not (the OD API's `detection_features`), is no part of the network and is left alone: it exists
         in one of the two graphs only.
         """
-        to_layers = self._tensors_leading_to_layers()
         for operation in self._index.operations:
             if operation.type not in policy.CONCAT or not self._in_scope(operation):
                 continue
@@ -210,6 +290,7 @@ class _Planner(object):
         settings = self._rules.activation(full_name)
         if settings.quantise:
             self._quantised[tensor.name] = full_name
+            self._position_of[tensor.name] = len(self._activations)
             self._activations.append(ActivationQuant(full_name, tensor, initial_min, name, settings.bits))
 
     def _followed_by_quant(self, tensor) -> bool:

@@ -28,5 +28,36 @@ LAYOUT_ONLY = frozenset(["Reshape", "Identity", "Squeeze", "ExpandDims", "Transp
 ALREADY_QUANTISED_THROUGH = frozenset(["Reshape", "Identity"])
 INTERMEDIATE = ADD | frozenset(["Mul"])
 CONCAT = frozenset(["ConcatV2"])
+# placement='full': between layers, the output of these gets a range of its own where no pattern gave it one
+OWN_RANGE = RELU | INTERMEDIATE | frozenset(["Sub", "LeakyRelu", "Mean", "Maximum", "Minimum"])
+# and these hand on values whose range is trained elsewhere: their input's, which their TFLite kernels keep.
+# (Sigmoid, Tanh and Softmax are not here: their kernels' output range is fixed.)
+HANDS_ON_RANGE = frozenset(
+    [
+        "AvgPool",
+        "BatchToSpaceND",
+        "ConcatV2",
+        "DepthToSpace",
+        "ExpandDims",
+        "Identity",
+        "Max",
+        "MaxPool",
+        "MirrorPad",
+        "Pack",
+        "Pad",
+        "PadV2",
+        "Reshape",
+        "ResizeBilinear",
+        "ResizeNearestNeighbor",
+        "SpaceToBatchND",
+        "SpaceToDepth",
+        "Split",
+        "SplitV",
+        "Squeeze",
+        "StridedSlice",
+        "Tile",
+        "Transpose",
+    ]
+)
 
 TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")

@@ -15,6 +15,7 @@ from od_qat.compat import tf
 
 CLASSES = 3
 FAKE_QUANT = "FakeQuantWithMinMaxVars"
+NETWORK_INPUT = "normalised_images"
 _MODELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models.yaml")
 _SAMPLES = 64
 # What postprocessing reads. (Feature maps are predicted too, but nothing outside the model reads them.)
@@ -41,23 +42,23 @@ def models():
 
 
 @tf.autograph.experimental.do_not_convert  # layers' code as it is, which takes half the time
-def build_training(row):
+def build_training(row, batch=2):
     """A training graph as a trainer has it when it calls the rewriter: losses, no gradients."""
     tf.set_random_seed(1)
-    images = tf.placeholder(tf.float32, [2, row["size"], row["size"], 3], name="images")
+    images = tf.placeholder(tf.float32, [batch, row["size"], row["size"], 3], name="images")
     if row["kind"] == "classifier":
         logits, ends = _network(row, images, True)
-        labels = tf.one_hot([0, 1], CLASSES)
+        labels = tf.one_hot([number % CLASSES for number in range(batch)], CLASSES)
         for one in (logits, ends.get("AuxLogits"), ends.get("aux_logits")):
             if one is not None:
-                one = tf.reshape(one, [2, CLASSES])
+                one = tf.reshape(one, [batch, CLASSES])
                 tf.losses.softmax_cross_entropy(labels, one)
         return
     model = _detector(row, True)
     rng = np.random.RandomState(0)
-    corners = rng.uniform(0, 0.5, [2, 3, 2])
-    boxes = np.concatenate([corners, corners + rng.uniform(0.2, 0.4, [2, 3, 2])], 2).astype(np.float32)
-    classes = np.eye(CLASSES)[rng.randint(0, CLASSES, [2, 3])].astype(np.float32)
+    corners = rng.uniform(0, 0.5, [batch, 3, 2])
+    boxes = np.concatenate([corners, corners + rng.uniform(0.2, 0.4, [batch, 3, 2])], 2).astype(np.float32)
+    classes = np.eye(CLASSES)[rng.randint(0, CLASSES, [batch, 3])].astype(np.float32)
     model.provide_groundtruth([tf.constant(b) for b in boxes], [tf.constant(c) for c in classes])
     preprocessed, shapes = model.preprocess(images)
     losses = model.loss(model.predict(preprocessed, shapes), shapes)
@@ -90,6 +91,20 @@ def build_eval(row):
     }
 
 
+def build_network(row):
+    """What becomes a .tflite: normalised pixels, NETWORK_INPUT, to the list of what the model predicts."""
+    tf.set_random_seed(1)
+    images = tf.placeholder(tf.float32, [1, row["size"], row["size"], 3], name=NETWORK_INPUT)
+    if row["kind"] == "classifier":
+        outputs = {"logits": _network(row, images, False, normalised=True)[0]}
+    else:
+        shapes = tf.constant([[row["size"], row["size"], 3]], tf.int32)
+        outputs = _detector(row, False).predict(images, shapes)
+    return [
+        tf.stop_gradient(outputs[name], name="zoo_output/" + name) for name in _OUTPUTS if name in outputs
+    ]
+
+
 def images_value(row):
     """Pixels for the eval graph's placeholder: smooth shapes and noise."""
     size = row["size"]
@@ -99,10 +114,11 @@ def images_value(row):
     return (0.6 * smooth + rng.uniform(0, 102, [1, size, size, 3])).astype(np.float32)
 
 
-def _network(row, images, is_training):
+def _network(row, images, is_training, normalised=False):
     from nets import nets_factory
 
-    images = images / 127.5 - 1.0
+    if not normalised:
+        images = images / 127.5 - 1.0
     arguments = dict(row.get("arguments", {}))
     if "cells" in row:
         arguments["config"] = _nas_config(row)
@@ -259,7 +275,7 @@ def _faster_rcnn_config(row):
 # --- values ---
 
 
-def variable_values(graph):
+def variable_values(graph, symmetric_weights=False):
     """{variable name: value} that keeps signals alive through deep nets.
 
     Weights have He's scale, batch norms are near the identity, and ranges fit: weights' ranges to their
@@ -281,9 +297,11 @@ def variable_values(graph):
         if op.type == FAKE_QUANT and op.get_attr("narrow_range"):
             of_depthwise = any(c.type == "DepthwiseConv2dNative" for c in op.outputs[0].consumers())
             limit = _he_limit(op.inputs[0].shape.as_list(), of_depthwise)
-            for tensor, sign in zip(op.inputs[1:], (-1.0, 1.0)):
-                name = _source(tensor)
+            names = [_source(tensor) for tensor in op.inputs[1:]]
+            for name, sign in zip(names, (-1.0, 1.0)):
                 values[name] = np.float32(sign * limit * _uniform(name, (), 0.7, 1.1))
+            if symmetric_weights:
+                values[names[0]] = -values[names[1]]
     return values
 
 
