@@ -96,35 +96,19 @@ class _Tracer(object):
             self._feed = {tensor.name: value for tensor, value in zip(tensors, values)}
 
     def _first_layer(self) -> Optional[Trace]:
-        watched = self._watched()
-        at, known = self._first_bad([tensor for tensor, _ in watched])
-        if at is not None:
-            layer = watched[at][1]
-        else:
+        layers = [op for op in self._order if op.type in _WATCHED and _is_readable(op)]
+        layer, known = self._first_bad(layers)
+        if layer is None:
             finite = self._are_finite(self._losses)
-            layer = next(
-                (loss.op for loss, is_finite in zip(self._losses, finite) if is_finite is False), None
-            )
-            if layer is None:
+            bad = [loss.op for loss, is_finite in zip(self._losses, finite) if is_finite is False]
+            if not bad:
                 return None
+            layer = bad[0]
         return Trace("{} ({})".format(layer.name, layer.type), self._cause(layer, known))
-
-    def _watched(self) -> List[Tuple]:
-        """(tensor, the layer it stands for), forwards: outputs, and what fake quants read."""
-        found, seen = [], set()
-        for operation in self._order:
-            if operation.type not in _WATCHED or not _is_readable(operation):
-                continue
-            inputs = list(operation.inputs) if operation.type in policy.FAKE_QUANT else []
-            for tensor in [t for t in inputs if _is_readable(t.op)] + [operation.outputs[0]]:
-                if tensor.name not in seen:
-                    seen.add(tensor.name)
-                    found.append((tensor, operation))
-        return found
 
     def _cause(self, layer, known_finite) -> str:
         """What between the last finite layers and the bad one went wrong first."""
-        between = list(_forward_order([layer], known_finite - {layer.name}))
+        between = list(_forward_order([layer], known_finite))
         bad_variables = self._state.bad_variables()
         for operation in between:
             if operation.name in bad_variables:
@@ -136,13 +120,12 @@ class _Tracer(object):
                         tensor.name
                     )
         values = [
-            operation.outputs[0]
+            operation
             for operation in between
             if _is_readable(operation) and operation is not layer and not _reads_a_variable(operation)
         ]
-        at, _ = self._first_bad(values)
-        if at is not None:
-            culprit = values[at].op
+        culprit, _ = self._first_bad(values)
+        if culprit is not None:
             return "its input is not finite from {} ({}) on".format(culprit.name, culprit.type)
         return "its own output, from finite input, weights and range"
 
@@ -159,16 +142,17 @@ class _Tracer(object):
             "losses and layers are finite, {} of {} gradients are not".format(len(names), len(bad)),
         )
 
-    def _first_bad(self, tensors) -> Tuple[Optional[int], frozenset]:
-        """Which of the tensors is the first that is not finite, and the names of ops known to be finite."""
+    def _first_bad(self, operations) -> Tuple[Optional[object], frozenset]:
+        """The first whose first output is not finite, and the names of those known to be finite."""
         known, start, size = set(), 0, _FIRST_CHUNK
-        while start < len(tensors):
-            finite = self._are_finite(tensors[start : start + size])
-            for at, is_finite in enumerate(finite, start):
+        while start < len(operations):
+            chunk = operations[start : start + size]
+            finite = self._are_finite([operation.outputs[0] for operation in chunk])
+            for operation, is_finite in zip(chunk, finite):
                 if is_finite is False:
-                    return at, frozenset(known)
+                    return operation, frozenset(known)
                 if is_finite:
-                    known.add(tensors[at].op.name)
+                    known.add(operation.name)
             start += size
             size = max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // max(1, self._largest)))
         return None, frozenset(known)

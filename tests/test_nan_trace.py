@@ -57,7 +57,7 @@ class Net(object):
                 checkpoint = self.saver.save(raw, os.path.join(self.folder, "model.ckpt"), 0)
             for name, value in (edits or {}).items():
                 variable = self.variables[name]
-                variable.load(np.full(variable.shape.as_list(), value, np.float32), raw)
+                variable.load(np.broadcast_to(np.float32(value), variable.shape.as_list()), raw)
             if save_after:
                 checkpoint = self.saver.save(raw, os.path.join(self.folder, "model.ckpt"), 0)
             try:
@@ -77,6 +77,16 @@ def test_weights_that_are_nan(tmp_path, scope, quant_delay):
     found = Net(tmp_path, [0.0], quant_delay).fail({scope + "/weights": NAN})
     assert found.where.startswith(scope + "/")
     assert found.cause == "its variable {}/weights is not finite".format(scope)
+
+
+@pytest.mark.parametrize("quant_delay", [0, 3])
+@pytest.mark.parametrize("scope", ["Head_0/class", "Head_1/box"])
+def test_one_bias_that_is_nan(tmp_path, scope, quant_delay):
+    """It comes in between a layer and its fake quant."""
+    biases = [0.0, NAN, 0.0] if "class" in scope else [0.0, NAN, 0.0, 0.0]
+    found = Net(tmp_path, [0.0], quant_delay).fail({scope + "/biases": biases})
+    assert found.where.startswith(scope + "/act_quant/")
+    assert found.cause == "its variable {}/biases is not finite".format(scope)
 
 
 @pytest.mark.parametrize("quant_delay", [0, 3])
