@@ -481,6 +481,117 @@ def test_scope_limits_the_rewrite():
     assert report.weights and all(name.startswith("net/residual/") for name in report.weights)
 
 
+def _conv_with_norm(images, norm_op, data_format="NHWC", training=True, partitions=None):
+    """One convolution and a batch norm of a given version, from raw ops."""
+    channels = 3 if data_format == "NHWC" else images.shape.as_list()[1]
+    partitioner = partitions and tf.fixed_size_partitioner(partitions, axis=3)
+    with tf.variable_scope("layer", partitioner=partitioner):
+        weights = tf.get_variable("weights", [3, 3, channels, 4])
+    if partitions:
+        weights = tf.convert_to_tensor(weights)
+    with tf.variable_scope("layer/BatchNorm"):
+        vectors = [
+            tf.get_variable(name, [4], initializer=tf.ones_initializer(), trainable=name in ("gamma", "beta"))
+            for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        ]
+    output = tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", data_format=data_format, name="layer/Conv2D")
+    norm = norm_op(
+        x=output,
+        scale=vectors[0],
+        offset=vectors[1],
+        mean=[] if training else vectors[2],
+        variance=[] if training else vectors[3],
+        epsilon=0.01,
+        data_format=data_format,
+        is_training=training,
+        name="layer/BatchNorm/norm",
+    )
+    if training:
+        for variable, batch in zip(vectors[2:], norm[1:3]):
+            tf.add_to_collection(
+                tf.GraphKeys.UPDATE_OPS, tf.assign_sub(variable, (variable - batch) * 0.1, name="update")
+            )
+    return tf.nn.relu6(norm[0], name="layer/Relu6")
+
+
+NORM_OPS = {
+    name: getattr(tf.raw_ops, name) for name in ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+}
+
+
+@pytest.mark.parametrize("name", sorted(NORM_OPS))
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("partitions", [None, 2])
+def test_every_version_of_batch_norm_is_folded(name, batch, partitions):
+    results = {}
+    for training in (True, False):
+        with tf.Graph().as_default() as graph:
+            images = tf.placeholder(tf.float32, [batch, 8, 8, 3])
+            output = _conv_with_norm(images, NORM_OPS[name], training=training, partitions=partitions)
+            output = tf.stop_gradient(output)
+            report = (api.create_training_graph if training else api.create_eval_graph)(graph)
+            assert report.folded == 1 and len(report.weights) == 1 and report.stays_float == {}
+            with tf.Session() as session:
+                session.run(tf.global_variables_initializer())
+                feed = {images: _images(batch=batch)[:, :8, :8]}
+                results[training] = session.run(output, feed)
+                assert np.all(np.isfinite(results[training]))
+            used = _ops_needed_for(output, tuple(NORM_OPS))
+            assert len(used) == (1 if training else 0)
+
+
+def test_channels_first_graphs_are_folded():
+    """(They are built only: the CPU has no such convolution.)"""
+    for training in (True, False):
+        with tf.Graph().as_default() as graph:
+            images = tf.placeholder(tf.float32, [2, 3, 8, 8])
+            output = _conv_with_norm(images, NORM_OPS["FusedBatchNormV3"], "NCHW", training)
+            output = tf.stop_gradient(output)
+            report = (api.create_training_graph if training else api.create_eval_graph)(graph)
+            assert report.folded == 1
+            if not training:
+                bias = graph.get_operation_by_name("layer/add_fold").inputs[1]
+                assert bias.shape.as_list() == [1, 4, 1, 1]
+            assert output.shape.as_list() == [2, 4, 8, 8]
+
+
+def test_layers_that_share_a_kernel_share_its_fake_quant():
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [2, 8, 8, 3])
+        weights = tf.get_variable("shared/weights", [1, 1, 3, 3])
+        net = images
+        for number in range(2):
+            name = "layer{}/".format(number)
+            net = tf.nn.conv2d(net, weights, [1, 1, 1, 1], "SAME", name=name + "Conv2D")
+            net = tf.nn.relu6(
+                tf.nn.bias_add(net, [0.0, 0.1, 0.2], name=name + "BiasAdd"), name=name + "Relu6"
+            )
+        report = api.create_training_graph(graph)
+        convolutions = _ops_needed_for(net, ("Conv2D",))
+        assert len(report.weights) == 1 and len(convolutions) == 2
+        assert len({op.inputs[1].name for op in convolutions}) == 1
+        assert convolutions[0].inputs[1].op.type == FAKE_QUANT
+
+
+def test_a_layer_in_a_branch_stays_float_and_is_named():
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [2, 8, 8, 3])
+        weights = tf.get_variable("weights", [1, 1, 3, 3])
+        net = tf.nn.relu6(tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", name="plain"))
+
+        def branch():
+            return tf.nn.relu6(tf.nn.conv2d(net, weights, [1, 1, 1, 1], "SAME", name="branched"))
+
+        output = tf.cond(tf.placeholder_with_default(True, []), branch, lambda: net)
+        report = api.create_training_graph(graph)
+        assert len(report.weights) == 1
+        ((name, reason),) = report.stays_float.items()
+        assert name.endswith("branched") and "branch" in reason
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            assert np.all(np.isfinite(session.run(output, {images: np.ones([2, 8, 8, 3])})))
+
+
 @pytest.mark.parametrize(
     "options, field",
     [

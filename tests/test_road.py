@@ -18,6 +18,7 @@ from od_qat import checkpoints, demo, freeze, output_nodes, scoring, tflite  # n
 from od_qat.compat import tf  # noqa: E402
 from od_qat.datasets import builtin  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
+from od_qat.files import write_atomically  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
 
 STEPS = 6
@@ -44,6 +45,9 @@ def road(tmp_path_factory):
         "model.ssd.feature_extractor.depth_multiplier=0.25",
         "train_config.batch_size=4",
     ]
+    # One range for all channels: uint8 is exported too.
+    per_tensor = pipeline.load(paths.qat_config, ["graph_rewriter.[od_qat.layers].per_channel=false"])
+    write_atomically(paths.qat_config, pipeline.to_text(per_tensor))
     commands.train(paths.float_config, paths.float_train, overrides=made.small, seed=1)
     made.result = commands.train(paths.qat_config, paths.qat_train, overrides=made.small, seed=1)
     return made

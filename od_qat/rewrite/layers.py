@@ -131,7 +131,7 @@ class LayerMatcher(object):
 
     def _build_layer(self, operation) -> Optional[Layer]:
         weights = self._index.inputs(operation)[1]
-        if not self._is_variable_value(weights):
+        if not self._is_variable_value(weights) or _in_control_flow(operation):
             return None
         output, batch_to_space = operation.outputs[0], None
         consumers = self._index.consumer_ops(output)
@@ -288,6 +288,13 @@ class LayerMatcher(object):
         return None
 
     def _reason(self, operation) -> str:
+        if _in_control_flow(operation):
+            return "it is inside a loop or a branch"
         if self.layer(operation) is None:
             return "its weights are not a variable"
         return "no bias, batch norm or activation follows it"
+
+
+def _in_control_flow(operation) -> bool:
+    """Whether an op is in a tf.cond or tf.while_loop, where nodes from outside cannot be put in its place."""
+    return operation._get_control_flow_context() is not None

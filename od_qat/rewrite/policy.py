@@ -61,3 +61,23 @@ HANDS_ON_RANGE = frozenset(
 )
 
 TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
+
+_SUPPORT = (
+    (WEIGHTED, "a layer, where its weights are a variable: weights quantised, per tensor or per channel"),
+    (WEIGHTED - PER_CHANNEL, "per tensor only: the converter takes nothing else"),
+    (BATCH_NORM, "folded into its layer; behind no layer (pre-activation) one of its own"),
+    (BIAS_ADD | ACTIVATION, "behind a layer: quantised with it; its fake quant absorbs a ReLU in training"),
+    (OWN_RANGE, "between layers: a range of its own"),
+    (CONCAT, "one range for all its inputs"),
+    (HANDS_ON_RANGE - CONCAT, "its input's range"),
+    (frozenset(["Sigmoid", "Softmax", "Tanh"]), "none needed: the range of its TFLite kernel is fixed"),
+    (WEIGHTED_UNSUPPORTED, "stays float; the report names it"),
+)
+
+
+def table() -> str:
+    """The README's table of supported ops, as Markdown (placement='full')."""
+    lines = ["| op | what is done |", "| --- | --- |"]
+    for ops, text in _SUPPORT:
+        lines.append("| {} | {} |".format(" ".join("`{}`".format(op) for op in sorted(ops)), text))
+    return "\n".join(lines)
