@@ -75,9 +75,15 @@ def test_contrib_placement_is_what_contrib_did(row, training):
         theirs = [name for name in theirs if name in set(ours) or not name.endswith(MINIMUM_HELPERS)]
     assert ours == theirs, _first_differences(ours, theirs)
     if outputs is not None:
-        for name, digest in stored["outputs"].items():
-            difference = record_oracle.output_difference(digest, build.digest(outputs[name]))
-            assert difference <= 1e-5, "{}: {:.2g} of its spread".format(name, difference)
+        differences = {
+            name: record_oracle.output_difference(digest, build.digest(outputs[name]))
+            for name, digest in stored["outputs"].items()
+        }
+        reason = row.get("differs", {}).get("outputs")
+        if reason:
+            assert max(differences.values()) > 1e-5, "agrees by now: take `differs` out of models.yaml"
+            pytest.xfail(reason)
+        assert max(differences.values()) <= 1e-5, "of their spread: {}".format(differences)
 
 
 def test_every_registered_net_is_in_the_zoo():
