@@ -6,11 +6,11 @@ And what an eval graph restores, a training run of the same model has saved.
 import pytest
 
 from od_qat.checkpoints import QUANT_VARIABLES
-from od_qat.compat import IS_TF1, tf
+from od_qat.compat import tf
 from od_qat.rewrite import api
 from tests.zoo import build
 
-pytestmark = pytest.mark.tf1
+pytestmark = pytest.mark.slow
 
 # (The crops between Faster R-CNN's stages are no TFLite op.)
 TFLITE_KINDS = ("ssd", "classifier")
@@ -40,7 +40,6 @@ def test_training_saves_what_evaluation_restores(row):
     assert not saved[False] - saved[True]
 
 
-@pytest.mark.skipif(IS_TF1, reason="the converter of TensorFlow 2 makes the int8 models")
 @pytest.mark.parametrize(
     "row", [one for one in _rows("stays_float") if one.values[0]["kind"] in TFLITE_KINDS]
 )

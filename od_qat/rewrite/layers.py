@@ -56,10 +56,13 @@ class LayerMatcher(object):
 
     Args:
       index: the graph before any edit.
+      as_contrib: match as contrib does where its training and eval graphs disagree (MnasFPN: what it has
+        trained there it does not find in evaluation).
     """
 
-    def __init__(self, index: GraphIndex) -> None:
+    def __init__(self, index: GraphIndex, as_contrib: bool = False) -> None:
         self._index = index
+        self._as_contrib = as_contrib
         self._layers: Dict[str, Optional[Layer]] = {}
         self.unmatched: Dict[str, str] = {}
 
@@ -232,7 +235,7 @@ class LayerMatcher(object):
             if source.type in policy.BATCH_NORM:
                 layer = self._bias_or_norm(source)
                 # (contrib's pattern of this wants the corrections that it adds in training.)
-                if layer is not None and layer.batch_norm.training:
+                if layer is not None and (layer.batch_norm.training or not self._as_contrib):
                     return layer, source
         return None
 

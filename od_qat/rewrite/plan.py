@@ -84,7 +84,7 @@ class _Planner(object):
         self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
 
     def plan(self) -> Plan:
-        matcher = LayerMatcher(self._index)
+        matcher = LayerMatcher(self._index, as_contrib=self._config.placement == "contrib")
         matches = matcher.match_all()
         for match in matches:
             self._plan_match(match)
