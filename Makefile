@@ -41,7 +41,7 @@ TF1 := .venv-tf1/bin/python
 KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
-.PHONY: help setup setup-tf1 demo test test-tf1 lint data train eval export export-tflite score nodes doctor \
+.PHONY: help setup setup-tf1 demo test test-tf1 oracle-check lint data train eval export export-tflite score nodes doctor \
         lock clean
 
 help: ## list the targets
@@ -101,6 +101,9 @@ test: setup ## all tests, on the current TensorFlow (TESTS)
 
 test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5
 	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest $(TESTS) -m tf1 --timeout=600 $(ARGS)
+
+oracle-check: setup-tf1 ## what tf.contrib.quantize does to the test zoo's models is still what was recorded
+	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.zoo.record_oracle --check
 
 lint: setup ## ruff: errors, style and layout
 	@.venv/bin/python -m ruff check .
