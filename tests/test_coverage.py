@@ -44,18 +44,47 @@ def test_training_saves_what_evaluation_restores(row):
     "row", [one for one in _rows("stays_float") if one.values[0]["kind"] in TFLITE_KINDS]
 )
 def test_no_tensor_stays_float(row):
-    from od_qat import tflite
-
     with tf.Graph().as_default() as graph:
         outputs = build.build_network(row)
-        report = api.create_eval_graph(graph)
-        with build.session(graph) as session:
-            build.assign(session, build.variable_values(graph, symmetric_weights=True))
-            names = [tensor.op.name for tensor in outputs]
-            frozen = tf.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), names)
-    size = row["size"]
-    model = tflite.convert(frozen, build.NETWORK_INPUT, [1, size, size, 3], names, "int8", 127.5, 127.5)
+        _assert_int8(graph, build.NETWORK_INPUT, row["size"], outputs)
+
+
+def test_what_no_model_of_the_zoo_has_stays_int8_too():
+    """LeakyReLU, squeeze-excite and hard-swish by hand, resizes, a mean, an atrous layer, a MatMul head."""
+    import tf_slim as slim
+
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, 32, 32, 3], name=build.NETWORK_INPUT)
+        norm = {"is_training": False, "scale": True}
+        with slim.arg_scope([slim.conv2d], normalizer_fn=slim.batch_norm, normalizer_params=norm):
+            net = slim.conv2d(images, 8, 3, activation_fn=tf.nn.leaky_relu, scope="leaky")
+            squeezed = tf.reduce_mean(net, [1, 2], keepdims=True)
+            squeezed = slim.conv2d(squeezed, 4, 1, normalizer_fn=None, scope="squeeze")
+            gate = slim.conv2d(squeezed, 8, 1, activation_fn=tf.sigmoid, normalizer_fn=None, scope="excite")
+            net = net * gate
+            small = slim.conv2d(net, 8, 3, stride=2, activation_fn=None, scope="small")
+            small = small * tf.nn.relu6(small + 3.0) * (1.0 / 6.0)
+            net = slim.conv2d(net, 8, 3, rate=2, activation_fn=tf.nn.relu, scope="atrous")
+            nearest = tf.image.resize_nearest_neighbor(small, [32, 32])
+            bilinear = tf.image.resize_bilinear(small, [32, 32])
+            net = tf.nn.relu(tf.add(tf.add(net, nearest), bilinear))
+            net = tf.concat([slim.max_pool2d(net, 2), slim.avg_pool2d(net, 2)], 3)
+            net = slim.conv2d(net, 8, 1, scope="last")
+        logits = slim.fully_connected(tf.reduce_mean(net, [1, 2]), 4, activation_fn=None, scope="head")
+        _assert_int8(graph, build.NETWORK_INPUT, 32, [tf.stop_gradient(logits, name="logits")])
+
+
+def _assert_int8(graph, input_name, size, outputs):
+    """Rewrites an eval graph, freezes and converts it, and looks into the .tflite."""
+    from od_qat import tflite
+
+    report = api.create_eval_graph(graph)
+    with build.session(graph) as session:
+        build.assign(session, build.variable_values(graph, symmetric_weights=True))
+        names = [tensor.op.name for tensor in outputs]
+        frozen = tf.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), names)
+    model = tflite.convert(frozen, input_name, [1, size, size, 3], names, "int8", 127.5, 127.5)
     floats = tflite.inspect(model).float_tensors
     assert not floats, "{} float tensors, {} first; {}".format(len(floats), floats[0], report.stays_float)
     assert report.stays_float == {}
-    tflite.run_once(model, row["name"])
+    tflite.run_once(model, names[0])

@@ -19,7 +19,13 @@ from od_qat.rewrite import api, policy  # noqa: E402
 pytestmark = pytest.mark.tf1
 
 SIDE, BATCH = 16, 3
-ACTIVATIONS = {"relu6": tf.nn.relu6, "relu": tf.nn.relu, "identity": tf.identity, "none": None}
+ACTIVATIONS = {
+    "relu6": tf.nn.relu6,
+    "relu": tf.nn.relu,
+    "leaky": tf.nn.leaky_relu,
+    "identity": tf.identity,
+    "none": None,
+}
 
 # One stage of a network: what it is made of, and the choices that its kind leaves open.
 STAGES = st.fixed_dictionaries(
