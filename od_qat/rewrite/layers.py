@@ -112,6 +112,61 @@ class LayerMatcher(object):
                 del self.unmatched[name]
         return found
 
+    def before_noise(self, tensor):
+        """What a dropout or a drop path is applied to; any other tensor as it is.
+
+        An eval graph has no noise, and what training quantises must be found there. contrib's graphs disagree
+        about NASNet's drop paths.
+        """
+        data = None if self._as_contrib else self._without_mask(tensor.op)
+        if data is None:
+            return tensor
+        # What is left is scaled up by a scalar, first.
+        if data.op.type in ("Mul", "RealDiv"):
+            first, second = self._index.inputs(data.op)
+            for kept, factor in ((first, second), (second, first)):
+                if factor.get_shape().ndims == 0:
+                    return kept
+        return data
+
+    def is_noise(self, operation) -> bool:
+        """Whether an op is part of a dropout: its mask's product, or the scaling before that."""
+        if self._as_contrib or operation.type not in ("Mul", "RealDiv", "Select", "SelectV2"):
+            return False
+        if self._without_mask(operation) is not None:
+            return True
+        consumers = self._index.consumer_ops(operation.outputs[0])
+        return (
+            len(consumers) == 1
+            and consumers[0].type in ("Mul", "Select", "SelectV2")
+            and self._without_mask(consumers[0]) is not None
+        )
+
+    def _without_mask(self, operation):
+        """The data of a product with a random mask, or of a selection by one; None for any other op."""
+        if operation.type == "Mul":
+            first, second = self._index.inputs(operation)
+            for data, mask in ((first, second), (second, first)):
+                if self._is_random(mask):
+                    return data
+        elif operation.type in ("Select", "SelectV2"):
+            condition, data, _ = self._index.inputs(operation)
+            if self._is_random(condition):
+                return data
+        return None
+
+    def _is_random(self, tensor) -> bool:
+        """Whether a tensor is made of random numbers, by a few ops."""
+        pending, steps = [tensor.op], 0
+        while pending and steps < 10:
+            operation = pending.pop()
+            steps += 1
+            if operation.type in policy.RANDOM:
+                return True
+            if operation.type in policy.OF_MASKS:
+                pending.extend(source.op for source in self._index.inputs(operation))
+        return False
+
     def ends_layer(self, operation) -> bool:
         """Whether an op is a layer's bias or batch norm."""
         return self._bias_or_norm(operation) is not None
@@ -242,7 +297,7 @@ class LayerMatcher(object):
     def _bypass(self, operation) -> Optional[Tuple[Layer, object]]:
         if operation.type in policy.ADD:
             for tensor in self._index.inputs(operation):
-                found = self._biased(tensor.op)
+                found = self._biased(self.before_noise(tensor).op)
                 if found is not None:
                     return found
         return None
@@ -250,7 +305,7 @@ class LayerMatcher(object):
     def _activation(self, operation) -> Optional[LayerMatch]:
         if operation.type not in policy.ACTIVATION:
             return None
-        source = self._index.inputs(operation)[0].op
+        source = self.before_noise(self._index.inputs(operation)[0]).op
         found = self._biased(source)
         if found is not None:
             return LayerMatch(found[0], operation, None, None, found[1])
@@ -265,7 +320,7 @@ class LayerMatcher(object):
     def _post_activation_bypass(self, operation) -> Optional[LayerMatch]:
         # contrib's pattern prefers the second input.
         for tensor in reversed(self._index.inputs(operation)):
-            match = self._activation(tensor.op)
+            match = self._activation(self.before_noise(tensor).op)
             if match is not None:
                 return match._replace(post_activation_bypass=operation)
         return None

@@ -3,8 +3,8 @@
 Names follow tf.contrib.quantize (TF 1.15): `<layer scope>/weights_quant`, `<layer scope>/act_quant`,
 `<layer scope>/conv_quant` before a bypass, `<block scope>/add_quant`,
 `<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`, so that checkpoints are
-exchanged without renaming. What `placement='full'` adds is called `<op>/output_quant` and `<first
-source>/concat_quant`.
+exchanged without renaming. What `placement='full'` adds is called `<op>/output_quant`, `<source>/relu_quant`
+and `<first source>/concat_quant`.
 """
 
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -72,6 +72,7 @@ class _Planner(object):
     def __init__(self, index: GraphIndex, config: QatConfig) -> None:
         self._index = index
         self._config = config
+        self._matcher = LayerMatcher(index, as_contrib=config.placement == "contrib")
         self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
         self._quantised: Dict[str, str] = {}  # tensor name -> quant name
         self._weights: List[WeightQuant] = []
@@ -84,16 +85,15 @@ class _Planner(object):
         self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
 
     def plan(self) -> Plan:
-        matcher = LayerMatcher(self._index, as_contrib=self._config.placement == "contrib")
-        matches = matcher.match_all()
-        for match in matches:
+        matcher = self._matcher
+        for match in matcher.match_all():
             self._plan_match(match)
         self._plan_adds_and_muls()
         if self._config.placement == "full":
             for match in matcher.match_bare():
                 self._plan_match(match)
             to_layers = self._tensors_leading_to_layers()
-            self._plan_between_layers(matcher, to_layers)
+            self._plan_between_layers(to_layers)
             self._plan_concats(to_layers)
         folds = {}
         for operation in self._index.operations:
@@ -162,10 +162,12 @@ class _Planner(object):
     def _is_intermediate_of_quantised(self, operation) -> bool:
         if operation.name in self._skip_ops or operation.type not in policy.INTERMEDIATE:
             return False
+        if self._matcher.is_noise(operation):
+            return False
         consumers = self._index.consumers(operation.outputs[0])
         if len(consumers) == 1 and consumers[0][0].type in policy.RELU:
             return False
-        for tensor in self._index.inputs(operation):
+        for tensor in map(self._matcher.before_noise, self._index.inputs(operation)):
             while tensor.name not in self._quantised and tensor.op.type in policy.RANGE_KEEPING:
                 tensor = self._index.inputs(tensor.op)[0]
             if tensor.name in self._quantised or tensor.op.type == "FakeQuantWithMinMaxVars":
@@ -176,7 +178,7 @@ class _Planner(object):
                         return True
         return False
 
-    def _plan_between_layers(self, matcher: LayerMatcher, to_layers: frozenset) -> None:
+    def _plan_between_layers(self, to_layers: frozenset) -> None:
         """Arithmetic on quantised values that no pattern covers, such as a ReLU behind a sum of sums.
 
         Without a range the converter leaves it float, or takes a range that was not trained. Only between
@@ -185,26 +187,34 @@ class _Planner(object):
         """
         from_quantised = set(self._quantised)
         for operation in self._index.operations:
-            ends_layer = matcher.ends_layer(operation)
+            ends_layer = self._matcher.ends_layer(operation)
             if not ends_layer and not any(
                 tensor.name in from_quantised or tensor.op.type in policy.FAKE_QUANT
                 for tensor in self._index.inputs(operation)
             ):
                 continue
-            norm = matcher.norm_alone(operation)
-            if operation.type in policy.OWN_RANGE or norm is not None or ends_layer:
+            norm = self._matcher.norm_alone(operation)
+            if self._matcher.is_noise(operation):
+                pass  # (in training only; its input's range)
+            elif operation.type in policy.OWN_RANGE or norm is not None or ends_layer:
                 if operation.outputs[0].name in to_layers and self._in_scope(operation):
                     if norm is not None:
                         self._norms.append(norm)
                     if not self._feeds_only(operation, policy.RELU) and not self._is_twin(operation):
-                        # (A batch norm's op is called by its type, which differs between versions.)
-                        is_norm = operation.type in policy.BATCH_NORM
-                        context = scope_of(operation.name) if is_norm else operation.name
-                        initial_min = 0.0 if operation.type in policy.RELU else -6.0
-                        self._add(context, "output_quant", operation, initial_min)
+                        self._add_own_range(operation)
             elif operation.type not in policy.HANDS_ON_RANGE:
                 continue
             from_quantised.update(output.name for output in operation.outputs)
+
+    def _add_own_range(self, operation) -> None:
+        if operation.type in policy.RELU:
+            # Named after its source: which of several twins comes first differs between training and eval.
+            source, name = self._index.inputs(operation)[0].op, operation.type.lower() + "_quant"
+        else:
+            source, name = operation, "output_quant"
+        # (A batch norm's op is called by its type, which differs between versions.)
+        context = scope_of(source.name) if source.type in policy.BATCH_NORM else source.name
+        self._add(context, name, operation, 0.0 if operation.type in policy.RELU else -6.0)
 
     def _is_twin(self, operation) -> bool:
         """A ReLU of what another ReLU reads shares its fake quant.

@@ -60,6 +60,10 @@ HANDS_ON_RANGE = frozenset(
     ]
 )
 
+# A dropout's mask: random numbers, and the ops that make ones and zeros of them.
+RANDOM = frozenset(["RandomUniform", "StatelessRandomUniform", "StatelessRandomUniformV2"])
+OF_MASKS = frozenset(["Add", "AddV2", "Cast", "Floor", "GreaterEqual", "Less", "Mul", "Sub"])
+
 TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 
 _SUPPORT = (
