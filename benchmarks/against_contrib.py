@@ -48,9 +48,9 @@ def compare(arguments, model: str, size: int) -> dict:
     """All figures of one model."""
     rounds = {"od_qat": [], "contrib": []}
     for _ in range(arguments.rounds):
-        rounds["od_qat"].append(run(sys.executable, model, size, "--blocks", "2"))
+        rounds["od_qat"].append(run(sys.executable, model, size, "--blocks", "3", "--steps", "4"))
         rounds["contrib"].append(
-            run(arguments.tf1_python, model, size, "--blocks", "2", "--rewriter", "contrib")
+            run(arguments.tf1_python, model, size, "--blocks", "3", "--steps", "4", "--rewriter", "contrib")
         )
 
     def median(which, value):

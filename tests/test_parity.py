@@ -48,6 +48,13 @@ def _first_differences(ours, theirs):
     return "; ".join(text) or "the same names, another number of times"
 
 
+def _output_differences(theirs, ours):
+    return {
+        name: record_oracle.output_difference(digest, build.digest(ours[name]))
+        for name, digest in theirs.items()
+    }
+
+
 @pytest.mark.parametrize("row, training", _cases())
 def test_contrib_placement_is_what_contrib_did(row, training):
     rewrite = api.create_training_graph if training else api.create_eval_graph
@@ -75,10 +82,10 @@ def test_contrib_placement_is_what_contrib_did(row, training):
         theirs = [name for name in theirs if name in set(ours) or not name.endswith(MINIMUM_HELPERS)]
     assert ours == theirs, _first_differences(ours, theirs)
     if outputs is not None:
-        differences = {
-            name: record_oracle.output_difference(digest, build.digest(outputs[name]))
-            for name, digest in stored["outputs"].items()
-        }
+        differences = _output_differences(stored["outputs"], outputs)
+        if max(differences.values()) > 1e-5:
+            # The record may be another processor's, whose kernels round otherwise: contrib itself decides.
+            differences = _output_differences(record_oracle.contrib_outputs(row), outputs)
         reason = row.get("differs", {}).get("outputs")
         if reason:
             assert max(differences.values()) > 1e-5, "agrees by now: take `differs` out of models.yaml"
