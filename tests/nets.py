@@ -52,3 +52,18 @@ def small_ssd(images, training, batch_norm_scale=True, epsilon=0.001):
 
 LAYERS = 11  # weighted ops of small_ssd
 BATCH_NORMS = 7
+
+
+def pre_activation(training):
+    """conv + conv -> batch norm, ReLU -> conv: as in ResNet V2, the batch norm is behind a sum.
+
+    Returns:
+      images, float32 [2, 8, 8, 3], and the output behind an op that no pattern knows.
+    """
+    images = tf.placeholder(tf.float32, [2, 8, 8, 3], name="images")
+    norm = {"is_training": training, "scale": True, "decay": 0.5}
+    first = slim.conv2d(images, 4, 1, activation_fn=None, scope="first")
+    second = slim.conv2d(images, 4, 3, activation_fn=None, scope="second")
+    net = slim.batch_norm(tf.add(first, second), activation_fn=tf.nn.relu, scope="preact", **norm)
+    net = slim.conv2d(net, 4, 1, activation_fn=None, scope="third")
+    return images, tf.stop_gradient(net, name="output")

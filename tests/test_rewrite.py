@@ -540,6 +540,41 @@ def test_every_version_of_batch_norm_is_folded(name, batch, partitions):
             assert len(used) == (1 if training else 0)
 
 
+def test_a_batch_norm_behind_no_layer_becomes_one_in_eval():
+    outputs = []
+    for rewrite in (False, True):
+        with tf.Graph().as_default() as graph:
+            images, output = nets.pre_activation(False)
+            if rewrite:
+                report = api.experimental_create_eval_graph(graph, quant_delay=10**6)  # folded, not quantised
+                assert not _ops_needed_for(output, tuple(NORM_OPS))
+                assert len(_ops_needed_for(output, ("DepthwiseConv2dNative",))) == 1
+                assert report.stays_float == {}
+            with tf.Session() as session:
+                session.run(tf.global_variables_initializer())
+                for number, variable in enumerate(
+                    v for v in tf.global_variables() if "quant" not in v.op.name
+                ):
+                    value = np.random.RandomState(number).uniform(0.5, 1.5, variable.shape.as_list())
+                    variable.load(value.astype(np.float32), session)
+                outputs.append(session.run(output, {images: _images(batch=2)[:, :8, :8]}))
+    assert np.abs(outputs[0]).max() > 1
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_norm_behind_no_layer_is_frozen_too():
+    with tf.Graph().as_default() as graph:
+        images, output = nets.pre_activation(True)
+        api.experimental_create_training_graph(graph, freeze_bn_delay=1)
+        update = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for seed in range(2):
+                session.run([output, update], {images: _images(seed, batch=2)[:, :8, :8]})
+            mean = session.run("preact/moving_mean:0")
+    np.testing.assert_array_equal(mean, np.zeros(4))
+
+
 def test_channels_first_graphs_are_folded():
     """(They are built only: the CPU has no such convolution.)"""
     for training in (True, False):

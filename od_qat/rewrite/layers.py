@@ -175,6 +175,8 @@ class LayerMatcher(object):
         """A batch norm behind no layer, such as a pre-activation (ResNet V2); None for any other op."""
         if operation.type not in policy.BATCH_NORM or self.ends_layer(operation):
             return None
+        if operation.get_attr("data_format") != b"NHWC":
+            return None  # (it would become a convolution, which the converter knows in this layout only)
         return self._batch_norm(operation)
 
     # The pieces, from the weights outwards.

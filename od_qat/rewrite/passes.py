@@ -12,7 +12,7 @@ from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.graph.draft import Draft, Reader
 from od_qat.rewrite import fake_quant, folding
-from od_qat.rewrite.layers import Layer
+from od_qat.rewrite.layers import BatchNorm, Layer
 from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
 
 
@@ -129,13 +129,13 @@ def freeze_batch_norms(plan: Plan, state: _State) -> None:
     if state.config.freeze_bn_delay is None:
         return
     frozen = state.reached(state.config.freeze_bn_delay, "batch_norm_frozen")
-    for layer in plan.folds:
-        if layer.batch_norm.training:
-            _freeze_batch_norm(layer, state, frozen)
+    for norm in [layer.batch_norm for layer in plan.folds] + list(plan.norms):
+        if norm.training:
+            _freeze_batch_norm(norm, state, frozen)
 
 
-def _freeze_batch_norm(layer: Layer, state: _State, frozen: str) -> None:
-    draft, norm = state.draft, layer.batch_norm
+def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
+    draft = state.draft
     here = norm.op.name + "_freeze/"
     # All that a branch reads goes through a switch: a gradient must be as alive or dead as its branch.
     still = []
