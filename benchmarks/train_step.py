@@ -43,9 +43,8 @@ def rewriters(which: str):
 
 def build_training(row, batch: int, rewrite):
     """A training graph; returns its session, train op, what it is fed, rewriting seconds and op count."""
-    from tests.zoo import build
-
     from od_qat.compat import tf
+    from tests.zoo import build
 
     graph = tf.Graph()
     with graph.as_default():
@@ -67,9 +66,8 @@ def build_training(row, batch: int, rewrite):
 
 def rewrite_eval(row, rewrite):
     """Seconds that the eval graph's rewriting takes, and that graph's op count."""
-    from tests.zoo import build
-
     from od_qat.compat import tf
+    from tests.zoo import build
 
     with tf.Graph().as_default() as graph:
         build.build_eval(row)
