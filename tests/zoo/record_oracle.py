@@ -216,8 +216,9 @@ def main(arguments=None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="of a model; may be repeated")
     parser.add_argument("--check", action="store_true", help="compare with what is stored, write nothing")
     options = parser.parse_args(arguments)
-    from od_qat.compat import IS_TF1
+    from od_qat.compat import IS_TF1, tf
 
+    tf.logging.set_verbosity(tf.logging.FATAL)  # (MnasFPN's extractor logs its layers as errors)
     if not IS_TF1:
         parser.error(
             "tf.contrib.quantize is in TensorFlow 1.15 only; run this in the environment of `make setup-tf1`"
