@@ -67,3 +67,14 @@ def pre_activation(training):
     net = slim.batch_norm(tf.add(first, second), activation_fn=tf.nn.relu, scope="preact", **norm)
     net = slim.conv2d(net, 4, 1, activation_fn=None, scope="third")
     return images, tf.stop_gradient(net, name="output")
+
+
+def ops_needed_for(*tensors):
+    """The ops that some tensors' values are computed from."""
+    seen, pending = {}, [tensor.op for tensor in tensors]
+    while pending:
+        op = pending.pop()
+        if op.name not in seen:
+            seen[op.name] = op
+            pending.extend(tensor.op for tensor in op.inputs)
+    return list(seen.values())

@@ -141,13 +141,7 @@ def _of_type(graph, *types):
 
 
 def _needed_for(tensor, *types):
-    seen, pending = {}, [tensor.op]
-    while pending:
-        op = pending.pop()
-        if op.name not in seen:
-            seen[op.name] = op
-            pending.extend(t.op for t in op.inputs)
-    return {op.name for op in seen.values() if op.type in types}
+    return {op.name for op in nets.ops_needed_for(tensor) if op.type in types}
 
 
 def _values(session):

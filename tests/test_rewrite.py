@@ -37,13 +37,7 @@ def _fake_quants(graph):
 
 def _ops_needed_for(tensor, types):
     """Ops of some types that a tensor depends on."""
-    seen, pending = {}, [tensor.op]
-    while pending:
-        op = pending.pop()
-        if op.name not in seen:
-            seen[op.name] = op
-            pending.extend(t.op for t in op.inputs)
-    return [op for op in seen.values() if op.type in types]
+    return [op for op in nets.ops_needed_for(tensor) if op.type in types]
 
 
 def test_training_graph_runs_every_convolution_once():

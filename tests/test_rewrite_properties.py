@@ -15,6 +15,7 @@ from od_qat.checkpoints import QUANT_VARIABLES  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api, policy  # noqa: E402
+from tests import nets  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -120,16 +121,6 @@ def _images(seed=0):
     return np.random.RandomState(seed).uniform(-1, 1, [BATCH, SIDE, SIDE, 3]).astype(np.float32)
 
 
-def _needed(tensors):
-    seen, pending = {}, [tensor.op for tensor in tensors]
-    while pending:
-        op = pending.pop()
-        if op.name not in seen:
-            seen[op.name] = op
-            pending.extend(tensor.op for tensor in op.inputs)
-    return list(seen.values())
-
-
 def _weighted(ops):
     return [op for op in ops if op.type in policy.WEIGHTED]
 
@@ -149,12 +140,12 @@ def test_structure_and_idempotence(network):
     for training in (True, False):
         with tf.Graph().as_default() as graph:
             _, output, loss = _build(network, training)
-            layers = len(_weighted(_needed([loss])))
+            layers = len(_weighted(nets.ops_needed_for(loss)))
             rewrite = api.create_training_graph if training else api.create_eval_graph
             report = rewrite(graph)
             # Every layer runs once, and its weights are quantised or it stands in the report.
             target = loss if training else output
-            used = _weighted(_needed([target]))
+            used = _weighted(nets.ops_needed_for(target))
             assert len(used) == layers
             floats = [op.name for op in used if not _reads_fake_quant(op)]
             assert set(floats) <= set(report.stays_float), (floats, report.stays_float)
@@ -163,10 +154,10 @@ def test_structure_and_idempotence(network):
             assert report.ops_after == len(graph.get_operations())
             # ReLUs in front of a fake quant are absorbed in training; in eval no batch norm is left.
             if training:
-                absorbed = [op for op in _needed([loss]) if op.type in ("Relu", "Relu6")]
+                absorbed = [op for op in nets.ops_needed_for(loss) if op.type in ("Relu", "Relu6")]
                 assert not [op for op in absorbed if op.outputs[0].consumers()[0] in quants]
             else:
-                assert not [op for op in _needed([output]) if op.type in policy.BATCH_NORM]
+                assert not [op for op in nets.ops_needed_for(output) if op.type in policy.BATCH_NORM]
             before = graph.as_graph_def()
             with pytest.raises(RewriteError, match="already"):
                 rewrite(graph)

@@ -27,6 +27,11 @@ class _State(object):
         self._step: Optional[str] = None
         self._quantising: Optional[str] = None
 
+    def replace(self, original, new: str) -> None:
+        """Lets all readers of a tensor of the graph read a new one, and later passes find it."""
+        self.draft.reroute(original, new)
+        self.moved[original.name] = new
+
     def step(self) -> str:
         """int64 scalar: the optimiser step that runs now, from 1.
 
@@ -148,9 +153,7 @@ def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
         still.append(draft.switch(here + name, tensor, frozen)[1])
     values = (draft.copy(norm.op, here + "frozen", still, is_training=False), still[3], still[4])
     for original, name, value in zip(norm.op.outputs, ("output", "batch_mean", "batch_variance"), values):
-        merged = draft.merge(here + name, original, value)
-        draft.reroute(original, merged)
-        state.moved[original.name] = merged
+        state.replace(original, draft.merge(here + name, original, value))
 
 
 def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
@@ -182,15 +185,11 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         else:
             folded[layer.op.name] = result
     for layer in plan.folds:
-        name, original = layer.op.name, layer.batch_norm.op.outputs[0]
+        name = layer.op.name
         output = folding.fold_for_eval(draft, layer, folded[name], biases[name])
-        draft.reroute(original, output)
-        state.moved[original.name] = output
+        state.replace(layer.batch_norm.op.outputs[0], output)
     for norm in plan.norms:
-        original = norm.op.outputs[0]
-        output = folding.norm_as_layer(draft, norm)
-        draft.reroute(original, output)
-        state.moved[original.name] = output
+        state.replace(norm.op.outputs[0], folding.norm_as_layer(draft, norm))
 
 
 def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
