@@ -99,33 +99,56 @@ def _fake_quant_of(data, maximum, gradient):
     return tensor, tf.get_default_graph().get_tensor_by_name(name)
 
 
+def _gradient_of(build, data, incoming):
+    """Values of output and gradient; `build(data)` gives what the gradient is of, and the output."""
+    with tf.Graph().as_default():
+        tensor, output = build(data)
+        gradients = tf.gradients(output, tensor, tf.constant(incoming))
+        with tf.Session() as session:
+            return session.run([output] + gradients)
+
+
+def _beyond_both_ends():
+    random = np.random.RandomState(0)
+    data = random.uniform(-2, 9, [4, 5, 6]).astype(np.float32)
+    return data, random.normal(size=data.shape).astype(np.float32)
+
+
 @pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
 def test_gradient_behind_an_absorbed_relu_is_the_kernels_own(maximum):
     """Ours is computed otherwise; on the range's two ends themselves it is 0, as ReLU's is."""
-    random = np.random.RandomState(0)
-    data = random.uniform(-2, 9, [4, 5, 6]).astype(np.float32)
-    incoming = random.normal(size=data.shape).astype(np.float32)
-    values = []
-    for gradient in (fake_quant.FROM_ZERO_GRADIENT, None):
-        with tf.Graph().as_default():
-            tensor, output = _fake_quant_of(data, maximum, gradient)
-            gradients = tf.gradients(output, tensor, tf.constant(incoming))
-            with tf.Session() as session:
-                values.append(session.run([output] + gradients))
-    (ours, our_gradient), (kernels, kernels_gradient) = values
+    data, incoming = _beyond_both_ends()
+    (ours, our_gradient), (kernels, kernels_gradient) = (
+        _gradient_of(lambda x, g=gradient: _fake_quant_of(x, maximum, g), data, incoming)
+        for gradient in (fake_quant.RELU_GRADIENT, None)
+    )
     np.testing.assert_array_equal(ours, kernels)
     assert 0 < np.count_nonzero(kernels_gradient) < data.size
     np.testing.assert_array_equal(our_gradient, kernels_gradient)
 
 
-def test_gradient_behind_an_absorbed_relu_is_finite_on_a_dead_layer():
-    with tf.Graph().as_default():
-        tensor, output = _fake_quant_of(
-            np.array([-3.0, -1.0], np.float32), 0.0, fake_quant.FROM_ZERO_GRADIENT
-        )
-        gradient = tf.gradients(output, tensor)[0]
-        with tf.Session() as session:
-            np.testing.assert_array_equal(session.run(gradient), [0.0, 0.0])
+@pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
+def test_gradient_behind_an_absorbed_relu6_is_the_relu6s_own(maximum):
+    """Of the whole net's: where the range ends below 6 too, and at 6 the fake quant kernel's as well."""
+    data, incoming = _beyond_both_ends()
+
+    def relu6(x):
+        tensor = tf.constant(x)
+        return tensor, tf.nn.relu6(tensor)
+
+    _, ours = _gradient_of(lambda x: _fake_quant_of(x, maximum, fake_quant.RELU6_GRADIENT), data, incoming)
+    _, float_ones = _gradient_of(relu6, data, incoming)
+    _, kernels = _gradient_of(lambda x: _fake_quant_of(x, maximum, None), data, incoming)
+    np.testing.assert_array_equal(ours, float_ones)
+    assert np.array_equal(ours, kernels) == (maximum == 6.0)
+    assert np.all(ours[(data <= 0) | (data >= 6)] == 0)
+
+
+@pytest.mark.parametrize("gradient", [fake_quant.RELU_GRADIENT, fake_quant.RELU6_GRADIENT])
+def test_gradient_behind_an_absorbed_relu_is_finite_on_a_dead_layer(gradient):
+    data, incoming = np.array([-3.0, -1.0], np.float32), np.ones(2, np.float32)
+    _, value = _gradient_of(lambda x: _fake_quant_of(x, 0.0, gradient), data, incoming)
+    np.testing.assert_array_equal(value, [0.0, 0.0])
 
 
 def test_symmetric_ranges_leave_relus_in_place():

@@ -17,7 +17,8 @@ from od_qat.graph.draft import Draft
 from od_qat.rewrite.plan import ActivationQuant, WeightQuant
 
 PASS_THROUGH_GRADIENT = "OdQatPassThrough"
-FROM_ZERO_GRADIENT = "OdQatFakeQuantFromZero"
+RELU_GRADIENT = "OdQatFakeQuantOfRelu"
+RELU6_GRADIENT = "OdQatFakeQuantOfRelu6"
 # A layer whose outputs are all negative has the range [0, 0].
 _SMALLEST_RANGE = 1e-6
 # A channel's range is at least this part of the tensor's largest. The bias of a channel is kept in steps of
@@ -43,9 +44,9 @@ def _pass_through_gradient(operation, gradient):
     return (gradient,) + (None,) * (len(operation.inputs) - 1)
 
 
-@tf.RegisterGradient(FROM_ZERO_GRADIENT)
-def _from_zero_gradient(operation, gradient):
-    """Straight-through gradient of a fake quant whose range is [0, max]: that of a ReLU which ends at max.
+@tf.RegisterGradient(RELU_GRADIENT)
+def _relu_gradient(operation, gradient):
+    """Straight-through gradient of a fake quant that stands for a ReLU: 0 below 0 and above its range.
 
     The kernel's own gradient goes over the tensor three times, for the ends' gradients too, which nobody
     reads: they are averages, not trained. ReLU6's kernel, on data scaled to its range, takes half the time.
@@ -53,6 +54,17 @@ def _from_zero_gradient(operation, gradient):
     data, _, maximum = operation.inputs
     to_six = 6.0 / tf.maximum(maximum, _SMALLEST_RANGE)
     return tf.raw_ops.Relu6Grad(gradients=gradient, features=data * to_six), None, None
+
+
+@tf.RegisterGradient(RELU6_GRADIENT)
+def _relu6_gradient(operation, gradient):
+    """Straight-through gradient of a fake quant that stands for a ReLU6: the ReLU6's own.
+
+    contrib's is 0 between the range's end and 6 too. That end is an average of the batches' largest values,
+    so the few values beyond it change with the batch; to mask them the whole tensor would have to be scaled,
+    5 % of a MobileNet's training step. They cannot run away: from 6 on the gradient is 0.
+    """
+    return tf.raw_ops.Relu6Grad(gradients=gradient, features=operation.inputs[0]), None, None
 
 
 def quantise(
@@ -141,26 +153,21 @@ def last_value(
 def _range_of_weights(
     draft: Draft, scope: str, tensor: str, rank: int, weight_quant: WeightQuant, symmetric: bool
 ) -> Tuple[str, str]:
-    """Range of the weights as they are now, of all of them or of each channel."""
-    if not symmetric:
-        return around_zero(
-            draft,
-            scope,
-            _reduce(draft, "Min", scope + "/BatchMin", tensor),
-            _reduce(draft, "Max", scope + "/BatchMax", tensor),
-            False,
-            weight_quant.bits,
-        )
-    absolute = _op(draft, "Abs", scope + "/Abs", tensor)
+    """Range of the weights as they are now, of all of them or (symmetric ones) of each channel."""
     if weight_quant.per_channel:
+        absolute = _op(draft, "Abs", scope + "/Abs", tensor)
         high = _reduce_axes(draft, "Max", scope + "/BatchMax", absolute, list(range(rank - 1)))
         largest = _reduce(draft, "Max", scope + "/largest", high)
         smallest = _op(draft, "Mul", scope + "/smallest", largest, draft.constant(_SMALLEST_CHANNEL))
         smallest = _op(draft, "Maximum", scope + "/smallest_1", smallest, draft.constant(_SMALLEST_RANGE))
         high = _op(draft, "Maximum", scope + "/Maximum", high, smallest)
     else:
-        high = _reduce(draft, "Max", scope + "/BatchMax", absolute)
-    return _op(draft, "Neg", scope + "/BatchMin", high), high
+        low = _reduce(draft, "Min", scope + "/BatchMin", tensor)
+        high = _reduce(draft, "Max", scope + "/BatchMax", tensor)
+        if not symmetric:
+            return around_zero(draft, scope, low, high, False, weight_quant.bits)
+        high = _op(draft, "Maximum", scope + "/Maximum", _op(draft, "Neg", scope + "/Neg", low), high)
+    return _op(draft, "Neg", scope + "/Neg", high), high
 
 
 def moving_average(

@@ -216,14 +216,13 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     tensor = state.moved.get(original.name, original.name)
     # (A symmetric range reaches below 0 and would not clip as the ReLU does.)
     absorb = state.training and not config.symmetric and tensor == original.name
-    ceiling = _CEILINGS.get(original.op.type) if absorb else None
+    ceiling, gradient = _ABSORBED.get(original.op.type, (None, None)) if absorb else (None, None)
     source = tensor if ceiling is None else draft.current_input(original.op, 0)
     range_ = fake_quant.moving_average(draft, source, activation_quant, config, state.training, ceiling)
     condition = state.quantising()
     plain, data = source, source
     if condition and state.training:
         plain, data = draft.switch(range_.scope + "/delay", source, condition)
-    gradient = fake_quant.FROM_ZERO_GRADIENT if ceiling is not None else None
     result = fake_quant.quantise(draft, data, range_, activation_quant.bits, False, gradient)
     if condition and state.training:
         if ceiling is not None:
@@ -237,7 +236,11 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
         draft.reroute(twin, result)
 
 
-_CEILINGS = {"Relu6": 6.0, "Relu": float("inf")}
+# Of the activations that a fake quant can stand for: where they end, and the gradient.
+_ABSORBED = {
+    "Relu6": (6.0, fake_quant.RELU6_GRADIENT),
+    "Relu": (float("inf"), fake_quant.RELU_GRADIENT),
+}
 
 Pass = Callable[[Plan, _State], None]
 
