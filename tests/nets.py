@@ -9,7 +9,7 @@ import tf_slim as slim  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 
 
-def small_ssd(images, training, batch_norm_scale=True, epsilon=0.001):
+def small_ssd(images, training, batch_norm_scale=True, epsilon=0.001, fused=None, center=True):
     """Conv, separable layers, a residual add, two heads and their concats.
 
     Args:
@@ -17,11 +17,20 @@ def small_ssd(images, training, batch_norm_scale=True, epsilon=0.001):
       training: batch norm mode.
       batch_norm_scale: whether batch norms have a gamma.
       epsilon: of the batch norms.
+      fused: whether they are one op; None for tf-slim's default, which is True here.
+      center: whether they have a beta.
 
     Returns:
       boxes [batch, 320, 4] and scores [batch, 320, 3], before any sigmoid.
     """
-    norm = {"is_training": training, "scale": batch_norm_scale, "epsilon": epsilon, "decay": 0.9}
+    norm = {
+        "is_training": training,
+        "scale": batch_norm_scale,
+        "center": center,
+        "epsilon": epsilon,
+        "decay": 0.9,
+        "fused": fused,
+    }
     with slim.arg_scope(
         [slim.conv2d, slim.separable_conv2d],
         normalizer_fn=slim.batch_norm,

@@ -38,6 +38,8 @@ def scale(draft: Draft, norm: BatchNorm, here: str) -> str:
         "AddV2", here + "add", (norm.moving_variance, draft.constant(norm.epsilon)), T=tf.float32
     )
     factor = draft.op("Rsqrt", here + "Rsqrt", (variance,), T=tf.float32)
+    if norm.gamma is None:
+        return factor
     return draft.op("Mul", here + "mul", (norm.gamma, factor), T=tf.float32)
 
 
@@ -58,6 +60,8 @@ def safe_scale(draft: Draft, layer: Layer) -> str:
 def folded_bias(draft: Draft, norm: BatchNorm, here: str, scale_: str) -> str:
     """beta - moving_mean * s, float32 [channels]."""
     shift = draft.op("Mul", here + "mul_1", (norm.moving_mean, scale_), T=tf.float32)
+    if norm.beta is None:
+        return draft.op("Neg", here + "bias", (shift,), T=tf.float32)
     return draft.op("Sub", here + "bias", (norm.beta, shift), T=tf.float32)
 
 
@@ -99,7 +103,7 @@ def fold_for_eval(draft: Draft, layer: Layer, quantised_weights: str, bias: str)
         operation = layer.batch_to_space
         others = [draft.current_input(operation, position) for position in (1, 2)]
         output = draft.copy(operation, operation.name + "_Fold", [output] + others)
-    if layer.op.type != "MatMul" and layer.batch_norm.op.get_attr("data_format") == b"NCHW":
+    if layer.batch_norm.channels_first:
         shape = draft.constant([1, -1, 1, 1], tf.int32)
         bias = draft.op("Reshape", prefix + "bias_reshape", (bias, shape), T=tf.float32, Tshape=tf.int32)
     return draft.op("AddV2", prefix + "add_fold", (output, bias), T=tf.float32)

@@ -6,6 +6,10 @@ The shapes, written as graphs (square brackets: optional)::
                                                            -> BiasAdd|Add                  (biased layer)
     layer -> [bypass Add] -> Relu|Relu6|Identity -> [post-activation bypass Add]
 
+A batch norm is one of the fused ops, or the arithmetic of `tf.nn.batch_normalization`::
+
+    s = Rsqrt(variance + epsilon) [* gamma];   y = x * s + (beta - mean * s), or + (-mean) * s
+
 Behind a batch norm that is in training mode contrib looks past one more Identity.
 
 contrib matches these after it has folded the batch norms; here they are matched before anything is touched,
@@ -14,22 +18,52 @@ contrib's order: those with a post-activation bypass, those that end in an activ
 norms, and last a separable convolution's bare depthwise.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
+from od_qat.compat import tf
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import policy
 
 
 class BatchNorm(NamedTuple):
-    """A fused batch norm behind a layer. Tensors are [channels] float32."""
+    """A batch norm. Tensors are [channels] float32, but for `data`.
+
+    Attributes:
+      op: the op whose first output is the result: a fused batch norm, or the last Add of an unfused one.
+      data: what is normalised.
+      gamma, beta: None where an unfused one has none.
+      moving_mean, moving_variance: the statistics' variables, as they are read.
+      epsilon: added to the variance.
+      training: whether the batch's own statistics are used.
+      channels_first: whether `data` is NCHW.
+      unfused: what an unfused one is made of; None for a fused one.
+    """
 
     op: object
-    gamma: object
-    beta: object
+    data: object
+    gamma: Optional[object]
+    beta: Optional[object]
     moving_mean: object
     moving_variance: object
     epsilon: float
     training: bool
+    channels_first: bool
+    unfused: Optional["Unfused"] = None
+
+
+class Unfused(NamedTuple):
+    """The inside of an unfused batch norm.
+
+    Attributes:
+      mean, variance: [channels], what it normalises with.
+      product: name of the op that scales the data.
+      moments: names of the ops that read the data for the batch's statistics; empty out of training.
+    """
+
+    mean: object
+    variance: object
+    product: str
+    moments: FrozenSet[str]
 
 
 class Layer(NamedTuple):
@@ -64,6 +98,9 @@ class LayerMatcher(object):
         self._index = index
         self._as_contrib = as_contrib
         self._layers: Dict[str, Optional[Layer]] = {}
+        self._unfused: Dict[str, BatchNorm] = {}  # name of the last op -> the batch norm
+        self._unfused_of: Dict[str, List[object]] = {}  # name of the data -> last ops
+        self._find_unfused()
         self.unmatched: Dict[str, str] = {}
 
     def match_all(self) -> List[LayerMatch]:
@@ -84,10 +121,10 @@ class LayerMatcher(object):
             if operation.type in policy.ACTIVATION and not self._feeds_only_a_batch_norm(operation):
                 take(self._activation(operation))
         for operation in operations:
-            if operation.type in policy.BIAS_ADD:
+            if operation.type in policy.BIAS_ADD and not self._is_norm(operation):
                 take(self._bare(operation))
         for operation in operations:
-            if operation.type in policy.BATCH_NORM:
+            if self._is_norm(operation):
                 take(self._bare(operation))
         for operation in operations:
             take(self._first_of_separable(operation))
@@ -205,10 +242,17 @@ class LayerMatcher(object):
             if len(behind) == 1 and behind[0].type == "Identity":
                 norms = self._norms_behind(behind[0].outputs[0])
         norm = self._batch_norm(norms[0]) if len(norms) == 1 else None
+        if norm is not None and norm.unfused is not None and not _has_channels_last(operation):
+            norm = None
         return Layer(operation, weights, batch_to_space, norm)
 
     def _norms_behind(self, tensor) -> List[object]:
-        return [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
+        fused = [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
+        return fused + self._unfused_of.get(tensor.name, [])
+
+    def _is_norm(self, operation) -> bool:
+        """Whether an op is a batch norm, or the last one of an unfused batch norm."""
+        return operation.type in policy.BATCH_NORM or operation.name in self._unfused
 
     def _is_variable_value(self, tensor) -> bool:
         """Variable -> Identity, VarHandleOp -> ReadVariableOp, or partitions of one put together."""
@@ -223,6 +267,8 @@ class LayerMatcher(object):
         return False
 
     def _batch_norm(self, operation) -> Optional[BatchNorm]:
+        if operation.name in self._unfused:
+            return self._unfused[operation.name]
         inputs = self._index.inputs(operation)
         training = bool(operation.get_attr("is_training"))
         mean, variance = inputs[3], inputs[4]
@@ -234,13 +280,119 @@ class LayerMatcher(object):
         if variance is None or mean is None:
             return None
         return BatchNorm(
-            operation, inputs[1], inputs[2], mean, variance, float(operation.get_attr("epsilon")), training
+            operation,
+            inputs[0],
+            inputs[1],
+            inputs[2],
+            mean,
+            variance,
+            float(operation.get_attr("epsilon")),
+            training,
+            channels_first=operation.get_attr("data_format") == b"NCHW",
         )
 
-    def _averaged_into(self, batch_statistic, fallback) -> Optional[object]:
+    def _find_unfused(self) -> None:
+        for operation in self._index.operations:
+            if operation.type in policy.ADD:
+                norm = self._unfused_ending_in(operation)
+                if norm is not None:
+                    self._unfused[operation.name] = norm
+                    self._unfused_of.setdefault(norm.data.name, []).append(operation)
+
+    def _unfused_ending_in(self, operation) -> Optional[BatchNorm]:
+        for product, shift in self._both_ways(operation):
+            if product.op.type != "Mul":
+                continue
+            for data, scale in self._both_ways(product.op):
+                scaling = self._inverse_deviation(scale)
+                shifting = scaling and self._shift(shift, scale)
+                if shifting:
+                    return self._unfused_of_parts(operation, product.op, data, scaling, shifting, scale)
+        return None
+
+    def _both_ways(self, operation):
+        first, second = self._index.inputs(operation)
+        return (first, second), (second, first)
+
+    def _inverse_deviation(self, tensor) -> Optional[Tuple[object, float, Optional[object]]]:
+        """variance, epsilon and gamma (or None) of Rsqrt(variance + epsilon) [* gamma]; None for others."""
+        if tensor.get_shape().ndims != 1:
+            return None
+        if tensor.op.type == "Mul":
+            for factor, gamma in self._both_ways(tensor.op):
+                if factor.op.type == "Rsqrt" and gamma.get_shape().ndims == 1:
+                    found = self._inverse_deviation(factor)
+                    return found and found[:2] + (gamma,)
+        elif tensor.op.type == "Rsqrt":
+            source = self._index.inputs(tensor.op)[0].op
+            if source.type in policy.ADD:
+                for variance, epsilon in self._both_ways(source):
+                    if epsilon.op.type == "Const" and epsilon.get_shape().ndims == 0:
+                        return variance, float(tf.make_ndarray(epsilon.op.get_attr("value"))), None
+        return None
+
+    def _shift(self, tensor, scale) -> Optional[Tuple[object, Optional[object]]]:
+        """mean and beta (or None) of beta - mean * scale or -mean * scale; None for any other tensor."""
+        if tensor.op.type == "Sub":
+            beta, tensor = self._index.inputs(tensor.op)
+            means = self._times(tensor, scale)
+            return (means[0], beta) if means and beta.get_shape().ndims == 1 else None
+        for negative in self._times(tensor, scale):
+            if negative.op.type == "Neg":
+                return self._index.inputs(negative.op)[0], None
+        return None
+
+    def _times(self, tensor, scale) -> List[object]:
+        """What is multiplied by `scale` to give a tensor: nothing or one."""
+        if tensor.op.type != "Mul":
+            return []
+        return [other for other, factor in self._both_ways(tensor.op) if factor.name == scale.name][:1]
+
+    def _unfused_of_parts(self, operation, product, data, scaling, shifting, scale) -> Optional[BatchNorm]:
+        (variance, epsilon, gamma), (mean, beta) = scaling, shifting
+        moving_mean, moving_variance, moments = mean, variance, frozenset()
+        training = not (self._is_variable_value(mean) and self._is_variable_value(variance))
+        if training:
+            moments = self._moments(data, mean) | self._moments(data, variance)
+            # (Behind these mean and variance are on their way to the result, not to their averages.)
+            inside = frozenset(op.name for op in self._index.consumer_ops(scale)) | {scale.op.name}
+            moving_mean = self._averaged_into(mean, mean, inside)
+            moving_variance = self._averaged_into(variance, variance, inside)
+            if not moments or moving_mean is None or moving_variance is None:
+                return None
+        return BatchNorm(
+            operation,
+            data,
+            gamma,
+            beta,
+            moving_mean,
+            moving_variance,
+            epsilon,
+            training,
+            channels_first=False,
+            unfused=Unfused(mean, variance, product.name, moments),
+        )
+
+    def _moments(self, data, statistic) -> FrozenSet[str]:
+        """Names of the ops that read `data` for a batch statistic, as tf.nn.moments does."""
+        found, pending = set(), [statistic]
+        while pending:
+            operation = pending.pop().op
+            if operation.type in policy.OF_MOMENTS:
+                for tensor in self._index.inputs(operation):
+                    if tensor.name == data.name:
+                        found.add(operation.name)
+                    else:
+                        pending.append(tensor)
+        return frozenset(found)
+
+    def _averaged_into(
+        self, batch_statistic, fallback, inside: FrozenSet[str] = frozenset()
+    ) -> Optional[object]:
+        """The variable that a batch statistic is averaged into; not looked for behind the ops `inside`."""
         if self._is_variable_value(fallback):
             return fallback
-        pending, seen = [batch_statistic], set()
+        pending, seen = [batch_statistic], set(inside)
         while pending:
             tensor = pending.pop()
             for operation in self._index.consumer_ops(tensor):
@@ -264,13 +416,9 @@ class LayerMatcher(object):
 
     def _bias_or_norm(self, operation) -> Optional[Layer]:
         """BiasAdd|Add of a layer, or its batch norm."""
-        if operation.type in policy.BIAS_ADD:
-            for tensor in self._index.inputs(operation):
-                layer = self._layer_output(tensor)
-                if layer is not None and layer.batch_norm is None:
-                    return layer
-        if operation.type in policy.BATCH_NORM:
-            tensor = self._index.inputs(operation)[0]
+        if self._is_norm(operation):
+            norm = self._unfused.get(operation.name)
+            tensor = norm.data if norm is not None else self._index.inputs(operation)[0]
             if tensor.op.type == "Identity":
                 tensor = self._index.inputs(tensor.op)[0]
             layer = self._layer_output(tensor)
@@ -280,6 +428,11 @@ class LayerMatcher(object):
                 and layer.batch_norm.op.name == operation.name
             ):
                 return layer
+        elif operation.type in policy.BIAS_ADD:
+            for tensor in self._index.inputs(operation):
+                layer = self._layer_output(tensor)
+                if layer is not None and layer.batch_norm is None:
+                    return layer
         return None
 
     def _biased(self, operation) -> Optional[Tuple[Layer, object]]:
@@ -289,7 +442,7 @@ class LayerMatcher(object):
             return layer, operation
         if operation.type == "Identity":
             source = self._index.inputs(operation)[0].op
-            if source.type in policy.BATCH_NORM:
+            if self._is_norm(source):
                 layer = self._bias_or_norm(source)
                 # (contrib's pattern of this wants the corrections that it adds in training.)
                 if layer is not None and (layer.batch_norm.training or not self._as_contrib):
@@ -336,6 +489,9 @@ class LayerMatcher(object):
         if operation.type != "Identity" or len(operation.outputs) != 1:
             return False
         consumers = self._index.consumer_ops(operation.outputs[0])
+        for last in self._unfused_of.get(operation.outputs[0].name, []):
+            inside = self._unfused[last.name].unfused
+            return all(op.name == inside.product or op.name in inside.moments for op in consumers)
         return len(consumers) == 1 and consumers[0].type in policy.BATCH_NORM
 
     def _first_of_separable(self, operation) -> Optional[LayerMatch]:
@@ -353,6 +509,16 @@ class LayerMatcher(object):
         if self.layer(operation) is None:
             return "its weights are not a variable"
         return "no bias, batch norm or activation follows it"
+
+
+def _has_channels_last(operation) -> bool:
+    """Whether a vector multiplied with a layer's output has a value for each output channel.
+
+    And so for each value of the weights' last dimension, but for depthwise ones.
+    """
+    if operation.type == "MatMul":
+        return not operation.get_attr("transpose_b")
+    return operation.get_attr("data_format") == b"NHWC"
 
 
 def _in_control_flow(operation) -> bool:

@@ -136,7 +136,7 @@ def freeze_batch_norms(plan: Plan, state: _State) -> None:
     frozen = state.reached(state.config.freeze_bn_delay, "batch_norm_frozen")
     for norm in [layer.batch_norm for layer in plan.folds] + list(plan.norms):
         if norm.training:
-            _freeze_batch_norm(norm, state, frozen)
+            (_freeze_batch_norm if norm.unfused is None else _freeze_unfused)(norm, state, frozen)
 
 
 def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
@@ -154,6 +154,20 @@ def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
     values = (draft.copy(norm.op, here + "frozen", still, is_training=False), still[3], still[4])
     for original, name, value in zip(norm.op.outputs, ("output", "batch_mean", "batch_variance"), values):
         state.replace(original, draft.merge(here + name, original, value))
+
+
+def _freeze_unfused(norm: BatchNorm, state: _State, frozen: str) -> None:
+    """The batch statistics are no longer computed; their averages stand in for them and do not move."""
+    draft, parts = state.draft, norm.unfused
+    here = norm.op.name + "_freeze/"
+    training, _ = draft.switch(here + "data", norm.data, frozen)
+    draft.reroute(norm.data, training, lambda reader: reader.name in parts.moments)
+    for name, batch, average in (
+        ("mean", parts.mean, norm.moving_mean),
+        ("variance", parts.variance, norm.moving_variance),
+    ):
+        _, moving = draft.switch(here + "moving_" + name, average, frozen)
+        state.replace(batch, draft.merge(here + name, batch, moving))
 
 
 def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:

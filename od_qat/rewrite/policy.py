@@ -16,6 +16,8 @@ BIAS_ADD = frozenset(["BiasAdd"]) | ADD
 RELU = frozenset(["Relu", "Relu6"])
 ACTIVATION = RELU | frozenset(["Identity"])
 BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
+# What tf.nn.moments is made of, which an unfused batch norm takes its batch's statistics from.
+OF_MOMENTS = frozenset(["Identity", "Mean", "Reshape", "SquaredDifference", "Squeeze", "StopGradient"])
 VARIABLE = frozenset(["Variable", "VariableV2", "VarHandleOp"])
 FAKE_QUANT = frozenset(
     ["FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel"]

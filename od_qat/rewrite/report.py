@@ -14,6 +14,8 @@ _LINE = 110
 _OF_A_LAYER = (
     policy.ACTIVATION | policy.BIAS_ADD | policy.BATCH_NORM | frozenset(["BatchToSpaceND"]) | policy.WEIGHTED
 )
+# What an unfused batch norm is called in a pattern.
+UNFUSED = "batch norm (unfused)"
 _LAYER_PATTERNS = frozenset(["act_quant", "conv_quant", "add_quant", "post_activation_bypass_quant"])
 
 
@@ -137,9 +139,13 @@ def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
     ops = {weight.layer.op.name: weight.layer.op for weight in plan.weights}
     weights = {weight.layer.op.name: weight.name for weight in plan.weights}
     chains = {weight.layer.op.name: _up_to_the_norm(weight.layer) for weight in plan.weights}
+    # An unfused batch norm is one step, from its data to its last op.
+    data = {
+        layer.batch_norm.op.name: layer.batch_norm.data for layer in plan.folds if layer.batch_norm.unfused
+    }
     activations: Dict[str, List[str]] = {}
     for activation in plan.activations:
-        chain = _chain_to(activation.tensor) if activation.pattern in _LAYER_PATTERNS else None
+        chain = _chain_to(activation.tensor, data) if activation.pattern in _LAYER_PATTERNS else None
         if chain is None:
             continue
         layer = chain[0]
@@ -155,7 +161,7 @@ def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
             operation.type,
             weights[name],
             tuple(activations.get(name, ())),
-            " -> ".join(part.type for part in chains[name]),
+            " -> ".join(UNFUSED if part.name in data else part.type for part in chains[name]),
         )
         for name, operation in ops.items()
     )
@@ -166,7 +172,7 @@ def _up_to_the_norm(layer) -> Tuple[object, ...]:
     return tuple(part for part in parts if part is not None)
 
 
-def _chain_to(tensor) -> Optional[Tuple[object, ...]]:
+def _chain_to(tensor, data: Dict[str, object]) -> Optional[Tuple[object, ...]]:
     """The ops from a layer to a tensor of it, the layer first; None where no layer leads there.
 
     A residual add is where two layers meet: it belongs to the nearer one, and of two equally near to the
@@ -179,7 +185,8 @@ def _chain_to(tensor) -> Optional[Tuple[object, ...]]:
             return max(found, key=lambda chain: chain[0]._id)
         following = []
         for chain in level:
-            for candidate in chain[0].inputs:
+            below = data.get(chain[0].name)
+            for candidate in chain[0].inputs if below is None else (below,):
                 if candidate.op.type in _OF_A_LAYER and candidate.op.name not in seen:
                     seen.add(candidate.op.name)
                     following.append((candidate.op,) + chain)
