@@ -2,8 +2,15 @@
 
 A range that is wrong trains on without a word: the loss falls, and the int8 model is a lottery. The checks
 are on the values alone, so they serve a training session and a checkpoint that is to be exported.
+
+The range of an activation is an average over thousands of steps, and shows late what happens to its layer. In
+training the mean range since the look before is judged beside it. Nothing more is computed for that: the
+helper variables of the average tell. `biased` starts at 0 and takes `biased * d + value * (1 - d)` in each
+step, so that n steps after it was b the mean of their values, the later ones weighing more, is
+(biased - b * d ** n) / (1 - d ** n).
 """
 
+import json
 import os
 import sys
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
@@ -14,6 +21,7 @@ from tqdm import tqdm
 from od_qat import files
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
+from od_qat.config import QatConfig
 from od_qat.errors import OdQatError
 
 RANGES_FILE = "quant_ranges.json"
@@ -73,12 +81,26 @@ _ADVICE = {
 }
 
 
+class Average(NamedTuple):
+    """What the helper variables of one end of a range hold."""
+
+    biased: float
+    steps: float
+
+
 class Range(NamedTuple):
-    """One fake quant's range; vectors when per channel. `updates` counts them, None where it is not kept."""
+    """One fake quant's range; vectors when per channel.
+
+    Attributes:
+      low, high: its ends.
+      updates: counts them, None where it is not kept.
+      averages: of low and of high, None where an end is not averaged (a minimum behind a ReLU, weights).
+    """
 
     low: np.ndarray
     high: np.ndarray
     updates: Optional[float] = None
+    averages: Tuple[Optional[Average], Optional[Average]] = (None, None)
 
     def width(self) -> float:
         """Of the widest channel."""
@@ -123,21 +145,70 @@ def _at_start(found: Range) -> bool:
 
 def group(values: Dict[str, np.ndarray]) -> Dict[str, Range]:
     """Variables by name -> ranges by the name of their fake quant, `<layer>/act_quant`, in the same order."""
-    updates = {}
+    helpers: Dict[str, Dict[str, float]] = {}
     for name, value in values.items():
-        for bound in ("/min/local_step", "/max/local_step"):
-            if name.endswith(bound):
-                # The helper variables repeat the scope: `a/act_quant/a/act_quant/max/local_step`.
-                base = name[: -len(bound)]
-                half = base[: len(base) // 2]
-                base = half if base == half + "/" + half else base
-                updates[base] = max(updates.get(base, 0.0), float(np.max(value)))
+        base, _, helper = name.rpartition("/")
+        if helper in ("biased", "local_step"):
+            base, _, bound = base.rpartition("/")
+            # The helper variables repeat the scope: `a/act_quant/a/act_quant/max/local_step`.
+            half = base[: len(base) // 2]
+            base = half if base == half + "/" + half else base
+            helpers.setdefault(base, {})["{}/{}".format(bound, helper)] = float(np.max(value))
     found = {}
     for name, value in values.items():
         if name.endswith("/max") and name[:-4] + "/min" in values:
             base = name[:-4]
-            found[base] = Range(np.asarray(values[base + "/min"]), np.asarray(value), updates.get(base))
+            of_base = helpers.get(base, {})
+            steps = [of_base[key] for key in ("min/local_step", "max/local_step") if key in of_base]
+            found[base] = Range(
+                np.asarray(values[base + "/min"]),
+                np.asarray(value),
+                max(steps) if steps else None,
+                (_average(of_base, "min"), _average(of_base, "max")),
+            )
     return found
+
+
+def _average(helpers: Dict[str, float], bound: str) -> Optional[Average]:
+    biased, steps = helpers.get(bound + "/biased"), helpers.get(bound + "/local_step")
+    return None if biased is None or steps is None else Average(biased, steps)
+
+
+def between(then: Range, now: Range, decay: float) -> Optional[Range]:
+    """The mean range of the batches between two looks.
+
+    Args:
+      then, now: the range at both.
+      decay: of its moving average.
+
+    Returns:
+      Range; None where nothing is averaged, fewer than ten steps lie between, or rounding hides the answer.
+    """
+    high = _mean_between(then.averages[1], now.averages[1], decay)
+    if high is None:
+        return None
+    low = now.low
+    if now.averages[0] is not None:
+        low = _mean_between(then.averages[0], now.averages[0], decay)
+        if low is None:
+            return None
+    # (Rounding can leave an end on the wrong side of 0.)
+    return Range(np.minimum(low, 0.0), np.maximum(high, 0.0), now.averages[1].steps - then.averages[1].steps)
+
+
+def _mean_between(then: Optional[Average], now: Optional[Average], decay: float) -> Optional[float]:
+    if then is None or now is None:
+        return None
+    steps = now.steps - then.steps
+    if steps < _STEPS_TO_MOVE:
+        return None
+    left = decay**steps
+    # Each update rounds `biased` to float32, and all errors of the last 1 / (1 - decay) steps are in it. They
+    # must stay small beside what is called collapsed.
+    rounding = min(steps, 1.0 / (1.0 - decay)) * 2.0**-24
+    if rounding > (1.0 - left) * _SHRINKAGE / 4:
+        return None
+    return (now.biased - then.biased * left) / (1.0 - left)
 
 
 def messages(verdicts: Iterable[Tuple[str, str, Range]]) -> Dict[str, str]:
@@ -210,25 +281,32 @@ class RangeGatesHook(tf.train.SessionRunHook):
     """Looks at the ranges at the start, every hundred steps and at the end; warns once for a range and kind.
 
     Each look also rewrites `quant_ranges.json` in train_dir and counts each kind for TensorBoard. Put it
-    behind the hook that stops training: the last look is then before the last checkpoint.
+    behind the hook that stops training: the last look is then before the last checkpoint. A resumed run takes
+    what it compares with, the widths after warm-up, from that file.
 
     Args:
       train_dir: where the file goes; None for nowhere.
       global_step: tensor, for TensorBoard.
+      decay: of the activation ranges' moving average.
 
     Raises:
       OdQatError: out of the session's run, when a range is not finite.
     """
 
-    def __init__(self, train_dir: Optional[str] = None, global_step=None) -> None:
+    def __init__(
+        self, train_dir: Optional[str] = None, global_step=None, decay: float = QatConfig().ema_decay
+    ) -> None:
         self._train_dir = train_dir
         self._global_step = global_step
+        self._decay = decay
         self._names: List[str] = []
         self._sizes: List[int] = []
         self._fetches = None
         self._steps = 0
         self._ended = False
         self._reference: Dict[str, float] = {}
+        self._then: Dict[str, Range] = {}  # the look that the next window starts at
+        self._windows: Dict[str, Range] = {}  # the newest window
         self._reported = set()
         self._lines: Dict[str, int] = {}
         self.verdicts: Dict[str, str] = {}
@@ -238,7 +316,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
         variables = [
             variable
             for variable in tf.get_collection(QUANT_VARIABLES)
-            if variable.op.name.endswith(("/min", "/max", "/local_step"))
+            if variable.op.name.endswith(("/min", "/max", "/biased", "/local_step"))
         ]
         self._names = [variable.op.name for variable in variables]
         self._sizes = [variable.shape.num_elements() for variable in variables]
@@ -249,17 +327,19 @@ class RangeGatesHook(tf.train.SessionRunHook):
                 self._fetches = [packed, tf.identity(step)]
 
     def after_create_session(self, session, coord) -> None:
-        """A resumed run's ranges are what it is compared with."""
+        """A resumed run is compared with what it was compared with before, else with its ranges."""
         self._steps = 0
         self._ended = False
         if self._fetches is not None:
             ranges, _ = self._read(session)
             self._check_finite(ranges)
+            kept = self._kept_references()
             self._reference = {
-                name: found.width()
+                name: kept.get(name, found.width())
                 for name, found in ranges.items()
-                if judge(found) == OK and _trained_before(found)
+                if _trained_before(found) and (name in kept or judge(found) == OK)
             }
+            self._then, self._windows = dict(ranges), {}
 
     def after_run(self, run_context, run_values) -> None:
         """Looks, when it is time."""
@@ -292,9 +372,33 @@ class RangeGatesHook(tf.train.SessionRunHook):
         self.verdicts = {
             name: judge(found, self._reference.get(name), trained) for name, found in ranges.items()
         }
+        self._move_windows(ranges)
+        shown = dict(ranges)
+        for name, recent in self._windows.items():
+            if self.verdicts[name] == OK:
+                self.verdicts[name] = judge(recent, self._reference.get(name))
+                shown[name] = recent
         self._write(ranges, step)
         self._check_finite(ranges)
-        self._warn(ranges)
+        self._warn(shown)
+
+    def _move_windows(self, ranges: Dict[str, Range]) -> None:
+        """Each range's window ends here, where it is long enough to be judged."""
+        for name, found in ranges.items():
+            recent = between(self._then[name], found, self._decay)
+            if recent is not None:
+                self._windows[name], self._then[name] = recent, found
+
+    def _kept_references(self) -> Dict[str, float]:
+        """What the run before compared with, by its file."""
+        if self._train_dir is None:
+            return {}
+        try:
+            with open(os.path.join(self._train_dir, RANGES_FILE)) as stream:
+                entries = json.load(stream)
+            return {name: float(entry[3]) for name, entry in entries.items() if entry[3] is not None}
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            return {}  # none, or none of ours
 
     def _check_finite(self, ranges: Dict[str, Range]) -> None:
         bad = [name for name, found in ranges.items() if judge(found) == NOT_FINITE]
@@ -317,7 +421,12 @@ class RangeGatesHook(tf.train.SessionRunHook):
         files.write_json(
             os.path.join(self._train_dir, RANGES_FILE),
             {
-                name: [_number(np.min(found.low)), _number(np.max(found.high)), self.verdicts[name]]
+                name: [
+                    _number(np.min(found.low)),
+                    _number(np.max(found.high)),
+                    self.verdicts[name],
+                    self._reference.get(name),
+                ]
                 for name, found in ranges.items()
             },
         )

@@ -12,6 +12,7 @@ from typing import Callable, List, NamedTuple, Optional
 
 from od_qat import checkpoints, files, nan_trace
 from od_qat.compat import tf
+from od_qat.config import QatConfig
 from od_qat.errors import CheckpointError, ConfigError, OdQatError
 from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
@@ -277,7 +278,8 @@ def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainRes
         hooks.append(tf.train.StopAtStepHook(last_step=num_steps))
     if session_options["is_chief"] and tf.get_collection(checkpoints.QUANT_VARIABLES):
         # (Behind the hook that stops: the last look then comes before the last checkpoint.)
-        hooks.append(RangeGatesHook(session_options["checkpoint_dir"], built.global_step))
+        decay = getattr(built.report, "ema_decay", QatConfig().ema_decay)
+        hooks.append(RangeGatesHook(session_options["checkpoint_dir"], built.global_step, decay))
     step = 0
     with tf.train.MonitoredTrainingSession(
         scaffold=scaffold,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -123,10 +124,11 @@ def test_a_healthy_run_is_silent_and_writes_its_ranges(tmp_path, capsys):
     assert set(verdicts.values()) == {"ok"} and len(verdicts) == 25
     written = run.json()
     assert sorted(written) == sorted(verdicts)
-    low, high, verdict = written[RELU6]
+    low, high, verdict, reference = written[RELU6]
     assert (low, verdict) == (0.0, "ok") and 0.0 < high < 6.0
-    run.train(20)  # resumed: the ranges that are there are what it is compared with
+    run.train(20)  # resumed
     assert capsys.readouterr().err == ""
+    assert run.json()[RELU6][3] == reference == pytest.approx(high, rel=0.1)
 
 
 def test_a_relu6_that_always_saturates_is_not_called_unmoved(tmp_path, capsys):
@@ -201,6 +203,108 @@ def test_growth_is_measured_against_the_resumed_run(tmp_path):
     assert Run(tmp_path, rate=0.0).train(12, edits)["net/Conv/weights_quant"] == "exploded"
 
 
+def test_a_layer_that_dies_in_mid_run_is_named_within_two_looks(tmp_path, capsys):
+    killed = {
+        150: {
+            "net/down/BatchNorm/gamma": np.zeros_like,
+            "net/down/BatchNorm/beta": np.zeros_like,
+        }
+    }
+    run = Run(tmp_path)
+    verdicts = run.train(310, killed)
+    name = "net/down/act_quant"
+    low, high, verdict, reference = run.json()[name]
+    assert verdict == verdicts[name] == "collapsed"
+    assert low == 0.0 and high > reference / 10  # the average is far from what is called collapsed
+    collapsed = {name for name, verdict in verdicts.items() if verdict != "ok"}
+    assert all(name.startswith(("net/down/", "Head_1/")) for name in collapsed)
+    error = capsys.readouterr().err
+    # Its weights at once, itself at the second look, at step 300.
+    assert "net/down/weights_quant" in error
+    width = float(re.search(r"net/down/act_quant \[0, ([^]]+)\]", error).group(1))
+    assert width < 1e-3 * reference
+
+
+def test_a_layer_that_explodes_in_mid_run_is_named_before_its_average_is(tmp_path):
+    # Behind a residual add's shortcut, where no ReLU6 clips.
+    name = "net/block/project/act_quant"
+    edits = {105: {"net/block/project/BatchNorm/gamma": lambda value: value * 150}}
+    run = Run(tmp_path, rate=0.0)
+    assert run.train(205, edits)[name] == "exploded"
+    low, high, _, reference = run.json()[name]
+    assert high - low < 100 * reference
+
+
+def test_the_reference_outlives_the_run(tmp_path):
+    name, gamma = "net/Conv/weights_quant", "net/Conv/BatchNorm/gamma"
+    run = Run(tmp_path, rate=0.0)
+    run.train(110)
+    reference = run.json()[name][3]
+    assert reference > 0
+    shrink = {0: {gamma: lambda value: value / 50}}
+    assert run.train(12, shrink)[name] == "ok"
+    assert run.json()[name][3] == reference
+    assert run.train(12, shrink)[name] == "collapsed"  # 2,500 times; against the last run's it would be 50
+    assert run.json()[name][3] == reference
+
+
+def test_a_reference_of_another_training_is_not_taken(tmp_path):
+    run = Run(tmp_path, rate=0.0)
+    entries = {RELU6: [0.0, 1e5, "ok", 1e5], "net/Conv/weights_quant": [0.0, 1e5, "ok", 1e5]}
+    (tmp_path / "quant_ranges.json").write_text(json.dumps(entries))
+    verdicts = run.train(12)
+    assert verdicts[RELU6] == verdicts["net/Conv/weights_quant"] == "ok"
+    assert run.json()[RELU6][3] is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"net/Conv/act_quant": [0, 1, "ok"]}', '{"a": 1}'])
+def test_a_file_that_is_not_ours_is_no_trouble(tmp_path, text):
+    run = Run(tmp_path, rate=0.0)
+    run.train(11)
+    (tmp_path / "quant_ranges.json").write_text(text)
+    assert set(run.train(11).values()) == {"ok"}
+
+
+def _after(values, decay, before=(0.0, 0.0), dtype=np.float32):
+    """`biased` and `local_step` after more values."""
+    biased, steps = dtype(before[0]), before[1]
+    for value in values:
+        biased -= (biased - dtype(value)) * dtype(1.0 - decay)
+        steps += 1
+    return range_gates.Average(float(biased), float(steps))
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("steps_before, steps", [(0, 10), (10, 90), (20000, 100), (20000, 1000)])
+def test_the_mean_between_two_looks(decay, steps_before, steps):
+    random = np.random.RandomState(0)
+    first = _after(5.0 + random.uniform(-1, 1, steps_before), decay)
+    for value in (7.0, 5.0, 0.0):
+        then = Range(np.float32(0), np.float32(5), first.steps, (None, first))
+        second = _after([value] * steps, decay, first)
+        now = Range(np.float32(0), np.float32(5), second.steps, (None, second))
+        found = range_gates.between(then, now, decay)
+        if found is None:
+            assert decay == 0.9999  # (too slow for ten or a hundred steps of float32)
+            continue
+        assert found.low == 0.0 and found.updates == steps
+        assert abs(found.high - value) < 5.0 * 1e-3 / 2  # half of what is called collapsed
+    if decay <= 0.999:
+        assert found is not None and range_gates.judge(found, 5.0) == "collapsed"
+
+
+def test_no_mean_between_looks_that_are_too_near_or_of_what_is_not_averaged():
+    def at(steps, low=None):
+        averages = (low and _after([low] * steps, 0.999), _after([1.0] * steps, 0.999))
+        return Range(np.float32(-1), np.float32(1), steps, averages)
+
+    assert range_gates.between(at(100), at(109), 0.999) is None
+    assert range_gates.between(at(100), at(50), 0.999) is None
+    assert range_gates.between(_range(-1, 1), _range(-1, 1), 0.999) is None
+    found = range_gates.between(at(100, -2.0), at(200, -2.0), 0.999)
+    assert (found.low, found.high) == (pytest.approx(-2.0, rel=1e-3), pytest.approx(1.0, rel=1e-3))
+
+
 def test_an_inconsistent_range_is_named(tmp_path, capsys):
     edits = {0: {"Head_0/class/act_quant/min": lambda value: np.float32(1.0)}}
     verdicts = Run(tmp_path, dead_classes=True).train(12, edits)
@@ -213,7 +317,7 @@ def test_a_range_that_is_not_finite_ends_training_before_it_is_saved(tmp_path):
     run = Run(tmp_path, dead_classes=True)
     with pytest.raises(OdQatError, match="Head_0/class/act_quant.*earlier checkpoint"):
         run.train(12, edits)
-    assert run.json()["Head_0/class/act_quant"] == [0.0, None, "not finite"]
+    assert run.json()["Head_0/class/act_quant"] == [0.0, None, "not finite", None]
     newest = tf.train.load_checkpoint(tf.train.latest_checkpoint(run.folder))
     assert np.isfinite(newest.get_tensor("Head_0/class/act_quant/max"))
 

@@ -84,7 +84,7 @@ def test_training_leaves_what_was_rewritten_and_the_ranges(road):
     with open(os.path.join(road.paths.qat_train, "quant_ranges.json")) as stream:
         ranges = json.load(stream)
     assert set(ranges) == set(report["weights"] + report["activations"])
-    assert {verdict for _, _, verdict in ranges.values()} == {"ok"}
+    assert {verdict for _, _, verdict, _ in ranges.values()} == {"ok"}
     assert not os.path.exists(os.path.join(road.paths.float_train, "quant_ranges.json"))
 
 

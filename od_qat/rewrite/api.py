@@ -164,7 +164,7 @@ def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
         draft = Draft(index)
         passes.run(plan, draft, config, training)
         draft.commit()
-    return report._replace(ops_after=len(graph.get_operations()))
+    return report._replace(ops_after=len(graph.get_operations()), ema_decay=config.ema_decay)
 
 
 def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:

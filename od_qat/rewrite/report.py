@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from od_qat.config import QatConfig
 from od_qat.rewrite import policy
 from od_qat.rewrite.plan import Plan
 
@@ -47,6 +48,7 @@ class RewriteReport(NamedTuple):
       stays_float: ops with weights that stay float, with the reason.
       ops_before, ops_after: size of the graph.
       layers: each quantised layer, in the order they were matched.
+      ema_decay: of the activation ranges' moving average, for who reads its helper variables.
     """
 
     weights: Tuple[str, ...]
@@ -57,6 +59,7 @@ class RewriteReport(NamedTuple):
     ops_before: int
     ops_after: int
     layers: Tuple[LayerEntry, ...] = ()
+    ema_decay: float = QatConfig().ema_decay
 
     @classmethod
     def from_plan(cls, plan: Plan, ops_before: int) -> "RewriteReport":
