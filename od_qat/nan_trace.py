@@ -15,6 +15,7 @@ import numpy as np
 
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
+from od_qat.graph.index import in_control_flow
 from od_qat.rewrite import policy
 
 # The ends of delayed quantization, whose branches are not always alive, and the layers themselves.
@@ -86,7 +87,7 @@ class _Tracer(object):
         tensors = [
             tensor
             for operation in self._order
-            if operation.type.startswith(_SOURCES) and _is_outside_control_flow(operation)
+            if operation.type.startswith(_SOURCES) and not in_control_flow(operation)
             for tensor in operation.outputs
             if tensor.dtype.base_dtype not in (tf.resource, tf.variant)
         ]
@@ -250,13 +251,9 @@ def _is_readable(operation) -> bool:
     return (
         len(operation.outputs) > 0
         and operation.outputs[0].dtype.base_dtype.is_floating
-        and _is_outside_control_flow(operation)
+        and not in_control_flow(operation)
         and operation.type not in policy.VARIABLE
     )
-
-
-def _is_outside_control_flow(operation) -> bool:
-    return operation._get_control_flow_context() is None
 
 
 def _reads_a_variable(operation) -> bool:

@@ -5,6 +5,14 @@ from typing import Dict, List, Tuple
 Consumer = Tuple[object, int]
 
 
+def in_control_flow(operation) -> bool:
+    """Whether an op is in a tf.cond or tf.while_loop.
+
+    Nodes from outside cannot be put in its place, and its value cannot be fetched.
+    """
+    return operation._get_control_flow_context() is not None
+
+
 class GraphIndex(object):
     """Operations in creation order and, for each tensor, who consumes it at which input.
 

@@ -21,7 +21,7 @@ norms, and last a separable convolution's bare depthwise.
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from od_qat.compat import tf
-from od_qat.graph.index import GraphIndex
+from od_qat.graph.index import GraphIndex, in_control_flow
 from od_qat.rewrite import policy
 
 
@@ -228,7 +228,7 @@ class LayerMatcher(object):
 
     def _build_layer(self, operation) -> Optional[Layer]:
         weights = self._index.inputs(operation)[1]
-        if not self._is_variable_value(weights) or _in_control_flow(operation):
+        if not self._is_variable_value(weights) or in_control_flow(operation):
             return None
         output, batch_to_space = operation.outputs[0], None
         consumers = self._index.consumer_ops(output)
@@ -504,7 +504,7 @@ class LayerMatcher(object):
         return None
 
     def _reason(self, operation) -> str:
-        if _in_control_flow(operation):
+        if in_control_flow(operation):
             return "it is inside a loop or a branch"
         if self.layer(operation) is None:
             return "its weights are not a variable"
@@ -519,8 +519,3 @@ def _has_channels_last(operation) -> bool:
     if operation.type == "MatMul":
         return not operation.get_attr("transpose_b")
     return operation.get_attr("data_format") == b"NHWC"
-
-
-def _in_control_flow(operation) -> bool:
-    """Whether an op is in a tf.cond or tf.while_loop, where nodes from outside cannot be put in its place."""
-    return operation._get_control_flow_context() is not None
