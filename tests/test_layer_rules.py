@@ -725,7 +725,6 @@ def _examples():
     return block, "graph_rewriter {{ quantization {{ delay: 0 }}\n{}\n}}".format("\n".join(lines))
 
 
-@pytest.mark.skipif(IS_TF1, reason="the environment of TensorFlow 1.15 cannot build the OD API's models")
 def test_the_examples_in_readme_and_config_are_true(config_file):
     """They parse, and on the detector that the config describes they do what is said."""
     try:
