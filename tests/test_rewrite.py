@@ -717,10 +717,17 @@ def test_contrib_placement_computes_what_contrib_computes():
 def test_report_names_each_layer_with_its_fake_quants(training):
     with tf.Graph().as_default() as graph:
         _build(training)
-        before = len(graph.get_operations())
+        before = [op.type for op in graph.get_operations()]
         report = (api.create_training_graph if training else api.create_eval_graph)(graph)
-        after = len(graph.get_operations())
-    assert (report.ops_before, report.ops_after) == (before, after)
+        after = [op.type for op in graph.get_operations()]
+    assert (report.ops_before, report.ops_after) == (len(before), len(after))
+    assert report.ops_added == {
+        kind: after.count(kind) - before.count(kind)
+        for kind in set(after)
+        if after.count(kind) != before.count(kind)
+    }
+    assert report.ops_added[FAKE_QUANT] == len(report.weights) + len(report.activations)
+    assert list(report.as_dict()["ops_added"]) == sorted(report.ops_added)
     layers = {layer.op: layer for layer in report.layers}
     assert len(layers) == nets.LAYERS
     assert [layer.weights for layer in report.layers] == list(report.weights)

@@ -3,6 +3,7 @@
 contrib returned None; these return a RewriteReport. New options are keyword-only.
 """
 
+from collections import Counter
 from typing import Iterable, Optional
 
 from od_qat import compat  # noqa: F401  (TensorFlow, set up)
@@ -164,7 +165,13 @@ def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
         draft = Draft(index)
         passes.run(plan, draft, config, training)
         draft.commit()
-    return report._replace(ops_after=len(graph.get_operations()), ema_decay=config.ema_decay)
+    operations = graph.get_operations()
+    return report._replace(
+        ops_after=len(operations),
+        ema_decay=config.ema_decay,
+        # (In creation order: what is new comes last.)
+        ops_added=dict(Counter(operation.type for operation in operations[report.ops_before :])),
+    )
 
 
 def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:

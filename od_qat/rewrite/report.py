@@ -47,6 +47,7 @@ class RewriteReport(NamedTuple):
       folded: layers whose batch norm was folded.
       stays_float: ops with weights that stay float, with the reason.
       ops_before, ops_after: size of the graph.
+      ops_added: how many of each op type the rewrite put in; it takes none out.
       layers: each quantised layer, in the order they were matched.
       ema_decay: of the activation ranges' moving average, for who reads its helper variables.
     """
@@ -60,6 +61,7 @@ class RewriteReport(NamedTuple):
     ops_after: int
     layers: Tuple[LayerEntry, ...] = ()
     ema_decay: float = QatConfig().ema_decay
+    ops_added: Dict[str, int] = {}
 
     @classmethod
     def from_plan(cls, plan: Plan, ops_before: int) -> "RewriteReport":
@@ -85,6 +87,7 @@ class RewriteReport(NamedTuple):
             "summary": str(self),
             "ops_before": self.ops_before,
             "ops_after": self.ops_after,
+            "ops_added": {name: self.ops_added[name] for name in sorted(self.ops_added)},
             "folded": self.folded,
             "patterns": {name: self.patterns[name] for name in sorted(self.patterns)},
             "layers": [dict(layer._asdict(), activations=list(layer.activations)) for layer in self.layers],
