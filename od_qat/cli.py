@@ -107,7 +107,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="seconds between checkpoints (default 600)",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="graph seed, for runs that can be repeated")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="a run that can be repeated: seeds all, one input thread"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def train(
       num_clones: clones on this machine.
       clone_on_cpu: clones go to CPUs.
       save_interval_secs: seconds between checkpoints.
-      seed: graph seed.
+      seed: of variables, shuffling and augmentation; the same images then come in the same order.
 
     Returns:
       trainer.TrainResult.
@@ -45,7 +45,7 @@ def train(
     if config.HasField("graph_rewriter"):
         hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
     return trainer.train(
-        models.input_fn(reader),
+        models.input_fn(reader, in_order=seed is not None),
         models.model_fn(config, is_training=True),
         config.train_config,
         "",

@@ -67,7 +67,7 @@ def train(
       graph_hook_fn: rewrites the default graph once the losses are built, before the gradients.
       save_interval_secs: a killed run loses no more than this.
       summary_interval_secs: between TensorBoard summaries.
-      seed: graph seed.
+      seed: graph seed; examples then also come in the order that it gives, augmented by one thread.
       on_start: called without arguments when everything has been checked, before the first step.
 
     Returns:
@@ -116,7 +116,10 @@ def train(
             graph_hook_fn,
             worker_replicas,
             is_chief,
+            inputs_in_order=seed is not None,
         )
+        if seed is not None:
+            seed_the_unseeded(tf.get_default_graph(), seed)
         saver = tf.train.Saver(
             keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
             save_relative_paths=True,
@@ -185,6 +188,7 @@ def _build(
     graph_hook_fn,
     worker_replicas: int,
     is_chief: bool,
+    inputs_in_order: bool,
 ) -> _Built:
     """Input queue, clones and losses, rewrite, gradients: the whole training graph."""
     from od_qat.od_api import training
@@ -199,7 +203,10 @@ def _build(
         global_step = tf.train.get_or_create_global_step()
     with tf.device(deploy.inputs_device()):
         queue = training.input_queue(
-            _clone_batch_size(train_config, deploy.num_clones), create_tensor_dict_fn, train_config
+            _clone_batch_size(train_config, deploy.num_clones),
+            create_tensor_dict_fn,
+            train_config,
+            inputs_in_order,
         )
     clones = training.model_deploy.create_clones(
         deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
@@ -251,6 +258,22 @@ def _build(
         computed,
         report,
     )
+
+
+def seed_the_unseeded(graph, seed: int) -> None:
+    """Seeds random ops that the graph's seed has not reached.
+
+    Those of TensorFlow's Python functions that do not ask for it, random crops' among them, leave both of
+    their seeds at 0, which means another seed in each run.
+    """
+    number = 0
+    for operation in graph.get_operations():
+        attributes = operation.node_def.attr
+        if "seed" in attributes and "seed2" in attributes:
+            number += 1
+            if attributes["seed"].i == attributes["seed2"].i == 0:
+                operation._set_attr("seed", tf.AttrValue(i=seed))
+                operation._set_attr("seed2", tf.AttrValue(i=number))
 
 
 def _clone_batch_size(train_config, num_clones: int) -> int:

@@ -76,6 +76,22 @@ def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
     assert "ended already" in capsys.readouterr().err
 
 
+def test_a_seed_makes_a_run_repeatable(road, tmp_path):
+    results = {
+        name: commands.train(
+            road.paths.qat_config, str(tmp_path / name), overrides=road.small, seed=int(name)
+        )
+        for name in ("1", "2")
+    }
+    assert results["1"].loss == pytest.approx(road.result.loss, rel=1e-6)
+    assert results["2"].loss != pytest.approx(road.result.loss, rel=1e-3)
+    first, again = [tf.train.load_checkpoint(result.checkpoint) for result in (road.result, results["1"])]
+    for name in first.get_variable_to_shape_map():
+        np.testing.assert_allclose(
+            again.get_tensor(name), first.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name
+        )
+
+
 def test_training_leaves_what_was_rewritten_and_the_ranges(road):
     with open(os.path.join(road.paths.qat_train, "rewrite_report.json")) as stream:
         report = json.load(stream)

@@ -19,10 +19,21 @@ def model_fn(config, is_training: bool) -> Callable:
     return functools.partial(model_builder.build, model_config=config.model, is_training=is_training)
 
 
-def input_fn(reader) -> Callable:
-    """A function without arguments that gives the tensors of one example of an input reader."""
+def input_fn(reader, in_order: bool = False) -> Callable:
+    """A function without arguments that gives the tensors of one example of an input reader.
+
+    Args:
+      reader: input_reader_pb2.InputReader.
+      in_order: record files are read one at a time: of several that are read at once the OD API takes
+        whichever has a record ready. Shuffling is not touched; it follows the graph's seed.
+    """
     from object_detection.builders import dataset_builder
 
+    if in_order:
+        one_by_one = type(reader)()
+        one_by_one.CopyFrom(reader)
+        one_by_one.num_readers = 1
+        reader = one_by_one
     return lambda: dataset_builder.make_initializable_iterator(dataset_builder.build(reader)).get_next()
 
 

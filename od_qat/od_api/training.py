@@ -10,20 +10,22 @@ from object_detection.utils import variables_helper
 from od_qat.compat import tf
 
 
-def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config):
+def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, in_order: bool = False):
     """Reader, augmentation and batching as `train_config` says.
 
     Args:
       batch_size: images per clone and step.
       create_tensor_dict_fn: gives the tensors of one example.
       train_config: train_pb2.TrainConfig.
+      in_order: one thread augments and batches, so that the order of the examples and their random numbers
+        do not depend on which of several threads comes first.
     """
     augmentation = [preprocessor_builder.build(step) for step in train_config.data_augmentation_options]
     return upstream.create_input_queue(
         batch_size,
         create_tensor_dict_fn,
         train_config.batch_queue_capacity,
-        train_config.num_batch_queue_threads,
+        1 if in_order else train_config.num_batch_queue_threads,
         train_config.prefetch_queue_capacity,
         augmentation,
     )
