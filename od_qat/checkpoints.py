@@ -145,7 +145,11 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
             )
         fix = "it is of another model: use the pipeline.config it was trained with"
         if only_quant and any(name in available for name in quant_names):
-            fix = "its quantization is another one: use the graph_rewriter block it was trained with"
+            fix = (
+                "its quantization is another one: use the graph_rewriter block it was trained with (for one "
+                'of tf.contrib.quantize, [od_qat.layers] { placement: "contrib" }), or name it as '
+                "train_config.fine_tune_checkpoint and train into a new train_dir"
+            )
         elif only_quant:
             fix = (
                 "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "
