@@ -1,15 +1,18 @@
 """Time of a QAT training step against a float one, of the rewriting, and the memory of a step.
 
     python benchmarks/train_step.py [--model ssd_mobilenet_v2] [--size 300] [--batch 4] [--blocks 4]
+        [--per_channel]
 
 Builds the float and the rewritten training graph of the same detector of the test zoo
 (tests/zoo/models.yaml; momentum optimizer, random images and boxes, no input pipeline), runs them in turn
-(A B A B ...) and prints the medians and their ratio. `--only float` or `--only qat` builds one, to see
-its peak memory. With `--rewriter contrib` and a Python that has TensorFlow 1.15 it measures
-tf.contrib.quantize instead. Only ratios mean anything on a shared machine; against_contrib.py compares.
+(A B A B ...) and prints the medians and their ratio. `--per_channel` adds a third, QAT with weights per
+channel. `--only float` or `--only qat` builds one, to see its peak memory. With `--rewriter contrib` and a
+Python that has TensorFlow 1.15 it measures tf.contrib.quantize instead. Only ratios mean anything on a shared
+machine; against_contrib.py compares.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -84,10 +87,12 @@ def measure(arguments) -> dict:
     trainer._keep_freed_memory()
     row = zoo_row(arguments.model, arguments.size, arguments.depth)
     training, evaluation = rewriters(arguments.rewriter)
-    wanted = [arguments.only] if arguments.only else ["float", "qat"]
-    runs = {
-        name: build_training(row, arguments.batch, training if name == "qat" else None) for name in wanted
-    }
+    rewrites = {"float": None, "qat": training}
+    if arguments.per_channel:
+        rewrites["qat_per_channel"] = functools.partial(training, per_channel=True)
+    if arguments.only:
+        rewrites = {arguments.only: rewrites[arguments.only]}
+    runs = {name: build_training(row, arguments.batch, rewrite) for name, rewrite in rewrites.items()}
     times = {name: [] for name in runs}
     for block in range(arguments.blocks + 1):
         for name, (session, train, feed, _, _) in runs.items():
@@ -106,6 +111,10 @@ def measure(arguments) -> dict:
     }
     if "qat" in runs:
         result["rewriting_seconds"], result["ops_before_rewriting"] = runs["qat"][3:]
+    if "qat_per_channel" in runs:
+        result["per_channel_over_per_tensor"] = (
+            result["step_seconds"]["qat_per_channel"] / result["step_seconds"]["qat"]
+        )
     if not arguments.only:
         result["qat_over_float"] = result["step_seconds"]["qat"] / result["step_seconds"]["float"]
         result["eval_rewriting_seconds"], result["eval_ops_before_rewriting"] = rewrite_eval(row, evaluation)
@@ -123,9 +132,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="of each graph, in turn")
     parser.add_argument("--steps", type=int, default=8, help="in a block")
     parser.add_argument("--rewriter", choices=("od_qat", "contrib"), default="od_qat")
+    parser.add_argument("--per_channel", action="store_true", help="a third graph: weights per channel")
     parser.add_argument("--only", choices=("float", "qat"))
     parser.add_argument("--json", help="write the figures to this file too")
     arguments = parser.parse_args()
+    if arguments.per_channel and (arguments.rewriter != "od_qat" or arguments.only):
+        parser.error("--per_channel compares graphs of od_qat: not with --rewriter contrib, nor with --only")
     result = measure(arguments)
     print(json.dumps(result, indent=2))
     if arguments.json:
