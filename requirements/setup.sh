@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv (or with `tf1`, .venv-tf1) and installs what requirements/ pins. Does nothing when nothing changed.
+# Makes .venv (with `tf1` .venv-tf1, with `tf215` .venv-tf215) and installs what requirements/ pins. Does nothing
+# when nothing changed.
 #
-#   requirements/setup.sh [main|tf1]
+#   requirements/setup.sh [main|tf1|tf215]
 #
 # Environment:
 #   PYTHON      the interpreter to make .venv with (Python 3.9 to 3.13); default: the first one found
@@ -12,9 +13,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 KIND="${1:-main}"
 case "$KIND" in
-  main) VENV=.venv ;;
-  tf1) VENV=.venv-tf1 ;;
-  *) echo "setup: unknown environment '$KIND'; allowed: main, tf1" >&2; exit 2 ;;
+  main) VENV=.venv; PYTHONS="3.9 3.10 3.11 3.12 3.13" ;;
+  tf1) VENV=.venv-tf1; PYTHONS="3.7" ;;
+  tf215) VENV=.venv-tf215; PYTHONS="3.9 3.10 3.11" ;;
+  *) echo "setup: unknown environment '$KIND'; allowed: main, tf1, tf215" >&2; exit 2 ;;
 esac
 LOG="$VENV/setup.log"
 
@@ -23,18 +25,16 @@ fail() { echo "setup: error: $*" >&2; exit 1; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-supported() {
-  if [ "$KIND" = tf1 ]; then [ "$1" = 3.7 ]; else case "$1" in 3.9|3.10|3.11|3.12|3.13) ;; *) return 1 ;; esac; fi
-}
+supported() { [ -n "$1" ] && [[ " $PYTHONS " == *" $1 "* ]]; }
 
 # Prints an interpreter that can make the environment. A pyenv shim may be on the PATH and still not run.
 find_python() {
-  local candidate names
-  if [ "$KIND" = tf1 ]; then
-    names=(python3.7 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.7*/bin/python)
-  else
-    names=(python3 python3.12 python3.11 python3.13 python3.10 python3.9 python)
-  fi
+  local candidate names pyenv="${PYENV_ROOT:-$HOME/.pyenv}/versions"
+  case "$KIND" in
+    main) names=(python3 python3.12 python3.11 python3.13 python3.10 python3.9 python) ;;
+    tf1) names=(python3.7 "$pyenv"/3.7*/bin/python) ;;
+    tf215) names=(python3 python3.11 python3.10 python3.9 "$pyenv"/3.{11,10,9}.*/bin/python) ;;
+  esac
   for candidate in "${names[@]}"; do
     if supported "$(version_of "$candidate")"; then echo "$candidate"; return 0; fi
   done
@@ -49,6 +49,8 @@ elif VERSION="$(version_of "$VENV/bin/python")" && supported "$VERSION"; then
   CHOSEN=""  # the environment that is there decides
 elif CHOSEN="$(find_python)"; then
   VERSION="$(version_of "$CHOSEN")"
+elif [ "$KIND" = tf215 ]; then
+  fail "no Python 3.9 to 3.11 found, which TensorFlow 2.15 needs; put a python3.11 on the PATH, or: pyenv install 3.11"
 elif [ "$KIND" = tf1 ]; then
   fail "no Python 3.7 found, which TensorFlow 1.15 needs; put a python3.7 on the PATH, or: pyenv install 3.7"
 else
@@ -72,7 +74,11 @@ if [ -z "${TENSORFLOW:-}" ]; then
     fi
   fi
 fi
-[ "$KIND" = tf1 ] && TENSORFLOW="tensorflow 1.15"
+case "$KIND" in
+  tf1) TENSORFLOW="tensorflow 1.15" ;;
+  # (For comparison, which needs no graphics card.)
+  tf215) if [ "$(uname -s) $(uname -m)" = "Linux x86_64" ]; then TENSORFLOW=tensorflow-cpu; else TENSORFLOW=tensorflow; fi ;;
+esac
 
 HASH="$(
   { cat pyproject.toml requirements/setup.sh requirements/*.txt "requirements/lock/py${VERSION/./}.txt" 2>/dev/null || true
@@ -113,6 +119,10 @@ step() {
 if [ "$KIND" = tf1 ]; then
   step "TensorFlow 1.15 and what it needs (200 MB)" install -r requirements/tf1.txt
   step "lvis" install --no-deps lvis==0.5.3
+elif [ "$KIND" = tf215 ]; then
+  sed "s/^tensorflow-cpu/$TENSORFLOW/" requirements/tf215.txt > "$VENV/tf215.txt"
+  step "TensorFlow 2.15 and what it needs (about 500 MB, some minutes)" install -r "$VENV/tf215.txt"
+  step "lvis" install --no-deps lvis==0.5.3
 else
   LOCK="requirements/lock/py${VERSION/./}.txt"
   sed "s/^tensorflow-cpu/$TENSORFLOW/" requirements/tensorflow.txt > "$VENV/tensorflow.txt"
@@ -134,6 +144,6 @@ missing = [path for path in needed if not os.path.exists(os.path.join(site, path
 sys.exit("missing: " + ", ".join(missing) if missing else 0)
 PY
 fi
-[ "$KIND" = tf1 ] || step "od_qat itself" install --no-deps --no-build-isolation -e .
+[ "$KIND" != main ] || step "od_qat itself" install --no-deps --no-build-isolation -e .
 touch "$STAMP"
-if [ "$KIND" = tf1 ]; then say "done"; else say "done; next: make demo, or make doctor"; fi
+if [ "$KIND" != main ]; then say "done"; else say "done; next: make demo, or make doctor"; fi

@@ -371,6 +371,14 @@ class TestDoctor(object):
         assert check.status == "problem"
         assert "pip uninstall tensorflow tensorflow-cpu" in check.fix
 
+    @pytest.mark.parametrize(
+        "version, asked", [("1.15.5", False), ("2.15.1", False), ("2.16.0", True), ("2.21.0", True)]
+    )
+    def test_tf_keras_is_asked_for_where_tensorflow_has_no_keras_2(self, version, asked, monkeypatch):
+        monkeypatch.setattr(doctor, "installed_version", {"tensorflow": version}.get)
+        names = [check.name for check in doctor.examine(quick=True)]
+        assert ("tf-keras" in names) == asked
+
     def test_everything_that_is_optional_may_be_missing(self):
         checks = [
             doctor.Check("a", "ok", "", ""),

@@ -94,8 +94,11 @@ def _register():
     found = pool.FindExtensionByName(NAME)
     _make_classes(found.message_type)
     if hasattr(target, "RegisterExtension"):
-        # protobuf in pure Python, and up to version 4, keeps a message's extensions with its class.
-        target.RegisterExtension(found)
+        # protobuf in pure Python, and up to version 3, keeps a message's extensions with its class.
+        try:
+            target.RegisterExtension(found)
+        except NotImplementedError:
+            pass  # version 4 has the name left, and all extensions in the pool
     return found
 
 
