@@ -109,8 +109,11 @@ test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5
 test-tf215: setup-tf215 ## all tests, on TensorFlow 2.15.1 (TESTS)
 	@PATH="$$PWD/.venv-tf215/bin:$$PATH" PYTHONPATH="$$PWD" $(TF215) -m pytest $(TESTS) --timeout=600 $(ARGS)
 
-oracle-check: setup-tf1 ## what tf.contrib.quantize does to the test zoo's models is still what was recorded
-	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.zoo.record_oracle --check
+oracle-check: setup setup-tf1 ## contrib still does what was recorded, and od_qat computes what its graphs compute here
+	@graphs="$$(mktemp -d)"; trap 'rm -rf "$$graphs"' EXIT; status=0; \
+	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" \
+	  $(TF1) -m tests.zoo.record_oracle --check --graphs "$$graphs" || status=1; \
+	.venv/bin/python -m tests.zoo.across_versions "$$graphs" || status=1; exit "$$status"
 
 lint: setup ## ruff: errors, style and layout
 	@.venv/bin/python -m ruff check .

@@ -2,13 +2,15 @@
 
 import os
 import re
+import subprocess
 
 import pytest
 
 from od_qat.compat import IS_TF1
 from od_qat.errors import RewriteError
 from od_qat.rewrite import api
-from tests.zoo import build, record_oracle
+from tests.conftest import REPOSITORY
+from tests.zoo import across_versions, build, record_oracle
 
 pytestmark = pytest.mark.tf1
 
@@ -55,8 +57,27 @@ def _output_differences(theirs, ours):
     }
 
 
+def _differences_here(row, outputs, differences, limit, folder):
+    """(differences, limit) of contrib's own eval graph, run here and now; as given without a contrib."""
+    if IS_TF1:
+        return _output_differences(record_oracle.contrib_outputs(row), outputs), limit
+    python = os.path.join(REPOSITORY, ".venv-tf1", "bin", "python")
+    if not os.path.exists(python):
+        return differences, limit
+    subprocess.run(
+        [python, "-m", "tests.zoo.record_oracle", "--graphs", str(folder), "--only", row["name"]],
+        check=True,
+        cwd=REPOSITORY,
+        env=dict(os.environ, PYTHONPATH=REPOSITORY),
+    )
+    theirs = {
+        name: build.digest(array) for name, array in across_versions.contrib_here(str(folder), row).items()
+    }
+    return _output_differences(theirs, outputs), 1e-5
+
+
 @pytest.mark.parametrize("row, training", _cases())
-def test_contrib_placement_is_what_contrib_did(row, training):
+def test_contrib_placement_is_what_contrib_did(row, training, tmp_path):
     rewrite = api.create_training_graph if training else api.create_eval_graph
     stored = record_oracle.load(row["name"])
     recorded = record_oracle.recorded_graph(stored, training)
@@ -73,7 +94,6 @@ def test_contrib_placement_is_what_contrib_did(row, training):
         row,
         training,
         lambda graph: rewrite(graph, placement="contrib"),
-        run=IS_TF1,
     )
     ours, theirs = (_comparable(_without_input(lines)) for lines in (quants, recorded[0]))
     assert ours == theirs, _first_differences(ours, theirs)
@@ -83,14 +103,16 @@ def test_contrib_placement_is_what_contrib_did(row, training):
     assert ours == theirs, _first_differences(ours, theirs)
     if outputs is not None:
         differences = _output_differences(stored["outputs"], outputs)
-        if max(differences.values()) > 1e-5:
-            # The record may be another processor's, whose kernels round otherwise: contrib itself decides.
-            differences = _output_differences(record_oracle.contrib_outputs(row), outputs)
+        # On another TensorFlow contrib's graph differs from itself: as far as that, and no farther.
+        limit = 1e-5 if IS_TF1 else 1e-5 + across_versions.noise_of(row["name"])
         reason = row.get("differs", {}).get("outputs")
         if reason:
             assert max(differences.values()) > 1e-5, "agrees by now: take `differs` out of models.yaml"
             pytest.xfail(reason)
-        assert max(differences.values()) <= 1e-5, "of their spread: {}".format(differences)
+        if max(differences.values()) > limit:
+            # The record may be another processor's, whose kernels round otherwise: contrib itself decides.
+            differences, limit = _differences_here(row, outputs, differences, limit, tmp_path)
+        assert max(differences.values()) <= limit, "of their spread: {}".format(differences)
 
 
 def test_every_registered_net_is_in_the_zoo():
@@ -109,3 +131,8 @@ def test_every_registered_net_is_in_the_zoo():
 def test_every_record_belongs_to_a_model():
     names = {row["name"] + ".json" for row in build.models() if "skip" not in row}
     assert set(os.listdir(record_oracle.FOLDER)) == names
+
+
+def test_every_model_that_contrib_rewrites_has_its_noise_recorded():
+    names = {row["name"] for row in build.models() if "skip" not in row}
+    assert set(across_versions.load()) == {name for name in names if "outputs" in record_oracle.load(name)}

@@ -1,9 +1,10 @@
 """Records what tf.contrib.quantize does to each model of the zoo; runs on TensorFlow 1.15 only.
 
-    python -m tests.zoo.record_oracle [--only NAME ...] [--check]
+    python -m tests.zoo.record_oracle [--only NAME ...] [--check] [--graphs FOLDER]
 
 Writes oracle/NAME.json, the same bytes each time on the same machine. `--check` records again in memory and
-compares instead. A file:
+compares instead. `--graphs` keeps contrib's eval graphs and outputs for tests/zoo/across_versions.py; without
+`--check` it does nothing else. A file:
 
     eval, training   what is in this graph only: "quants", "variables" (both lists), or contrib's "error"
     both             the quants that are in both graphs
@@ -20,6 +21,8 @@ import json
 import os
 import sys
 import time
+
+import numpy as np
 
 from tests.zoo import build
 
@@ -85,13 +88,19 @@ def variables_of(quants, training):
     return sorted(names)
 
 
-def record(row):
-    """What contrib does to a model, as the dictionary that is stored."""
+def record(row, graphs=None, kinds=(False, True)):
+    """What contrib does to a model, as the dictionary that is stored.
+
+    Args:
+      row: of models.yaml.
+      graphs: a folder that its eval graph and outputs are kept in.
+      kinds: False for the eval graph, True for the training graph.
+    """
     from tensorflow.contrib import quantize
 
     result = {"name": row["name"]}
     quants = {}
-    for training in (False, True):
+    for training in kinds:
         kind = "training" if training else "eval"
         if training and "no_training" in row:
             result[kind] = {"not_recorded": row["no_training"]}
@@ -99,10 +108,12 @@ def record(row):
         rewrite = quantize.create_training_graph if training else quantize.create_eval_graph
         called = []
 
-        def call(graph, rewrite=rewrite, called=called):
+        def call(graph, rewrite=rewrite, called=called, keep=graphs and not training):
             called.append(True)
             rewrite(graph)
             called.append(True)
+            if keep:
+                write_graph(graphs, row["name"], graph)
 
         try:
             quants[kind], variables, arrays = rewritten(row, training, call)
@@ -116,6 +127,8 @@ def record(row):
         if variables != variables_of(quants[kind], training):
             result[kind]["variables"] = variables
         if arrays is not None:
+            if graphs:
+                np.savez(os.path.join(graphs, row["name"] + ".npz"), **arrays)
             result["outputs"] = {name: build.digest(array) for name, array in arrays.items()}
     both = set.intersection(*map(set, quants.values())) if len(quants) == 2 else set()
     if both:
@@ -124,6 +137,14 @@ def record(row):
         # (A list, not a set: two lines may be the same.)
         result[kind]["quants"] = [line for line in lines if line not in both]
     return result
+
+
+def write_graph(folder, name, graph):
+    """Keeps a graph with its variables, without their values: folder/NAME.meta."""
+    from od_qat.compat import tf
+
+    os.makedirs(folder, exist_ok=True)
+    tf.train.export_meta_graph(os.path.join(folder, name + ".meta"), graph=graph)
 
 
 def load(name):
@@ -215,6 +236,7 @@ def main(arguments=None) -> int:
     )
     parser.add_argument("--only", action="append", metavar="NAME", help="of a model; may be repeated")
     parser.add_argument("--check", action="store_true", help="compare with what is stored, write nothing")
+    parser.add_argument("--graphs", metavar="FOLDER", help="keep contrib's eval graphs and outputs in there")
     options = parser.parse_args(arguments)
     from od_qat.compat import IS_TF1, tf
 
@@ -228,17 +250,14 @@ def main(arguments=None) -> int:
     if unknown:
         parser.error("no such model: " + ", ".join(sorted(unknown)))
     rows = [row for row in rows if not options.only or row["name"] in options.only]
+    only_graphs = options.graphs and not options.check
     failed = 0
     for number, row in enumerate(rows, 1):
         started = time.time()
-        text = as_text(record(row))
+        text = as_text(record(row, options.graphs, (False,) if only_graphs else (False, True)))
         result = json.loads(text)
         note = ", ".join(
-            "{} {}".format(
-                kind,
-                result[kind].get("error") or len((recorded_graph(result, kind == "training") or [[]])[0]),
-            )
-            for kind in ("eval", "training")
+            "{} {}".format(kind, _summary(result, kind)) for kind in ("eval", "training") if kind in result
         )
         if options.check:
             found = (
@@ -248,7 +267,7 @@ def main(arguments=None) -> int:
             )
             failed += bool(found)
             note = "; ".join(found[:5]) if found else "as recorded"
-        else:
+        elif not only_graphs:
             os.makedirs(FOLDER, exist_ok=True)
             with open(path_of(row["name"]), "w", encoding="utf-8", newline="\n") as stream:
                 stream.write(text)
