@@ -2,9 +2,12 @@
 
     make setup setup-tf1
     .venv/bin/python benchmarks/against_contrib.py [--tf1_python .venv-tf1/bin/python] [--rounds 3]
+    .venv/bin/python benchmarks/against_contrib.py --only_rewriting [--rounds 5]
 
 For each model: train_step.py in a process of its own, ours and contrib's in turn (A B A B ...), medians over
-the rounds; then the peak memory of a process that trains the float graph and of one that trains ours.
+the rounds; then the peak memory of a process that trains the float graph and of one that trains ours. Last,
+or alone, what our rewriting takes for each op of a training graph: of SSD MobileNet V2, and of the zoo's
+largest.
 """
 
 import argparse
@@ -23,6 +26,9 @@ MODELS = (
     ("ssd_mobilenet_v2_fpnlite", 320),
     ("ssd_mobilenet_v3_large", 320),
 )
+
+# The second is the largest training graph of the zoo.
+REWRITING = (("ssd_mobilenet_v2", 300), ("faster_rcnn_nas", 64))
 
 
 def run(python: str, model: str, size: int, *more: str) -> dict:
@@ -100,6 +106,44 @@ def table(results) -> str:
     return "\n".join(lines)
 
 
+def rewriting(rounds: int) -> list:
+    """Medians of what rewriting takes for each op, one dictionary a model of REWRITING."""
+    runs = {model: [] for model, _ in REWRITING}
+    for _ in range(rounds):
+        for model, size in REWRITING:
+            runs[model].append(run(sys.executable, model, size, "--only", "rewriting"))
+    keys = ("rewriting_seconds", "rewriting_processor_seconds")
+    keys += ("processor_microseconds_per_op", "processor_microseconds_per_added_op")
+    results = []
+    for model, size in REWRITING:
+        found = {key: statistics.median(one[key] for one in runs[model]) for key in keys}
+        same = {key: runs[model][0][key] for key in ("ops_before_rewriting", "ops_added")}
+        results.append(dict(found, model=model, size=size, **same))
+    return results
+
+
+def rewriting_table(results) -> str:
+    """Markdown."""
+    lines = [
+        "| training graph | ops | ops added | rewriting | processor time | for each op | for each op added |",
+        "| --- " * 7 + "|",
+    ]
+    for one in results:
+        lines.append(
+            "| {} {} | {:,} | {:,} | {:.2f} s | {:.2f} s | {:.0f} us | {:.0f} us |".format(
+                one["model"],
+                one["size"],
+                one["ops_before_rewriting"],
+                one["ops_added"],
+                one["rewriting_seconds"],
+                one["rewriting_processor_seconds"],
+                one["processor_microseconds_per_op"],
+                one["processor_microseconds_per_added_op"],
+            )
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,18 +151,31 @@ def main() -> None:
     parser.add_argument("--tf1_python", default=os.path.join(".venv-tf1", "bin", "python"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=[name for name, _ in MODELS])
+    parser.add_argument(
+        "--only_rewriting", action="store_true", help="the time for each op, and nothing else"
+    )
     parser.add_argument("--json", default="against_contrib.json")
     arguments = parser.parse_args()
-    if not os.path.exists(arguments.tf1_python):
+    models = [] if arguments.only_rewriting else MODELS
+    if models and not os.path.exists(arguments.tf1_python):
         sys.exit("against_contrib: no {}; make setup-tf1 makes it".format(arguments.tf1_python))
-    results = []
-    for model, size in MODELS:
+    results = {"models": [], "rewriting": []}
+    for model, size in models:
         if not arguments.models or model in arguments.models:
-            results.append(compare(arguments, model, size))
-            print(table(results[-1:]), flush=True)
-            with open(arguments.json, "w") as stream:
-                json.dump(results, stream, indent=2)
-    print("\n" + table(results))
+            results["models"].append(compare(arguments, model, size))
+            print(table(results["models"][-1:]), flush=True)
+            write(results, arguments.json)
+    if results["models"]:
+        print("\n" + table(results["models"]))
+    if not arguments.models:
+        results["rewriting"] = rewriting(arguments.rounds)
+        write(results, arguments.json)
+        print("\n" + rewriting_table(results["rewriting"]))
+
+
+def write(results, path: str) -> None:
+    with open(path, "w") as stream:
+        json.dump(results, stream, indent=2)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 Builds the float and the rewritten training graph of the same detector of the test zoo
 (tests/zoo/models.yaml; momentum optimizer, random images and boxes, no input pipeline), runs them in turn
 (A B A B ...) and prints the medians and their ratio. `--per_channel` adds a third, QAT with weights per
-channel. `--only float` or `--only qat` builds one, to see its peak memory. With `--rewriter contrib` and a
-Python that has TensorFlow 1.15 it measures tf.contrib.quantize instead. Only ratios mean anything on a shared
-machine; against_contrib.py compares.
+channel. `--only float` or `--only qat` builds one, to see its peak memory; `--only rewriting` rewrites the
+training graph and runs nothing. With `--rewriter contrib` and a Python that has TensorFlow 1.15 it measures
+tf.contrib.quantize instead. Only ratios mean anything on a shared machine; against_contrib.py compares.
 """
 
 import argparse
@@ -67,6 +67,31 @@ def build_training(row, batch: int, rewrite):
     return session, train, feed, rewriting, operations
 
 
+def rewrite_training(row, batch: int, rewrite) -> dict:
+    """What a training graph's rewriting takes, in all, for each op that was there and each that it adds.
+
+    Processor time too, which does not count what else the machine does: rewriting is one thread's work.
+    """
+    from od_qat.compat import tf
+    from tests.zoo import build
+
+    with tf.Graph().as_default() as graph:
+        build.build_training(row, batch)
+        operations = len(graph.get_operations())
+        started, processor = time.time(), time.process_time()
+        rewrite(graph)
+        seconds, processor = time.time() - started, time.process_time() - processor
+        added = len(graph.get_operations()) - operations
+    return {
+        "rewriting_seconds": seconds,
+        "rewriting_processor_seconds": processor,
+        "ops_before_rewriting": operations,
+        "ops_added": added,
+        "processor_microseconds_per_op": 1e6 * processor / operations,
+        "processor_microseconds_per_added_op": 1e6 * processor / added,
+    }
+
+
 def rewrite_eval(row, rewrite):
     """Seconds that the eval graph's rewriting takes, and that graph's op count."""
     from od_qat.compat import tf
@@ -87,6 +112,9 @@ def measure(arguments) -> dict:
     trainer._keep_freed_memory()
     row = zoo_row(arguments.model, arguments.size, arguments.depth)
     training, evaluation = rewriters(arguments.rewriter)
+    if arguments.only == "rewriting":
+        found = rewrite_training(row, arguments.batch, training)
+        return dict(found, rewriter=arguments.rewriter, model=arguments.model, size=arguments.size)
     rewrites = {"float": None, "qat": training}
     if arguments.per_channel:
         rewrites["qat_per_channel"] = functools.partial(training, per_channel=True)
@@ -133,7 +161,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="in a block")
     parser.add_argument("--rewriter", choices=("od_qat", "contrib"), default="od_qat")
     parser.add_argument("--per_channel", action="store_true", help="a third graph: weights per channel")
-    parser.add_argument("--only", choices=("float", "qat"))
+    parser.add_argument("--only", choices=("float", "qat", "rewriting"))
     parser.add_argument("--json", help="write the figures to this file too")
     arguments = parser.parse_args()
     if arguments.per_channel and (arguments.rewriter != "od_qat" or arguments.only):
