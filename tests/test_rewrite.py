@@ -1,5 +1,6 @@
 """The rewriter: structure, and numerics against the float graph and tf.contrib.quantize where it runs."""
 
+import gc
 import json
 
 import numpy as np
@@ -313,6 +314,7 @@ def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, trai
         assert graph.as_graph_def() == before
         assert len(tf.global_variables()) == variables
         assert not graph.get_collection(QUANT_VARIABLES)
+        assert gc.isenabled()  # (not while it rewrites)
         report = rewrite(graph, **options)  # nothing of the failure is left: the names are the usual ones
         assert not [name for name in report.activations + report.weights if name.endswith("_1")]
         assert "net/Conv/act_quant/FakeQuantWithMinMaxVars" in [op.name for op in _fake_quants(graph)]

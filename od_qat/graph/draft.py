@@ -51,6 +51,7 @@ class Draft(object):
         self._variable_scopes: List[str] = []
         self._variables: List[_Variable] = []
         self._constants: Dict[Tuple, str] = {}
+        self._values: Dict[Tuple, object] = {}
 
     # Nodes.
 
@@ -112,15 +113,17 @@ class Draft(object):
     def constant(self, value, dtype=tf.float32) -> str:
         """A constant; equal ones are shared."""
         array = np.asarray(value, dtype.as_numpy_dtype)
-        key = (dtype.name, array.shape, array.tobytes())
+        key = _key(array, dtype)
         if key not in self._constants:
             name = "{}/{}".format(_CONSTANTS, len(self._constants))
             self._constants[key] = self._add_constant(name, array, dtype)
         return self._constants[key]
 
     def _add_constant(self, name: str, array: np.ndarray, dtype) -> str:
-        value = tf.AttrValue(tensor=tf.make_tensor_proto(array, dtype=dtype))
-        return self.op("Const", name, (), dtype=dtype, value=value)
+        key = _key(array, dtype)
+        if key not in self._values:  # (Every range starts at one of a few values.)
+            self._values[key] = tf.AttrValue(tensor=tf.make_tensor_proto(array, dtype=dtype))
+        return self.op("Const", name, (), dtype=dtype, value=self._values[key])
 
     def variable(self, name: str, initial, dtype, collections: Tuple[str, ...], aggregation) -> str:
         """A reference variable that is not trained; returns its reference, `name:0`.
@@ -247,6 +250,11 @@ class Draft(object):
                     graph.add_to_collection(collection, variable)
         for (_, position), (operation, tensor) in self._inputs.items():
             operation._update_input(position, graph.get_tensor_by_name(tensor))
+
+
+def _key(array: np.ndarray, dtype) -> Tuple:
+    """Equal for equal constants."""
+    return dtype.name, array.shape, array.tobytes()
 
 
 def _names_in_use(index: GraphIndex) -> set:
