@@ -34,6 +34,7 @@ ORDER = (
     "evaluator",
     "tflite",
     "commands",  # what the OD API's scripts do around the drop-ins
+    "run",  # those scripts themselves
     "scoring",
     "report",
     "doctor",
