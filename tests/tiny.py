@@ -102,9 +102,7 @@ def write_config(folder, quantised, name, steps=4, more=()):
         overrides.append("{}.label_map_path={}".format(reader, label_map))
         overrides.append("{}.tf_record_input_reader.input_path={}".format(reader, record))
     source = "demo_folder_{}.config".format("qat" if quantised else "float")
-    config = pipeline.load(
-        os.path.join(REPOSITORY, "configs", source), list(SMALL) + overrides + list(more)
-    )
+    config = pipeline.load(os.path.join(REPOSITORY, "configs", source), list(SMALL) + overrides + list(more))
     if not any(override.startswith("train_config.fine_tune_checkpoint=") for override in more):
         config.train_config.fine_tune_checkpoint = ""
     path = os.path.join(folder, name + ".config")
@@ -116,9 +114,7 @@ def start(arguments, log, env=None):
     """Starts `python arguments...` with od_qat on its path and its output in a file; returns the Popen."""
     environment = dict(os.environ)
     environment.update(env or {})
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [REPOSITORY, environment.get("PYTHONPATH", "")])
-    )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [REPOSITORY, environment.get("PYTHONPATH", "")]))
     with open(log, "ab") as stream:
         return subprocess.Popen(
             [sys.executable] + list(arguments),
