@@ -131,7 +131,6 @@ def _restore_legacy_layers() -> None:
 
 
 _ESTIMATOR = "tensorflow.compat.v1.estimator"
-ESTIMATOR_REQUIREMENT = "--no-deps tensorflow-estimator==2.15.0"
 # Where the stand-alone package has what the OD API and scripts around it ask of `tf.estimator`. Its own
 # `__init__` imports the TPU half too, which needs modules that TensorFlow no longer has.
 _ESTIMATOR_NAMES = {
@@ -158,8 +157,8 @@ class _EstimatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             raise MissingPackage(
                 "an Estimator is needed, which TensorFlow has not had since 2.16",
                 found="no package tensorflow-estimator",
-                fix="pip install {}, or use od-qat train and eval (object_detection.legacy.train and .eval), "
-                "which need none".format(ESTIMATOR_REQUIREMENT),
+                fix="pip install --no-deps tensorflow-estimator==2.15.0, or use od-qat train and eval "
+                "(object_detection.legacy.train and .eval), which need none",
             )
         return importlib.machinery.ModuleSpec(fullname, self)
 

@@ -17,7 +17,6 @@ from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
 from od_qat.training_graph import Built, add_summaries, build
 
-_AVERAGE = "/ExponentialMovingAverage"
 REPORT_FILE = "rewrite_report.json"
 
 
@@ -274,7 +273,7 @@ def _averages_from_variables(restored):
     restored = list(restored)
     known = set(variable.op.name for variable in restored)
     averages = {variable.op.name: variable for variable in tf.global_variables()}
-    pairs = [(averages.get(variable.op.name + _AVERAGE), variable) for variable in restored]
+    pairs = [(averages.get(variable.op.name + checkpoints.AVERAGE), variable) for variable in restored]
     with tf.name_scope(None):
         return tf.group(
             *[
@@ -287,7 +286,7 @@ def _averages_from_variables(restored):
 
 
 def _looks_like_slot(name: str) -> bool:
-    return name.endswith(("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", _AVERAGE))
+    return name.endswith(("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", checkpoints.AVERAGE))
 
 
 def _say_what_was_rewritten(report, train_dir: str) -> None:

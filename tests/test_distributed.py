@@ -27,7 +27,7 @@ except Exception as error:  # noqa: BLE001
 
 STEPS = 40
 # A process takes a minute to build its graph where cores are shared.
-_PATIENCE = 400
+_PATIENCE = 900
 
 
 class Cluster(object):
