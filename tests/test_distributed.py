@@ -31,11 +31,16 @@ _PATIENCE = 900
 
 
 class Cluster(object):
-    """One parameter server, one chief, one worker, each a process of `od-qat train`."""
+    """One parameter server, one chief, one worker, each a process of its own.
 
-    def __init__(self, folder, config):
+    Args:
+      folder: for logs and checkpoints.
+      arguments: of the interpreter, a function of the train_dir.
+    """
+
+    def __init__(self, folder, arguments):
         self.train_dir = os.path.join(folder, "train")
-        self._folder, self._config = folder, config
+        self._folder, self._arguments = folder, arguments(self.train_dir)
         ports = []
         sockets = [socket.socket() for _ in range(3)]
         for one in sockets:
@@ -50,10 +55,7 @@ class Cluster(object):
     def start(self, job):
         place = {"cluster": self._cluster, "task": {"type": job, "index": 0}}
         self.processes[job] = tiny.start(
-            ["-m", "od_qat", "train", "--pipeline_config_path", self._config, "--train_dir", self.train_dir]
-            + ["--save_interval_secs=1"],
-            self._log_path(job),
-            env={"TF_CONFIG": json.dumps(place)},
+            self._arguments, self._log_path(job), env={"TF_CONFIG": json.dumps(place)}
         )
 
     def kill(self, job):
@@ -87,15 +89,15 @@ class Cluster(object):
                 process.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("synchronous", [False, True], ids=["asynchronous", "sync_replicas"])
-def test_workers_and_chief_are_killed_and_come_back(tmp_path, synchronous):
-    folder = str(tmp_path)
-    tiny.write_data(folder)
-    more = ["train_config.sync_replicas={}".format(str(synchronous).lower())]
-    more.append("train_config.replicas_to_aggregate={}".format(2 if synchronous else 1))
-    config = tiny.write_config(folder, True, "qat", STEPS, more)
-    trained = Cluster(folder, config)
+both_ways = pytest.mark.parametrize("synchronous", [False, True], ids=["asynchronous", "sync_replicas"])
+
+
+def _kill_and_restart(trained):
+    """Worker and chief are killed in turn and started again; all three then end by themselves.
+
+    Returns:
+      the step that the second chief can go on from.
+    """
     try:
         for job in ("ps", "worker", "master"):
             trained.start(job)
@@ -114,9 +116,42 @@ def test_workers_and_chief_are_killed_and_come_back(tmp_path, synchronous):
             trained.wait_for(lambda job=job: trained.processes[job].poll() == 0, "end of the " + job)
     finally:
         trained.close()
+    assert "training has ended: 2 of 2 workers" in trained.log("ps")
+    for job in ("ps", "worker", "master"):
+        assert "Traceback" not in trained.log(job) and "threads still running" not in trained.log(job)
+    return before
+
+
+@both_ways
+def test_processes_are_killed_and_come_back(tmp_path, synchronous):
+    steps = 250
+    program = ["-m", "tests.tiny_training"]
+    last = [str(steps), "sync" if synchronous else "async", "0.1"]
+    trained = Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
+    before = _kill_and_restart(trained)
+    assert 2 <= before < steps <= trained.step()
+    # The second chief went on from the newest checkpoint, and not from the start.
+    seen = [int(line.split()[1]) for line in trained.log("master").splitlines() if line.startswith("step ")]
+    restart = next(i for i in range(1, len(seen)) if seen[i] < seen[i - 1])
+    assert before <= seen[restart] <= before + 10
+    assert trained.log("worker").rstrip().endswith("ended")
+    slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
+    assert slope == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.slow
+@both_ways
+def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
+    folder = str(tmp_path)
+    tiny.write_data(folder)
+    more = ["train_config.sync_replicas={}".format(str(synchronous).lower())]
+    more.append("train_config.replicas_to_aggregate={}".format(2 if synchronous else 1))
+    config = tiny.write_config(folder, True, "qat", STEPS, more)
+    program = ["-m", "od_qat", "train", "--save_interval_secs=1", "--pipeline_config_path", config]
+    trained = Cluster(folder, lambda train_dir: program + ["--train_dir", train_dir])
+    before = _kill_and_restart(trained)
     assert "resuming from" in trained.log("master")
     assert "model.ckpt-{}".format(before) in trained.log("master")
-    assert "training has ended: 2 of 2 workers" in trained.log("ps")
     assert trained.step() >= STEPS
     _require_everything(config, trained.train_dir, folder)
 
@@ -180,7 +215,7 @@ class TestTfConfig(object):
         with pytest.raises(ConfigError, match="TF_CONFIG.*" + says):
             self.join(jobs, task, index)
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": {"ps": ["a:1"]}, "task": {}}'])
+    @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps"}}'])
     def test_what_is_no_json_is_named(self, text):
         with pytest.raises(ConfigError, match="TF_CONFIG.*JSON"):
             cluster.join({"TF_CONFIG": text})
