@@ -19,7 +19,6 @@ _LONGEST_WAIT_SECS = 7200
 _STOP_GRACE_SECS = 5
 # How long a parameter server waits for workers once the chief has ended.
 _LAST_STEPS_SECS = 60
-_CHIEF, _WORKER = b"chief", b"worker"
 
 
 class Place(NamedTuple):
@@ -138,18 +137,21 @@ class _TellServersHook(tf.train.SessionRunHook):
 
     def begin(self) -> None:
         """Builds the ops."""
-        word = _CHIEF if self._place.is_chief else _WORKER
-        self._tell = [_ends_queue(task).enqueue(word) for task in range(self._place.ps_tasks)]
+        self._tell = [
+            _ended(task, self._place.is_chief).enqueue(True) for task in range(self._place.ps_tasks)
+        ]
 
     def end(self, session) -> None:
         """Not reached by a process that is killed or fails, which will be back."""
         session.run(self._tell)
 
 
-def _ends_queue(task: int):
+def _ended(task: int, chief: bool):
+    """A queue on a parameter server whose size says how many have ended. Nothing is taken out: a dequeue that
+    is given up in the very moment when something arrives may lose it."""
     with tf.device("/job:ps/task:{}/device:CPU:0".format(task)):
-        # Unlimited: under a parameter server of upstream's script nobody takes the words out.
-        return tf.FIFOQueue(-1, tf.string, shapes=[[]], shared_name="od_qat_ends")
+        name = "od_qat_chief_ended" if chief else "od_qat_workers_ended"
+        return tf.FIFOQueue(-1, tf.bool, shapes=[[]], shared_name=name)
 
 
 def serve(server, task: int, worker_replicas: int) -> None:
@@ -160,17 +162,15 @@ def serve(server, task: int, worker_replicas: int) -> None:
       task: index among the parameter servers.
       worker_replicas: workers, the chief included.
     """
-    ended, until = [], None
+    ended, until = 0, None
     with tf.Graph().as_default():
-        word = _ends_queue(task).dequeue()
+        sizes = [_ended(task, chief).size() for chief in (True, False)]
         config = tf.ConfigProto(device_filters=["/job:ps/task:{}".format(task)])
         with tf.Session(server.target, config=config) as session:
-            while len(ended) < worker_replicas and (until is None or time.time() < until):
-                try:
-                    options = tf.RunOptions(timeout_in_ms=1000)
-                    ended.append(session.run(word, options=options))
-                except tf.errors.DeadlineExceededError:
-                    continue
-                if ended[-1] == _CHIEF:
+            while ended < worker_replicas and (until is None or time.time() < until):
+                time.sleep(_POLL_SECS)
+                chief, workers = session.run(sizes)
+                ended = chief + workers
+                if chief and until is None:
                     until = time.time() + _LAST_STEPS_SECS
-    print("training has ended: {} of {} workers".format(len(ended), worker_replicas), file=sys.stderr)
+    print("training has ended: {} of {} workers".format(ended, worker_replicas), file=sys.stderr)

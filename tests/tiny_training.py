@@ -9,6 +9,7 @@ import time
 from od_qat import compat
 
 compat.enable_tf1_behaviour()
+compat.tf.logging.set_verbosity(compat.tf.logging.INFO)  # says what is restored
 
 from od_qat import cluster, training_session  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
