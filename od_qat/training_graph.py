@@ -5,7 +5,7 @@ from typing import List, NamedTuple
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.training_session import ReleaseWorkersHook
+from od_qat.training_session import SynchronousChiefHook
 
 
 class Built(NamedTuple):
@@ -77,7 +77,7 @@ def build(
             )
             session_hooks.append(optimizer.make_session_run_hook(is_chief))
             if is_chief:
-                session_hooks.append(ReleaseWorkersHook(optimizer, worker_replicas))
+                session_hooks.append(SynchronousChiefHook(optimizer, worker_replicas))
         total_loss, grads_and_vars = training.model_deploy.optimize_clones(
             clones,
             optimizer,

@@ -6,6 +6,7 @@ initialisation every second (TensorFlow: every 30), and whoever ends tells the p
 """
 
 import sys
+import threading
 import time
 from typing import List, NamedTuple
 
@@ -102,10 +103,12 @@ class _SessionCreator(tf.train.SessionCreator):
         )
 
 
-class ReleaseWorkersHook(tf.train.SessionRunHook):
-    """Lets synchronous workers end with the chief, which hands out their tokens.
+class SynchronousChiefHook(tf.train.SessionRunHook):
+    """Applies the workers' gradients, in a thread of its own, and lets the workers end with the chief.
 
-    Without it they wait for ever for the token of a step that nobody will make.
+    TensorFlow's own thread waits for gradients that nobody sends any more: it holds up the end, and then says
+    'Coordinator stopped with threads still running'. And workers wait for ever for the token of a step that
+    nobody will make.
 
     Args:
       optimizer: tf.train.SyncReplicasOptimizer, once its gradients have been applied.
@@ -117,12 +120,28 @@ class ReleaseWorkersHook(tf.train.SessionRunHook):
         self._tokens = 2 * worker_replicas
 
     def begin(self) -> None:
-        """Builds the op."""
+        """Builds the op, and takes the thread's place."""
+        self._runner = self._optimizer.get_chief_queue_runner()
+        self._runner.create_threads = self._create_threads  # (the optimizer's hook calls it)
         # (No public name; the same in TensorFlow 1.15 and 2.21.)
         queue = self._optimizer._sync_token_queue
         step = tf.cast(tf.train.get_global_step(), queue.dtypes[0])
         with tf.device(queue.queue_ref.device):
             self._release = queue.enqueue_many(tf.fill([self._tokens], step))
+
+    def _create_threads(self, session, coord, daemon: bool = True, start: bool = True) -> List:
+        def apply_gradients() -> None:
+            try:
+                while not coord.should_stop():
+                    session.run(self._runner.enqueue_ops[0])
+            except (tf.errors.CancelledError, RuntimeError):
+                pass  # the session has been closed
+            except tf.errors.OpError as error:
+                if not coord.should_stop():
+                    coord.request_stop(error)
+
+        threading.Thread(target=apply_gradients, name="synchronous_chief", daemon=True).start()
+        return []  # the coordinator has nothing to wait for: the session's end is the thread's
 
     def end(self, session) -> None:
         """One token lets a worker finish its step and see that training has ended."""

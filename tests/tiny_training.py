@@ -47,7 +47,7 @@ def main(train_dir, steps, synchronous, seconds):
             )
             hooks.append(optimizer.make_session_run_hook(place.is_chief))
             if place.is_chief:
-                hooks.append(training_session.ReleaseWorkersHook(optimizer, place.worker_replicas))
+                hooks.append(training_session.SynchronousChiefHook(optimizer, place.worker_replicas))
         update = optimizer.minimize(tf.square(slope - 3.0), global_step=step)
         tf.summary.scalar("slope", slope)
         scaffold = tf.train.Scaffold(summary_op=tf.summary.merge_all())
