@@ -16,6 +16,8 @@ from od_qat.errors import CheckpointError
 QUANT_VARIABLES = "quant_vars"
 # The one of them that counts steps; a graph has it when something is delayed.
 QUANT_STEP = "fake_quantization_step"
+# What TensorFlow calls the moving average of a variable.
+AVERAGE = "/ExponentialMovingAverage"
 
 _NAMES_SHOWN = 3
 
@@ -121,7 +123,7 @@ def quant_variable_names(graph=None) -> frozenset:
 
 
 def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
-    """Raises unless the checkpoint holds every variable, with its shape.
+    """Raises unless the checkpoint holds every variable, with its shape and undamaged.
 
     Args:
       name_to_variable: name in the checkpoint -> variable.
@@ -135,6 +137,15 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     quant_names = frozenset(quant_names)
     missing = sorted(name for name in name_to_variable if name not in available)
     if missing:
+        averages = [name for name in missing if name.endswith(AVERAGE)]
+        if averages and all(name[: -len(AVERAGE)] in available for name in averages):
+            raise CheckpointError(
+                "the checkpoint was trained without moving averages",
+                where=prefix,
+                found="no {}".format(_some(averages)),
+                fix="set eval_config.use_moving_averages: false (training keeps them when its optimizer has "
+                "use_moving_average: true), or resume with the optimizer it was trained with",
+            )
         only_quant = all(name in quant_names for name in missing)
         if missing == [QUANT_STEP]:
             raise CheckpointError(
@@ -184,6 +195,27 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
             allowed=str(name_to_variable[wrong[0]].shape.as_list()),
             fix="use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)",
         )
+    _read(prefix, name_to_variable)
+
+
+def _read(prefix: str, names: Iterable[str]) -> None:
+    """Reads tensors, which compares their checksums: a flipped bit is an error, not a strange mAP.
+
+    Raises:
+      CheckpointError: naming the first that is damaged.
+    """
+    name = ""
+    try:
+        reader = tf.train.NewCheckpointReader(prefix)
+        for name in names:
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            "the checkpoint is damaged",
+            where=prefix,
+            found="{}: {}".format(name, str(getattr(error, "message", error)).splitlines()[0]),
+            fix="use an earlier checkpoint of that folder",
+        ) from error
 
 
 def plan_fine_tune(
@@ -236,6 +268,7 @@ def plan_fine_tune(
             allowed=str(name_to_variable[example].shape.as_list()) if example in name_to_variable else None,
             fix="use a checkpoint of this feature extractor, or set fine_tune_checkpoint_type",
         )
+    _read(prefix, restored)
     return FineTunePlan(restored, tuple(fresh_quant), tuple(fresh_other))
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import traceback
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import od_qat
 from od_qat.errors import ConfigError, DataError, OdQatError
@@ -432,6 +432,18 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="MODULE|SCRIPT", help="object_detection.legacy.train for example")
+    # (For the usage line: main() takes them off before argparse sees them.)
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="its own, after --")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from od_qat import run
+
+    return run.run(arguments.target, arguments.program_arguments)
+
+
 _TRAIN = """\
 Trains what a pipeline config describes; with a graph_rewriter block in it, with quantization.
 
@@ -548,6 +560,17 @@ Example:
 
 A second run goes on from what the first has finished. Next: the same steps with your own config."""
 
+_RUN = """\
+Runs a command of the OD API, or a script of your own that uses it, as it is: on this TensorFlow, with
+quantization when its config has a graph_rewriter block. Nothing on disk is changed.
+
+Example:
+
+  od-qat run object_detection.legacy.train -- --pipeline_config_path=my.config --train_dir=out/train
+  od-qat run models/research/object_detection/export_inference_graph.py -- --input_type=image_tensor ...
+
+The exit status is the command's own. In a notebook, `import od_qat.plugin` at its top does the same."""
+
 # name, one line, description, arguments, handler
 _COMMANDS = (
     ("demo", "the whole road on a small data set", _DEMO, _add_demo, _demo),
@@ -559,6 +582,7 @@ _COMMANDS = (
     ("export-tflite", "checkpoint -> detect.tflite", _EXPORT_TFLITE, _add_export_tflite, _export_tflite),
     ("score", "metrics, size and latency of a .tflite or .pb", _SCORE, _add_score, _score),
     ("nodes", "the output nodes of a graph", _NODES, _add_nodes, _nodes),
+    ("run", "a command of the OD API or a script of yours, as it is", _RUN, _add_run, _run),
 )
 
 
@@ -581,6 +605,17 @@ def build_parser() -> argparse.ArgumentParser:
         add_arguments(subparser)
         subparser.set_defaults(handler=handler)
     return parser
+
+
+def _split_program(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """`run MODULE -- --flag=a-b` -> what is for od-qat, and what is for the program and stays as it is."""
+    argv = list(argv)
+    words = [position for position, argument in enumerate(argv) if not argument.startswith("-")]
+    if not words or argv[words[0]] != "run" or len(words) < 2:
+        return argv, []
+    end = words[1] + 1
+    program = argv[end:]
+    return argv[:end], program[1:] if program[:1] == ["--"] else program
 
 
 def _with_underscores(argv: Iterable[str]) -> List[str]:
@@ -610,11 +645,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
       the exit status. argparse's own SystemExit (help, usage errors) is turned into one, too.
     """
-    argv = _with_underscores(sys.argv[1:] if argv is None else argv)
+    argv, program_arguments = _split_program(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = build_parser().parse_args(_with_underscores(argv))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    arguments.program_arguments = program_arguments
     if arguments.debug:
         os.environ.setdefault("OD_QAT_DEBUG", "1")
     try:

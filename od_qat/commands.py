@@ -20,6 +20,8 @@ def train(
 ):
     """Trains what a pipeline config describes; with a graph_rewriter block, with QAT.
 
+    With TF_CONFIG in the environment it is one process of several: see docs/distributed.md.
+
     Args:
       pipeline_config_path: the config.
       train_dir: checkpoints go here; a run that stopped goes on from here.
@@ -30,12 +32,16 @@ def train(
       seed: of variables, shuffling and augmentation; the same images then come in the same order.
 
     Returns:
-      trainer.TrainResult.
+      trainer.TrainResult; None from a parameter server.
     """
-    from od_qat import checkpoints, trainer
+    from od_qat import checkpoints, cluster, trainer
 
     config = pipeline.load(pipeline_config_path, overrides)
     graph_rewriter.check(config, training=True, where=pipeline_config_path)
+    # Before the records are read: a parameter server has none.
+    place = cluster.join()
+    if place is None:
+        return None
     reader = config.train_input_reader
     models.check_inputs(config, reader)
     config.train_config.fine_tune_checkpoint = checkpoints.normalised(
@@ -48,14 +54,14 @@ def train(
         models.input_fn(reader, in_order=seed is not None),
         models.model_fn(config, is_training=True),
         config.train_config,
-        "",
-        0,
+        place.master,
+        place.task,
         num_clones,
-        1,
+        place.worker_replicas,
         clone_on_cpu,
-        0,
-        "lonely_worker",
-        True,
+        place.ps_tasks,
+        place.worker_job_name,
+        place.is_chief,
         train_dir,
         graph_hook_fn=hook,
         save_interval_secs=save_interval_secs,

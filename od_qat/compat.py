@@ -8,10 +8,16 @@ What each entry is for was found by running the TF 1 half of the OD API (tf-obje
 tf-slim 1.1.0 on TensorFlow 2.21 and 2.15.
 """
 
+import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
+import sys
+import types
 import warnings
 
+from od_qat.errors import MissingPackage
 from od_qat.quiet import native_stderr_silenced
 
 
@@ -81,6 +87,7 @@ def enable_tf1_behaviour() -> None:
     if not IS_TF1:
         tf.disable_v2_behavior()
         _restore_names_for_tf_slim()
+        _restore_estimator()
     _tf1_behaviour_enabled = True
 
 
@@ -134,3 +141,70 @@ def _restore_legacy_layers() -> None:
         except ImportError:
             return  # TensorFlow says what is missing when a model asks for it, od-qat doctor before that
     layers.normalization = normalization
+
+
+_ESTIMATOR = "tensorflow.compat.v1.estimator"
+# Where the stand-alone package has what the OD API and scripts around it ask of `tf.estimator`. Its own
+# `__init__` imports the TPU half too, which needs modules that TensorFlow no longer has.
+_ESTIMATOR_NAMES = {
+    "estimator": ("Estimator", "VocabInfo", "WarmStartSettings"),
+    "exporter": ("BestExporter", "Exporter", "FinalExporter", "LatestExporter"),
+    "mode_keys": ("ModeKeys",),
+    "model_fn": ("EstimatorSpec",),
+    "run_config": ("RunConfig",),
+    "training": ("EvalSpec", "TrainSpec", "train_and_evaluate"),
+}
+
+
+class _EstimatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes `from tensorflow.compat.v1 import estimator` work, which left TensorFlow in 2.16.
+
+    Nothing is imported before somebody asks. tensorflow-estimator 2.15.0 is the last there is; it runs on
+    TensorFlow 2.21 with the two stand-ins of `exec_module`.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _ESTIMATOR:
+            return None
+        if importlib.util.find_spec("tensorflow_estimator") is None:
+            raise MissingPackage(
+                "an Estimator is needed, which TensorFlow has not had since 2.16",
+                found="no package tensorflow-estimator",
+                fix="pip install --no-deps tensorflow-estimator==2.15.0, or use od-qat train and eval "
+                "(object_detection.legacy.train and .eval), which need none",
+            )
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module) -> None:
+        from tensorflow.python import distribute
+        from tensorflow.python.util import tf_export
+
+        if not hasattr(tf_export, "ESTIMATOR_API_NAME"):
+            tf_export.ESTIMATOR_API_NAME = "estimator"
+            for attributes in (tf_export.API_ATTRS, tf_export.API_ATTRS_V1):
+                attributes["estimator"] = tf_export._Attributes("_estimator_names", "_estimator_constants")
+        name = "tensorflow.python.distribute.estimator_training"
+        if importlib.util.find_spec(name) is None:
+            # Strategies of tf.distribute with an Estimator, which the OD API does not use.
+            distribute.estimator_training = types.ModuleType(name)
+            distribute.estimator_training.should_run_distribute_coordinator = lambda config: False
+            sys.modules[name] = distribute.estimator_training
+        if "tensorflow_estimator" not in sys.modules:
+            package = types.ModuleType("tensorflow_estimator")
+            found = importlib.util.find_spec("tensorflow_estimator")
+            package.__path__ = list(found.submodule_search_locations)
+            sys.modules["tensorflow_estimator"] = package
+        home = "tensorflow_estimator.python.estimator."
+        for part, names in _ESTIMATOR_NAMES.items():
+            for attribute in names:
+                setattr(module, attribute, getattr(importlib.import_module(home + part), attribute))
+        module.export = importlib.import_module(home + "export.export_lib")
+
+
+def _restore_estimator() -> None:
+    """See `_EstimatorFinder`; TensorFlow versions that have `tf.estimator` keep theirs."""
+    if not hasattr(tf, "estimator") and not any(isinstance(f, _EstimatorFinder) for f in sys.meta_path):
+        sys.meta_path.insert(0, _EstimatorFinder())

@@ -72,3 +72,7 @@ class ExportError(OdQatError):
 
 class EnvironmentProblem(OdQatError):
     """Something that has to be installed is not, or not in a version that works."""
+
+
+class MissingPackage(EnvironmentProblem, ImportError):
+    """The same, raised by an import: code that can do without the package catches ImportError."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from od_qat import checkpoints, detection_export, files, freeze
 from od_qat.compat import tf
-from od_qat.errors import ConfigError, DataError
+from od_qat.errors import CheckpointError, ConfigError, DataError
 
 FROZEN_NAME = "frozen_eval_graph.pb"
 
@@ -76,15 +76,21 @@ def evaluate(
         while True:
             newest = checkpoints.latest(checkpoint_dir)
             if newest != evaluated:
-                metrics = run.evaluate(newest)
+                try:
+                    metrics = run.evaluate(newest)
+                    print("{}: {}".format(os.path.basename(newest), _in_short(metrics)), file=sys.stderr)
+                    if export_frozen_graph:
+                        path = os.path.join(eval_dir, FROZEN_NAME)
+                        detection_export.export_detection_graph(
+                            create_model_fn, graph_hook_fn, newest, path, eval_config.use_moving_averages
+                        )
+                        print("wrote {} and the .json beside it".format(path), file=sys.stderr)
+                except (CheckpointError, tf.errors.NotFoundError):
+                    # A training keeps its last five: this one may have gone while it was looked at.
+                    if checkpoints.latest(checkpoint_dir) == newest:
+                        raise
+                    continue
                 evaluated = newest
-                print("{}: {}".format(os.path.basename(newest), _in_short(metrics)), file=sys.stderr)
-                if export_frozen_graph:
-                    path = os.path.join(eval_dir, FROZEN_NAME)
-                    detection_export.export_detection_graph(
-                        create_model_fn, graph_hook_fn, newest, path, eval_config.use_moving_averages
-                    )
-                    print("wrote {} and the .json beside it".format(path), file=sys.stderr)
                 count += 1
                 if limit and count >= limit:
                     return metrics

@@ -1,23 +1,23 @@
 """Drop-in for `object_detection/legacy/trainer.py`: the same signature, with quantization-aware training.
 
 Against upstream's (tf-object-detection-api 0.1) it restores strictly, rewrites before the gradients, resumes
-by itself, stops on the first loss that is not finite without saving it, and uses MonitoredTrainingSession
-instead of the Supervisor.
+by itself, stops on the first loss that is not finite without saving it, and uses a MonitoredSession instead
+of the Supervisor. The graph is built in training_graph.py, the session opened in training_session.py.
 """
 
 import ctypes
 import os
 import sys
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
-from od_qat import checkpoints, files, nan_trace
+from od_qat import checkpoints, files, nan_trace, training_session
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import CheckpointError, ConfigError, OdQatError
 from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
+from od_qat.training_graph import Built, add_summaries, build, seed_the_unseeded
 
-_AVERAGE = "/ExponentialMovingAverage"
 REPORT_FILE = "rewrite_report.json"
 
 
@@ -81,20 +81,12 @@ def train(
     from od_qat.od_api import training
 
     _keep_freed_memory()
+    place = training_session.Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief)
     if num_clones != 1 and train_config.sync_replicas:
         raise ConfigError(
             "sync_replicas works with one clone a worker",
             found="num_clones={}".format(num_clones),
             allowed="1",
-        )
-    if num_clones != 1 and graph_hook_fn:
-        # Each clone would get range variables of its own, under names that an eval graph does not have.
-        raise ConfigError(
-            "quantization-aware training works with one clone",
-            where="num_clones",
-            found=str(num_clones),
-            allowed="1",
-            fix="train on one device, or without the graph_rewriter block",
         )
     _require_delay_below(train_config.num_steps, graph_hook_fn)
     deploy = training.model_deploy.DeploymentConfig(
@@ -106,9 +98,11 @@ def train(
         worker_job_name=worker_job_name,
     )
     with tf.Graph().as_default():
+        if seed is not None and not is_chief:
+            seed += 1 + task  # each worker draws its own images
         if seed is not None:
             tf.set_random_seed(seed)
-        built = _build(
+        built = build(
             deploy,
             create_tensor_dict_fn,
             create_model_fn,
@@ -124,29 +118,29 @@ def train(
             keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
             save_relative_paths=True,
         )
-        init_fn = _initializer(train_config, built.detection_model, train_dir)
+        # A worker finds everything restored by the chief; its train_dir may be another machine's.
+        init_fn = _initializer(train_config, built.detection_model, train_dir) if is_chief else None
         newest = tf.train.latest_checkpoint(train_dir)
         if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
             print(
                 "training has ended already, at step {}".format(checkpoints.step_of(newest)), file=sys.stderr
             )
             return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
-        if on_start:
-            on_start()
         if is_chief:
+            if on_start:
+                on_start()
             _say_what_was_rewritten(built.report, train_dir)
-        _add_summaries(built.total_loss, built.rates)
+        add_summaries(built.total_loss, built.rates)
         result = _run(
             built,
-            train_config.num_steps,
+            train_config,
+            place,
             tf.train.Scaffold(
                 init_fn=init_fn, saver=saver, local_init_op=_local_init(), summary_op=tf.summary.merge_all()
             ),
-            master=master,
-            is_chief=is_chief,
-            checkpoint_dir=train_dir,
-            save_checkpoint_secs=save_interval_secs,
-            save_summaries_secs=summary_interval_secs,
+            train_dir,
+            save_secs=save_interval_secs,
+            summary_secs=summary_interval_secs,
         )
     if train_config.num_steps and is_chief and result.global_step < train_config.num_steps:
         raise _input_ended(result.global_step, train_config.num_steps)
@@ -166,132 +160,11 @@ def _require_delay_below(num_steps: int, graph_hook_fn) -> None:
         )
 
 
-class _Built(NamedTuple):
-    """What the session needs of the training graph, the default graph."""
-
-    detection_model: object
-    train_op: object
-    global_step: object
-    total_loss: object
-    rates: List[object]  # learning rates, scalars
-    session_hooks: List[object]
-    losses: List[object]  # each loss, then their total
-    gradients: List[object]  # (gradient, variable), as computed
-    report: object  # RewriteReport; None for float training and hooks that give none
-
-
-def _build(
-    deploy,
-    create_tensor_dict_fn,
-    create_model_fn,
-    train_config,
-    graph_hook_fn,
-    worker_replicas: int,
-    is_chief: bool,
-    inputs_in_order: bool,
-) -> _Built:
-    """Input queue, clones and losses, rewrite, gradients: the whole training graph."""
-    from od_qat.od_api import training
-
-    detection_models: List[object] = []
-
-    def create_and_keep_model():
-        detection_models.append(create_model_fn())
-        return detection_models[-1]
-
-    with tf.device(deploy.variables_device()):
-        global_step = tf.train.get_or_create_global_step()
-    with tf.device(deploy.inputs_device()):
-        queue = training.input_queue(
-            _clone_batch_size(train_config, deploy.num_clones),
-            create_tensor_dict_fn,
-            train_config,
-            inputs_in_order,
-        )
-    clones = training.model_deploy.create_clones(
-        deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
-    )
-    report = None
-    if graph_hook_fn:
-        with tf.device(deploy.variables_device()):
-            report = graph_hook_fn()
-    update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
-
-    with tf.device(deploy.optimizer_device()):
-        optimizer, rates = training.optimizer(train_config)
-        session_hooks = []
-        if train_config.sync_replicas:
-            optimizer = tf.train.SyncReplicasOptimizer(
-                optimizer,
-                replicas_to_aggregate=train_config.replicas_to_aggregate,
-                total_num_replicas=worker_replicas,
-            )
-            session_hooks.append(optimizer.make_session_run_hook(is_chief))
-        total_loss, grads_and_vars = training.model_deploy.optimize_clones(
-            clones,
-            optimizer,
-            regularization_losses=None if train_config.add_regularization_loss else [],
-        )
-        # Checked loss by loss, so that the message names the one that went first, and before the
-        # update, so that the weights stay finite and nothing bad is ever saved.
-        checks = [
-            tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
-        ] + [
-            tf.check_numerics(total_loss, "the total loss"),
-            tf.check_numerics(
-                tf.global_norm([gradient for gradient, _ in grads_and_vars]), "the norm of all gradients"
-            ),
-        ]
-        computed = list(grads_and_vars)
-        grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
-        with tf.control_dependencies(checks):
-            apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
-        train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
-    return _Built(
-        detection_models[0],
-        train_op,
-        global_step,
-        total_loss,
-        rates,
-        session_hooks,
-        tf.losses.get_losses() + [total_loss],
-        computed,
-        report,
-    )
-
-
-def seed_the_unseeded(graph, seed: int) -> None:
-    """Seeds random ops that the graph's seed has not reached.
-
-    Those of TensorFlow's Python functions that do not ask for it, random crops' among them, leave both of
-    their seeds at 0, which means another seed in each run.
-    """
-    number = 0
-    for operation in graph.get_operations():
-        attributes = operation.node_def.attr
-        if "seed" in attributes and "seed2" in attributes:
-            number += 1
-            if attributes["seed"].i == attributes["seed2"].i == 0:
-                operation._set_attr("seed", tf.AttrValue(i=seed))
-                operation._set_attr("seed2", tf.AttrValue(i=number))
-
-
-def _clone_batch_size(train_config, num_clones: int) -> int:
-    batch_size = train_config.batch_size // num_clones
-    if train_config.sync_replicas:
-        batch_size //= train_config.replicas_to_aggregate
-    if batch_size < 1:
-        raise ConfigError(
-            "batch_size leaves no image for a clone",
-            where="train_config.batch_size",
-            found=str(train_config.batch_size),
-            allowed="at least {}".format(num_clones),
-        )
-    return batch_size
-
-
-def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainResult:
+def _run(
+    built: Built, train_config, place: training_session.Place, scaffold, train_dir: str, **intervals
+) -> TrainResult:
     """Runs the training steps; with num_steps 0 until it is killed."""
+    num_steps = train_config.num_steps
     progress = ProgressHook(
         num_steps or None, built.global_step, built.total_loss, built.rates[0] if built.rates else None
     )
@@ -299,28 +172,24 @@ def _run(built: _Built, num_steps: int, scaffold, **session_options) -> TrainRes
     hooks = built.session_hooks + [progress, finite]
     if num_steps:
         hooks.append(tf.train.StopAtStepHook(last_step=num_steps))
-    if session_options["is_chief"] and tf.get_collection(checkpoints.QUANT_VARIABLES):
+    if not place.is_chief and not train_config.sync_replicas and train_config.startup_delay_steps:
+        wait = train_config.startup_delay_steps
+        hooks.append(tf.train.GlobalStepWaiterHook(min(wait, num_steps or wait)))
+    if place.is_chief and tf.get_collection(checkpoints.QUANT_VARIABLES):
         # (Behind the hook that stops: the last look then comes before the last checkpoint.)
         decay = getattr(built.report, "ema_decay", QatConfig().ema_decay)
-        hooks.append(RangeGatesHook(session_options["checkpoint_dir"], built.global_step, decay))
+        hooks.append(RangeGatesHook(train_dir, built.global_step, decay))
     step = 0
-    with tf.train.MonitoredTrainingSession(
-        scaffold=scaffold,
-        hooks=hooks,
-        save_summaries_steps=None,
-        log_step_count_steps=0,
-        config=tf.ConfigProto(allow_soft_placement=True),
-        **session_options,
-    ) as session:
+    with training_session.open_session(place, scaffold, train_dir, hooks, **intervals) as session:
         while not session.should_stop():
             try:
                 _, step = session.run([built.train_op, built.global_step])
             except tf.errors.InvalidArgumentError as error:
                 if "Inf" not in error.message and "NaN" not in error.message:
                     raise
-                raise _not_finite(error, finite, session, built, session_options["checkpoint_dir"]) from error
+                raise _not_finite(error, finite, session, built, train_dir) from error
     # (The session takes the end of the input for the end of training, without a word.)
-    newest = tf.train.latest_checkpoint(session_options["checkpoint_dir"])
+    newest = tf.train.latest_checkpoint(train_dir)
     if newest:
         step = checkpoints.step_of(newest) or step
     return TrainResult(int(step), progress.last_loss, newest)
@@ -410,7 +279,7 @@ def _averages_from_variables(restored):
     restored = list(restored)
     known = set(variable.op.name for variable in restored)
     averages = {variable.op.name: variable for variable in tf.global_variables()}
-    pairs = [(averages.get(variable.op.name + _AVERAGE), variable) for variable in restored]
+    pairs = [(averages.get(variable.op.name + checkpoints.AVERAGE), variable) for variable in restored]
     with tf.name_scope(None):
         return tf.group(
             *[
@@ -423,20 +292,7 @@ def _averages_from_variables(restored):
 
 
 def _looks_like_slot(name: str) -> bool:
-    return name.endswith(("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", _AVERAGE))
-
-
-def _add_summaries(total_loss, rates: List) -> None:
-    tf.summary.scalar("Losses/TotalLoss", total_loss)
-    for loss in tf.losses.get_losses():
-        tf.summary.scalar("Losses/" + loss.op.name, loss)
-    for rate in rates:
-        tf.summary.scalar("LearningRate/" + rate.op.name, rate)
-    for variable in tf.get_collection(checkpoints.QUANT_VARIABLES):
-        if variable.op.name.endswith(("/min", "/max")):
-            # Per-channel ranges are vectors; their extreme is what shows an explosion.
-            bound = tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min
-            tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))
+    return name.endswith(("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", checkpoints.AVERAGE))
 
 
 def _say_what_was_rewritten(report, train_dir: str) -> None:
@@ -448,7 +304,7 @@ def _say_what_was_rewritten(report, train_dir: str) -> None:
     print("{}; each layer in {}".format(report, path), file=sys.stderr)
 
 
-def _not_finite(error, finite: FiniteVariablesHook, session, built: _Built, train_dir: str) -> OdQatError:
+def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train_dir: str) -> OdQatError:
     session = session._tf_sess() if hasattr(session, "_tf_sess") else session
     lines = error.message.splitlines()  # (the first may be a heading)
     where = next((line for line in lines if "NaN" in line or "Inf" in line), lines[0]).strip()

@@ -28,12 +28,16 @@ ORDER = (
     "range_gates",
     "nan_trace",
     "session_hooks",
+    "training_session",
+    "cluster",
+    "training_graph",
     "trainer",
     "freeze",
     "detection_export",
     "evaluator",
     "tflite",
     "commands",  # what the OD API's scripts do around the drop-ins
+    "run",  # those scripts themselves
     "scoring",
     "report",
     "doctor",

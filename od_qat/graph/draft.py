@@ -7,7 +7,8 @@ checking them all before it adds the first, and only then are the readers moved.
 A tensor is its name (`scope/op:0`) throughout, whether it is in the graph or still in the draft.
 """
 
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+import contextlib
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class Draft(object):
         self._own: Dict[str, object] = {}
         self._taken = _names_in_use(index)
         self._variable_scopes: List[str] = []
+        self._device = ""
         self._variables: List[_Variable] = []
         self._constants: Dict[Tuple, str] = {}
         self._values: Dict[Tuple, object] = {}
@@ -65,7 +67,7 @@ class Draft(object):
           **attributes: bool, int, float, bytes, str, list of int, DType or AttrValue; None leaves one out.
         """
         node = self._definition.node.add()
-        node.op, node.name = kind, self.unique_name(name)
+        node.op, node.name, node.device = kind, self.unique_name(name), self._device
         self._own[node.name] = node
         for tensor in inputs:
             node.input.append(self._reference(tensor))
@@ -73,6 +75,18 @@ class Draft(object):
             if value is not None:
                 _set_attribute(node.attr[key], value)
         return node.name + ":0"
+
+    @contextlib.contextmanager
+    def on(self, device: str) -> Iterator[None]:
+        """Nodes made within stand on a device, one of the graph's; '' for where the caller's tf.device says.
+
+        The work on a tensor stands where the tensor is: a clone's on its own GPU, a worker's on that worker.
+        """
+        former, self._device = self._device, device
+        try:
+            yield
+        finally:
+            self._device = former
 
     def count_as_reader(self, output: str) -> None:
         """Lets the node that makes `output` be rerouted, as operations of the graph are."""
@@ -89,7 +103,8 @@ class Draft(object):
           inputs: tensors, by name or as they are, as many as the original has.
           **attributes: those that differ.
         """
-        output = self.op(operation.type, name, inputs, **attributes)
+        with self.on(operation.device):
+            output = self.op(operation.type, name, inputs, **attributes)
         node = self._own[output[:-2]]
         for key, value in operation.node_def.attr.items():
             if not key.startswith("_") and key not in attributes:
@@ -116,7 +131,8 @@ class Draft(object):
         key = _key(array, dtype)
         if key not in self._constants:
             name = "{}/{}".format(_CONSTANTS, len(self._constants))
-            self._constants[key] = self._add_constant(name, array, dtype)
+            with self.on(""):
+                self._constants[key] = self._add_constant(name, array, dtype)
         return self._constants[key]
 
     def _add_constant(self, name: str, array: np.ndarray, dtype) -> str:
@@ -135,10 +151,14 @@ class Draft(object):
           collections: graph collections it is put into.
           aggregation: tf.VariableAggregation.
         """
+        with self.on(""):
+            return self._add_variable(name, initial, dtype, collections, aggregation)
+
+    def _add_variable(self, name: str, initial, dtype, collections: Tuple[str, ...], aggregation) -> str:
         array = np.asarray(initial, dtype.as_numpy_dtype)
         shape = tf.TensorShape(array.shape).as_proto()
         reference = self.op("VariableV2", name, (), dtype=dtype, shape=tf.AttrValue(shape=shape))
-        place = tf.AttrValue(list=tf.AttrValue.ListValue(s=["loc:@{}".format(name).encode()]))
+        place = _beside(name)
         # Its own, not a shared one: loading a value into a variable means to feed its initial value.
         initial_value = self._add_constant(name + "/Initializer/Const", array, dtype)
         initializer = self.op(
@@ -160,6 +180,21 @@ class Draft(object):
         definition.aggregation = aggregation.value
         self._variables.append(_Variable(definition, collections))
         return reference
+
+    def update(self, kind: str, name: str, reference: str, value, dtype, **attributes) -> str:
+        """Assign, AssignAdd or AssignSub, on the variable's own device; returns the new value.
+
+        Args:
+          kind: which.
+          name: whole name; made unique.
+          reference: of a variable, from `variable`.
+          value: tensor, by name or as it is.
+          dtype: of the variable.
+          **attributes: more of the node's.
+        """
+        with self.on(""):
+            place = _beside(reference.rpartition(":")[0])
+            return self.op(kind, name, (reference, value), T=dtype, _class=place, **attributes)
 
     # Names.
 
@@ -266,6 +301,11 @@ def _names_in_use(index: GraphIndex) -> set:
             taken.add(name)
             name = name.rpartition("/")[0]
     return taken
+
+
+def _beside(variable: str):
+    """The attribute that puts a node on the device of a variable."""
+    return tf.AttrValue(list=tf.AttrValue.ListValue(s=["loc:@{}".format(variable).encode()]))
 
 
 def _scope_store():

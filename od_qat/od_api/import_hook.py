@@ -5,10 +5,12 @@ import importlib.machinery
 import importlib.util
 import sys
 from types import CodeType, ModuleType
-from typing import Dict, Optional
+from typing import Optional
 
 from od_qat.errors import EnvironmentProblem
-from od_qat.od_api.source_changes import REPLACED_ATTRIBUTES, SOURCE_CHANGES
+from od_qat.od_api.source_changes import REPLACED_ATTRIBUTES, SOURCE_CHANGES, WRAPPED_ATTRIBUTES
+
+_CHANGED = frozenset(SOURCE_CHANGES) | frozenset(REPLACED_ATTRIBUTES) | frozenset(WRAPPED_ATTRIBUTES)
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -24,28 +26,35 @@ class _Loader(importlib.machinery.SourceFileLoader):
         super(_Loader, self).exec_module(module)
         for attribute, target in REPLACED_ATTRIBUTES.get(module.__name__, {}).items():
             setattr(module, attribute, _LateBound(target))
+        for attribute, target in WRAPPED_ATTRIBUTES.get(module.__name__, {}).items():
+            setattr(module, attribute, _LateBound(target, getattr(module, attribute)))
 
 
 class _LateBound(object):
     """Calls `package.module:function`, importing it at the first call.
 
     Late, because our trainer itself imports the OD API; what it stands for is one call away.
+
+    Args:
+      target: that name.
+      *first: arguments that come before those of the call.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *first: object) -> None:
         self._target = target
+        self._first = first
         self.__doc__ = "od_qat's {}".format(target)
 
     def __call__(self, *args, **kwargs):
         module, _, name = self._target.partition(":")
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+        return getattr(importlib.import_module(module), name)(*(self._first + args), **kwargs)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Hands the modules of the two tables to _Loader; every other module is left to Python."""
+    """Hands the modules of the tables to _Loader; every other module is left to Python."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in SOURCE_CHANGES and fullname not in REPLACED_ATTRIBUTES:
+        if fullname not in _CHANGED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -66,9 +75,7 @@ def install() -> None:
     global _installed
     if _installed is not None:
         return
-    tables: Dict[str, object] = dict(SOURCE_CHANGES)
-    tables.update(REPLACED_ATTRIBUTES)
-    early = sorted(name for name in tables if name in sys.modules)
+    early = sorted(name for name in _CHANGED if name in sys.modules)
     if early:
         raise EnvironmentProblem(
             "the OD API was imported before od_qat.plugin",

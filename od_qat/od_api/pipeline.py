@@ -101,6 +101,18 @@ def apply_override(config, override: str) -> None:
         ) from error
 
 
+def merge(config, text: str) -> None:
+    """Merges proto text into a config, as the OD API's --config_override does.
+
+    Raises:
+      ConfigError: when it is malformed.
+    """
+    try:
+        text_format.Merge(text, config)
+    except text_format.ParseError as error:
+        raise ConfigError("the config override is malformed", found=str(error)) from error
+
+
 def _step(message, name: str, override: str):
     if hasattr(message, "DESCRIPTOR"):
         field = _field(message, name, override)

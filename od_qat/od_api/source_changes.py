@@ -75,4 +75,21 @@ REPLACED_ATTRIBUTES: Dict[str, Dict[str, str]] = {
     "object_detection.exporter": {
         "profile_inference_graph": "od_qat.od_api.graph_transforms:profile_inference_graph"
     },
+    "object_detection.model_lib_v2": {
+        "train_loop": "od_qat.od_api.refusals:train_loop",
+        "eval_continuously": "od_qat.od_api.refusals:eval_continuously",
+    },
+    "object_detection.exporter_lib_v2": {
+        "export_inference_graph": "od_qat.od_api.refusals:export_inference_graph"
+    },
+    "object_detection.export_tflite_graph_lib_tf2": {
+        "export_tflite_model": "od_qat.od_api.refusals:export_tflite_model"
+    },
+}
+
+# The same, for functions of ours that get what they stand for as their first argument.
+WRAPPED_ATTRIBUTES: Dict[str, Dict[str, str]] = {
+    "object_detection.model_lib": {
+        "create_estimator_and_inputs": "od_qat.od_api.refusals:create_estimator_and_inputs"
+    },
 }

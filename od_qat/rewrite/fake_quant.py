@@ -106,7 +106,8 @@ def last_value(
     training: bool,
     gradient: Optional[str] = None,
     when: Optional[str] = None,
-) -> Tuple[str, str]:
+    shared: Optional[Range] = None,
+) -> Tuple[Range, str]:
     """Fake quant of weights: range of the last value, narrow range (-128 is never used).
 
     Args:
@@ -117,9 +118,10 @@ def last_value(
       training: whether the range is updated.
       gradient: name of a registered gradient in the kernel's place.
       when: bool scalar; the fake quant (not the range's update) runs when it is true.
+      shared: the range of the same weights in another clone, which updates it.
 
     Returns:
-      name scope and the fake-quantised tensor.
+      the range and the fake-quantised tensor.
     """
     shape = weight_quant.layer.weights.get_shape().as_list()
     apart = weight_quant.per_channel and weight_quant.layer.op.type == "DepthwiseConv2dNative"
@@ -128,10 +130,12 @@ def last_value(
     # the converter (TensorFlow 2.21) folds that away. From [height * width, in * multiplier] it cannot.
     flat = shape[:2] + [shape[2] * shape[3]] if apart else shape
     channels = (flat[-1],) if weight_quant.per_channel else ()
-    scope, low, high = _range_variables(draft, weight_quant.name, -6.0, channels)
+    scope, low, high = shared or _range_variables(draft, weight_quant.name, -6.0, channels)
     if apart:
         tensor = _reshape(draft, scope + "/channels_last", tensor, flat)
-    if training:
+    if shared:
+        range_ = shared
+    elif training:
         here = _range_of_weights(draft, scope, tensor, len(flat), weight_quant, symmetric)
         range_ = Range(
             scope,
@@ -147,7 +151,7 @@ def last_value(
     )
     if apart:
         result = _reshape(draft, scope + "/channels_apart", result, shape)
-    return scope, result
+    return range_, result
 
 
 def _range_of_weights(
@@ -229,13 +233,8 @@ def around_zero(
 
 def assign(draft: Draft, name: str, variable: str, value: str) -> str:
     """Sets a variable; returns its new value."""
-    return draft.op(
-        "Assign",
-        name,
-        (variable + ":0", value),
-        T=tf.float32,
-        use_locking=False,
-        validate_shape=True,
+    return draft.update(
+        "Assign", name, variable + ":0", value, tf.float32, use_locking=False, validate_shape=True
     )
 
 
@@ -277,10 +276,10 @@ def _average(
         )
     biased, local_step = helpers
     one = draft.constant(1.0)
-    steps = draft.op("AssignAdd", here + "/AssignAdd", (local_step, one), T=tf.float32, use_locking=False)
+    steps = draft.update("AssignAdd", here + "/AssignAdd", local_step, one, tf.float32, use_locking=False)
     difference = _op(draft, "Sub", here + "/sub", biased[:-2] + "/read:0", value)
     change = _op(draft, "Mul", here + "/mul", difference, draft.constant(1.0 - decay))
-    average = draft.op("AssignSub", here + "/AssignSub", (biased, change), T=tf.float32, use_locking=False)
+    average = draft.update("AssignSub", here + "/AssignSub", biased, change, tf.float32, use_locking=False)
     lacking = _op(draft, "Pow", here + "/Pow", draft.constant(decay), steps)
     there = _op(draft, "Sub", here + "/sub_1", one, lacking)
     debiased = _op(draft, "RealDiv", here + "/truediv", average, there)

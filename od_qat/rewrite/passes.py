@@ -5,11 +5,12 @@ the plan and the state of the rewrite and writes into the draft; nothing here de
 graph before the draft is committed.
 """
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.config import QatConfig
+from od_qat.errors import RewriteError
 from od_qat.graph.draft import Draft, Reader
 from od_qat.rewrite import fake_quant, folding
 from od_qat.rewrite.layers import BatchNorm, Layer
@@ -24,8 +25,38 @@ class _State(object):
         self.config = config
         self.training = training
         self.moved = {}  # tensor name -> what stands in its place: an eval fold's `add_fold`
+        self._ranges: Dict[str, List[fake_quant.Range]] = {}  # name of a fake quant -> ranges, as made
+        self._shared: Dict[Tuple[str, str], int] = {}  # (clone, name) -> how many of those it has taken
         self._step: Optional[str] = None
         self._quantising: Optional[str] = None
+
+    def keep_range(self, quant, range_: fake_quant.Range) -> None:
+        """Lets the other clones find the first one's range."""
+        if not quant.clone:
+            self._ranges.setdefault(quant.name, []).append(range_)
+
+    def shared_range(self, quant) -> Optional[fake_quant.Range]:
+        """The range that a clone's fake quant shares with the first clone's; None for the first clone's own.
+
+        Layers of one scope have fake quants of one name: the clone's second takes the first clone's second.
+
+        Raises:
+          RewriteError: when the clones differ.
+        """
+        clone, name = quant.clone, quant.name
+        if not clone:
+            return None
+        taken = self._shared.get((clone, name), 0)
+        self._shared[clone, name] = taken + 1
+        made = self._ranges.get(name, ())
+        if taken >= len(made):
+            raise RewriteError(
+                "the clones differ: there is a fake quant that the first clone has not",
+                where=clone + name,
+                found="{} of that name in the first clone".format(len(made)),
+                fix="build every clone with the same function",
+            )
+        return made[taken]._replace(scope=self.draft.unique_name(clone + name))
 
     def replace(self, original, new: str) -> None:
         """Lets all readers of a tensor of the graph read a new one, and later passes find it."""
@@ -39,37 +70,40 @@ class _State(object):
         name, so that contrib's checkpoints resume here with the delay where it was.
         """
         if self._step is None:
-            draft, int64 = self.draft, tf.int64
-            variable = draft.variable(
-                QUANT_STEP,
-                0,
-                int64,
-                (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
-                tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-            global_step = tf.train.get_global_step(draft.index.graph) if self.training else None
-            if global_step is None:
-                kind, value = "AssignAdd", draft.constant(1, int64)
-            else:
-                kind = "Assign"
-                value = tf.convert_to_tensor(global_step)
-                source = value.dtype.base_dtype
-                value = draft.op(
-                    "Cast", QUANT_STEP + "/Cast", (value,), SrcT=source, DstT=int64, Truncate=False
-                )
-                value = draft.op("AddV2", QUANT_STEP + "/add", (value, draft.constant(1, int64)), T=int64)
-            update = draft.op(kind, "{}/{}".format(QUANT_STEP, kind), (variable, value), T=int64)
-            self._step = draft.op("Identity", QUANT_STEP + "/Identity", (update,), T=int64)
+            with self.draft.on(""):
+                self._step = self._add_step()
         return self._step
+
+    def _add_step(self) -> str:
+        draft, int64 = self.draft, tf.int64
+        variable = draft.variable(
+            QUANT_STEP,
+            0,
+            int64,
+            (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
+            tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        global_step = tf.train.get_global_step(draft.index.graph) if self.training else None
+        if global_step is None:
+            kind, value = "AssignAdd", draft.constant(1, int64)
+        else:
+            kind = "Assign"
+            value = tf.convert_to_tensor(global_step)
+            source = value.dtype.base_dtype
+            value = draft.op("Cast", QUANT_STEP + "/Cast", (value,), SrcT=source, DstT=int64, Truncate=False)
+            value = draft.op("AddV2", QUANT_STEP + "/add", (value, draft.constant(1, int64)), T=int64)
+        update = draft.update(kind, "{}/{}".format(QUANT_STEP, kind), variable, value, int64)
+        return draft.op("Identity", QUANT_STEP + "/Identity", (update,), T=int64)
 
     def reached(self, delay: int, name: str) -> str:
         """bool scalar: whether `delay` optimiser steps have passed."""
-        return self.draft.op(
-            "GreaterEqual",
-            "{}/{}".format(QUANT_STEP, name),
-            (self.step(), self.draft.constant(delay, tf.int64)),
-            T=tf.int64,
-        )
+        with self.draft.on(""):
+            return self.draft.op(
+                "GreaterEqual",
+                "{}/{}".format(QUANT_STEP, name),
+                (self.step(), self.draft.constant(delay, tf.int64)),
+                T=tf.int64,
+            )
 
     def quantising(self) -> Optional[str]:
         """bool scalar: whether quant_delay has passed; None without a delay."""
@@ -81,7 +115,8 @@ class _State(object):
 def quantise_training_weights(plan: Plan, state: _State) -> None:
     """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
     for weight_quant in plan.weights:
-        _quantise_training_weight(weight_quant, state)
+        with state.draft.on(weight_quant.layer.op.device):
+            _quantise_training_weight(weight_quant, state)
 
 
 def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
@@ -103,7 +138,7 @@ def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
             _gradient_op_type=through,
         )
     condition = state.quantising()
-    scope, result = fake_quant.last_value(
+    range_, result = fake_quant.last_value(
         draft,
         source,
         weight_quant,
@@ -111,7 +146,10 @@ def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
         training=True,
         gradient=gradient,
         when=condition,
+        shared=state.shared_range(weight_quant),
     )
+    scope = range_.scope
+    state.keep_range(weight_quant, range_)
     if scale is not None:
         result = draft.op(
             "RealDiv", scope + "/unfold", (result, scale), T=tf.float32, _gradient_op_type=through
@@ -136,7 +174,8 @@ def freeze_batch_norms(plan: Plan, state: _State) -> None:
     frozen = state.reached(state.config.freeze_bn_delay, "batch_norm_frozen")
     for norm in [layer.batch_norm for layer in plan.folds] + list(plan.norms):
         if norm.training:
-            (_freeze_batch_norm if norm.unfused is None else _freeze_unfused)(norm, state, frozen)
+            with state.draft.on(norm.op.device):
+                (_freeze_batch_norm if norm.unfused is None else _freeze_unfused)(norm, state, frozen)
 
 
 def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
@@ -190,10 +229,16 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
     for weight_quant in plan.weights:
         layer = weight_quant.layer
         source = folded.get(layer.op.name, layer.weights)
-        scope, result = fake_quant.last_value(
-            draft, source, weight_quant, config.symmetric_weights, training=False
+        range_, result = fake_quant.last_value(
+            draft,
+            source,
+            weight_quant,
+            config.symmetric_weights,
+            training=False,
+            shared=state.shared_range(weight_quant),
         )
-        result = _delayed(state, scope, source, result)
+        state.keep_range(weight_quant, range_)
+        result = _delayed(state, range_.scope, source, result)
         if layer.batch_norm is None:
             draft.reroute(layer.weights, result, _weights_readers(layer))
         else:
@@ -221,7 +266,8 @@ def quantise_activations(plan: Plan, state: _State) -> None:
     ceiling, so it clips the same and the ReLU is no longer computed.
     """
     for activation_quant in plan.activations:
-        _quantise_activation(activation_quant, state)
+        with state.draft.on(activation_quant.tensor.op.device):
+            _quantise_activation(activation_quant, state)
 
 
 def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> None:
@@ -232,7 +278,10 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     absorb = state.training and not config.symmetric and tensor == original.name
     ceiling, gradient = _ABSORBED.get(original.op.type, (None, None)) if absorb else (None, None)
     source = tensor if ceiling is None else draft.current_input(original.op, 0)
-    range_ = fake_quant.moving_average(draft, source, activation_quant, config, state.training, ceiling)
+    range_ = state.shared_range(activation_quant)
+    if range_ is None:
+        range_ = fake_quant.moving_average(draft, source, activation_quant, config, state.training, ceiling)
+        state.keep_range(activation_quant, range_)
     condition = state.quantising()
     plain, data = source, source
     if condition and state.training:

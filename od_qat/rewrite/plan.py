@@ -5,8 +5,13 @@ Names follow tf.contrib.quantize (TF 1.15): `<layer scope>/weights_quant`, `<lay
 `<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`, so that checkpoints are
 exchanged without renaming. What `placement='full'` adds is called `<op>/output_quant`, `<source>/relu_quant`
 and `<first source>/concat_quant`.
+
+Of a model that slim's model_deploy builds once for each device, the scopes `clone_0/`, `clone_1/`, ... are no
+part of a name: clones share their variables, so they share their ranges too, and a checkpoint holds what a
+graph of one clone asks for. (With contrib each clone had variables of its own, and no export found them.)
 """
 
+import re
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.config import QatConfig
@@ -18,12 +23,21 @@ from od_qat.rewrite.rules import RuleBook, Settings
 
 
 class WeightQuant(NamedTuple):
-    """A fake quant on a layer's (scaled) weights; `per_channel` with a range for each output channel."""
+    """A fake quant on a layer's (scaled) weights.
+
+    Attributes:
+      name: of its variable scope.
+      layer: whose weights.
+      bits: its width.
+      per_channel: a range for each output channel.
+      clone: scope of the clone it is in when that takes the first clone's range, `clone_1/`; else ''.
+    """
 
     name: str
     layer: Layer
     bits: int
     per_channel: bool
+    clone: str = ""
 
 
 class ActivationQuant(NamedTuple):
@@ -36,6 +50,7 @@ class ActivationQuant(NamedTuple):
       pattern: what it was recognised as, the last part of its name.
       bits: its width.
       twins: other tensors with the same value; their readers read this fake quant too.
+      clone: scope of the clone it is in when that takes the first clone's range, `clone_1/`; else ''.
     """
 
     name: str
@@ -44,6 +59,7 @@ class ActivationQuant(NamedTuple):
     pattern: str
     bits: int
     twins: Tuple[object, ...] = ()
+    clone: str = ""
 
 
 class Plan(NamedTuple):
@@ -54,6 +70,7 @@ class Plan(NamedTuple):
       norms: batch norms behind no layer, which become layers in an eval graph.
       weights, activations: the fake quants.
       stays_float: op with weights -> reason.
+      clones: scopes of the clones but the first, `clone_1/` and so on.
     """
 
     folds: Tuple[Layer, ...]
@@ -61,6 +78,23 @@ class Plan(NamedTuple):
     weights: Tuple[WeightQuant, ...]
     activations: Tuple[ActivationQuant, ...]
     stays_float: Dict[str, str]
+    clones: Tuple[str, ...] = ()
+
+    def of_first_clone(self) -> "Plan":
+        """What is done to the first clone; all there is without clones."""
+        if not self.clones:
+            return self
+
+        def first(name: str) -> bool:
+            return not name.startswith(self.clones)
+
+        return self._replace(
+            folds=tuple(layer for layer in self.folds if first(layer.op.name)),
+            norms=tuple(norm for norm in self.norms if first(norm.op.name)),
+            weights=tuple(quant for quant in self.weights if not quant.clone),
+            activations=tuple(quant for quant in self.activations if not quant.clone),
+            stays_float={name: reason for name, reason in self.stays_float.items() if first(name)},
+        )
 
 
 def build_plan(index: GraphIndex, config: QatConfig) -> Plan:
@@ -74,6 +108,7 @@ class _Planner(object):
         self._config = config
         self._matcher = LayerMatcher(index, as_contrib=config.placement == "contrib")
         self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
+        self._clones = clone_scopes(index)
         self._quantised: Dict[str, str] = {}  # tensor name -> quant name
         self._weights: List[WeightQuant] = []
         self._activations: List[ActivationQuant] = []
@@ -102,7 +137,7 @@ class _Planner(object):
                 folds[operation.name] = layer
             if operation.name in matcher.unmatched and self._in_scope(operation):
                 # It stays float in any case; a rule that says so is right all the same.
-                self._rules.weights(join(scope_of(operation.name), "weights_quant"), operation.type)
+                self._rules.weights(join(scope_of(self._name(operation)), "weights_quant"), operation.type)
         self._rules.require_all_used()
         stays_float = dict(matcher.unmatched)
         stays_float.update(self._excluded)
@@ -112,11 +147,12 @@ class _Planner(object):
             tuple(self._weights),
             tuple(self._activations),
             stays_float,
+            self._clones[1:],
         )
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
-        context = scope_of(layer.op.name)
+        context = scope_of(self._name(layer.op))
         if self._in_scope(layer.op):
             self._plan_weights(layer, join(context, "weights_quant"))
         activation_context = scope_of(context) if match.bypass is not None else context
@@ -129,7 +165,7 @@ class _Planner(object):
         if match.post_activation_bypass is not None:
             bypass = match.post_activation_bypass
             if not self._feeds_any(bypass, policy.RELU):
-                self._add(scope_of(bypass.name), "post_activation_bypass_quant", bypass, -6.0)
+                self._add(scope_of(self._name(bypass)), "post_activation_bypass_quant", bypass, -6.0)
 
     def _plan_weights(self, layer: Layer, name: str) -> None:
         settings = self._rules.weights(name, layer.op.type)
@@ -140,7 +176,9 @@ class _Planner(object):
             self._excluded[layer.op.name] = settings.reason
         elif key not in self._quantised:
             self._quantised[key] = name
-            self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel))
+            self._weights.append(
+                WeightQuant(name, layer, settings.bits, settings.per_channel, self._clone_of(layer.op))
+            )
 
     def _require_one_setting(self, layer: Layer, settings: Settings) -> None:
         """Layers that share weights share their fake quant (with a batch norm, each scales its own copy)."""
@@ -157,7 +195,7 @@ class _Planner(object):
         for operation in self._index.operations:
             if self._is_intermediate_of_quantised(operation):
                 name = "activation_{}_quant".format(operation.type)
-                self._add(operation.name, name, operation, -6.0, skip=False)
+                self._add(self._name(operation), name, operation, -6.0, skip=False)
 
     def _is_intermediate_of_quantised(self, operation) -> bool:
         if operation.name in self._skip_ops or operation.type not in policy.INTERMEDIATE:
@@ -213,7 +251,9 @@ class _Planner(object):
         else:
             source, name = operation, "output_quant"
         # (A batch norm's op is called by its type, which differs between versions.)
-        context = scope_of(source.name) if source.type in policy.BATCH_NORM else source.name
+        context = self._name(source)
+        if source.type in policy.BATCH_NORM:
+            context = scope_of(context)
         self._add(context, name, operation, 0.0 if operation.type in policy.RELU else -6.0)
 
     def _is_twin(self, operation) -> bool:
@@ -301,7 +341,11 @@ class _Planner(object):
         if settings.quantise:
             self._quantised[tensor.name] = full_name
             self._position_of[tensor.name] = len(self._activations)
-            self._activations.append(ActivationQuant(full_name, tensor, initial_min, name, settings.bits))
+            self._activations.append(
+                ActivationQuant(
+                    full_name, tensor, initial_min, name, settings.bits, clone=self._clone_of(operation)
+                )
+            )
 
     def _followed_by_quant(self, tensor) -> bool:
         """By one that is planned, or by a model's own (Spaghettinet's)."""
@@ -321,7 +365,33 @@ class _Planner(object):
         return any(consumer.type in types for consumer in self._index.consumer_ops(operation.outputs[0]))
 
     def _in_scope(self, operation) -> bool:
-        return operation.name.startswith(self._scope)
+        return self._name(operation).startswith(self._scope)
+
+    def _name(self, operation) -> str:
+        """An operation's name without the scope of its clone."""
+        for clone in self._clones:
+            if operation.name.startswith(clone):
+                return operation.name[len(clone) :]
+        return operation.name
+
+    def _clone_of(self, operation) -> str:
+        """The scope of its clone; '' in the first, and without clones."""
+        return next((clone for clone in self._clones[1:] if operation.name.startswith(clone)), "")
+
+
+_CLONE = re.compile(r"(clone_\d+)/")
+
+
+def clone_scopes(index: GraphIndex) -> Tuple[str, ...]:
+    """`clone_0/`, `clone_1/`, ... when these hold a model several times, over variables outside of them."""
+    if any(_CLONE.match(v.op.name) for v in index.graph.get_collection("trainable_variables")):
+        return ()  # a model's own scopes, with variables of their own
+    found = {}
+    for operation in index.operations:
+        match = _CLONE.match(operation.name) if operation.type in policy.WEIGHTED else None
+        if match:
+            found[match.group(1) + "/"] = None
+    return tuple(found) if len(found) > 1 else ()
 
 
 def _described(settings: Settings) -> str:

@@ -65,7 +65,11 @@ class RewriteReport(NamedTuple):
 
     @classmethod
     def from_plan(cls, plan: Plan, ops_before: int) -> "RewriteReport":
-        """What a plan will do, read before the graph is edited; `ops_after` is to be filled in then."""
+        """What a plan will do, read before the graph is edited; `ops_after` is to be filled in then.
+
+        Of several clones the first counts: the others have its fake quants once more.
+        """
+        plan = plan.of_first_clone()
         patterns: Dict[str, int] = {}
         for activation in plan.activations:
             patterns[activation.pattern] = patterns.get(activation.pattern, 0) + 1

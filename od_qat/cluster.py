@@ -1,0 +1,78 @@
+"""TF_CONFIG: how a process of several knows who it is. Read as the OD API's legacy/train.py reads it.
+
+    {"cluster": {"ps": ["host0:2222"], "master": ["host1:2222"], "worker": ["host2:2222"]},
+     "task": {"type": "worker", "index": 0}}
+
+The chief is called `master`, and is a worker too.
+"""
+
+import json
+import os
+from typing import Mapping, Optional
+
+from od_qat import training_session
+from od_qat.compat import tf
+from od_qat.errors import ConfigError
+
+_VARIABLE = "TF_CONFIG"
+_JOBS = ("master", "ps", "worker")
+
+
+def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_session.Place]:
+    """Takes this process's place in the cluster; a parameter server stays in here until training has ended.
+
+    Args:
+      environment: default is the process's own.
+
+    Returns:
+      the place of a worker; Place() when there is no cluster; None for a parameter server that has ended.
+
+    Raises:
+      ConfigError: for a TF_CONFIG that describes no such cluster.
+    """
+    text = (environment or os.environ).get(_VARIABLE, "")
+    try:
+        config = json.loads(text or "{}")
+        cluster = dict(config.get("cluster") or {})
+        task = dict(config.get("task") or {"type": "master", "index": 0})
+        job, index = task["type"], int(task["index"])
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _bad(text, "JSON with a cluster and a task, {}".format(type(error).__name__)) from error
+    if not cluster:
+        return training_session.Place()
+    unknown = sorted(set(cluster) - set(_JOBS))
+    if unknown:
+        raise _bad(
+            "the job {!r}".format(unknown[0]), "{}; the chief is called master".format(", ".join(_JOBS))
+        )
+    if not cluster.get("ps") or len(cluster.get("master", ())) != 1:
+        raise _bad(
+            "{} ps, {} master".format(len(cluster.get("ps", ())), len(cluster.get("master", ()))),
+            "at least one ps and one master",
+        )
+    if job not in cluster or not 0 <= index < len(cluster[job]):
+        raise _bad("task {} of {}".format(index, job), "a task of the cluster")
+    server = tf.train.Server(tf.train.ClusterSpec(cluster), protocol="grpc", job_name=job, task_index=index)
+    replicas = len(cluster.get("worker", ())) + 1
+    if job == "ps":
+        training_session.serve(server, index, replicas)
+        return None
+    return training_session.Place(
+        server.target,
+        index,
+        replicas,
+        len(cluster["ps"]),
+        "{}/task:{}".format(job, index),
+        job == "master",
+        server,
+    )
+
+
+def _bad(found: str, allowed: str) -> ConfigError:
+    return ConfigError(
+        "TF_CONFIG describes no cluster for training",
+        where="the environment's " + _VARIABLE,
+        found=found,
+        allowed=allowed,
+        fix="see docs/distributed.md, or unset it to train alone",
+    )

@@ -1,0 +1,124 @@
+"""Commands that would ignore a graph_rewriter block: they stop and say what to run instead.
+
+The TF 2 half of the OD API never reads the block (tensorflow/models issue 9835), and the plugin switches
+TensorFlow to the graph mode that the TF 1 half needs, so under the plugin that half is refused altogether.
+"""
+
+from typing import Optional
+
+from od_qat.errors import ConfigError
+from od_qat.od_api import graph_rewriter, pipeline
+
+_TRAINING = "od-qat train, or od-qat run object_detection.legacy.train"
+_EVALUATION = "od-qat eval, or od-qat run object_detection.legacy.eval"
+_EXPORT = "od-qat export, or od-qat run object_detection.export_inference_graph"
+_TFLITE = "od-qat export-tflite, or od-qat run object_detection.export_tflite_ssd_graph"
+
+# Command -> what does its work with quantization.
+TF2_COMMANDS = {
+    "object_detection.model_main_tf2": "{}; {}".format(_TRAINING, _EVALUATION),
+    "object_detection.exporter_main_v2": _EXPORT,
+    "object_detection.export_tflite_graph_tf2": _TFLITE,
+}
+# Of the TF 1 half, but without quantization.
+UNABLE = {"object_detection.model_tpu_main": "{}; {}".format(_TRAINING, _EVALUATION)}
+
+
+def refuse_command(command: str, config_path: Optional[str]) -> None:
+    """Stops a command of the two tables; one of UNABLE only when its config has the block.
+
+    Args:
+      command: name of its module.
+      config_path: its --pipeline_config_path, None when it has none.
+
+    Raises:
+      ConfigError: always for a TF 2 command.
+    """
+    quantised = bool(config_path) and pipeline.load(config_path).HasField("graph_rewriter")
+    if command in TF2_COMMANDS:
+        raise _tf2(command, TF2_COMMANDS[command], config_path if quantised else None)
+    if quantised:
+        raise _tpu(command, config_path)
+
+
+def _tf2(what: str, instead: str, quantised_config: Optional[str]) -> ConfigError:
+    if quantised_config:
+        return ConfigError(
+            "{} ignores the graph_rewriter block".format(what),
+            where=quantised_config,
+            found="graph_rewriter { ... }",
+            fix="run " + instead,
+        )
+    return ConfigError(
+        "{} is of the OD API's TF 2 half, and od_qat runs its TF 1 half".format(what),
+        fix="run it without od_qat, or with a config of a TF 1 model: " + instead,
+    )
+
+
+def _tpu(what: str, where: Optional[str]) -> ConfigError:
+    return ConfigError(
+        "{} trains on TPUs, without quantization".format(what),
+        where=where or "the config",
+        found="graph_rewriter { ... }",
+        fix="run {}, or drop the block".format(UNABLE["object_detection.model_tpu_main"]),
+    )
+
+
+def _of_message(config) -> Optional[str]:
+    return "the config" if config.HasField("graph_rewriter") else None
+
+
+def _of_file(path: Optional[str]) -> Optional[str]:
+    return path if path and pipeline.load(path).HasField("graph_rewriter") else None
+
+
+# Stand-ins for functions of the OD API: see REPLACED_ATTRIBUTES of source_changes.py.
+
+
+def train_loop(pipeline_config_path=None, *args, **kwargs):
+    """For object_detection.model_lib_v2.train_loop."""
+    raise _tf2("model_lib_v2.train_loop", _TRAINING, _of_file(pipeline_config_path))
+
+
+def eval_continuously(pipeline_config_path=None, *args, **kwargs):
+    """For object_detection.model_lib_v2.eval_continuously."""
+    raise _tf2("model_lib_v2.eval_continuously", _EVALUATION, _of_file(pipeline_config_path))
+
+
+def export_inference_graph(input_type, pipeline_config, *args, **kwargs):
+    """For object_detection.exporter_lib_v2.export_inference_graph."""
+    raise _tf2("exporter_lib_v2.export_inference_graph", _EXPORT, _of_message(pipeline_config))
+
+
+def export_tflite_model(pipeline_config, *args, **kwargs):
+    """For object_detection.export_tflite_graph_lib_tf2.export_tflite_model."""
+    raise _tf2("export_tflite_graph_lib_tf2", _TFLITE, _of_message(pipeline_config))
+
+
+def create_estimator_and_inputs(original, run_config, *args, **kwargs):
+    """In front of object_detection.model_lib.create_estimator_and_inputs, which then runs as it is.
+
+    Args:
+      original: that function.
+      run_config: its first argument.
+      *args: hparams, pipeline_config_path, config_override, train_steps and the rest of its arguments.
+      **kwargs: the same by name.
+
+    Raises:
+      ConfigError: when the block would not be honoured: on TPUs, or with a delay that never ends.
+    """
+    names = ("hparams", "pipeline_config_path", "config_override", "train_steps")
+    given = dict(zip(names, args))
+    given.update(kwargs)
+    path = given.get("pipeline_config_path")
+    if path:
+        config = pipeline.load(path)
+        if given.get("config_override"):
+            pipeline.merge(config, given["config_override"])
+        if config.HasField("graph_rewriter"):
+            if given.get("use_tpu_estimator"):
+                raise _tpu("a TPUEstimator", path)
+            if given.get("train_steps"):
+                config.train_config.num_steps = given["train_steps"]
+            graph_rewriter.check(config, training=True, where=path)
+    return original(run_config, *args, **kwargs)

@@ -1,0 +1,130 @@
+"""Runs a module or script of the OD API, or a user's own, with everything of `od_qat.plugin` in place.
+
+What runs sees what it would see under `python -m MODULE` or `python SCRIPT`: sys.argv, sys.path[0], __name__,
+absl's flags and tf.app.run, its exit status, its tracebacks. Only errors of od_qat's own are left to the
+caller.
+"""
+
+import importlib.util
+import os
+import runpy
+import sys
+import traceback
+from typing import Optional, Sequence
+
+from od_qat.errors import ConfigError, OdQatError
+from od_qat.od_api import locate, refusals
+
+# The flag that all of the OD API's commands have.
+_CONFIG_FLAG = "pipeline_config_path"
+
+
+def run(target: str, arguments: Sequence[str]) -> int:
+    """Runs it as the main program.
+
+    Args:
+      target: dotted name of a module, or path of a script.
+      arguments: its own, without its name.
+
+    Returns:
+      the exit status that Python would have ended with.
+
+    Raises:
+      ConfigError: when there is no such program, or when it cannot honour the config's graph_rewriter block.
+      OdQatError: from what runs.
+    """
+    script = os.path.isfile(target)
+    module = _name_in_od_api(target) if script else target
+    if script and module:
+        _use_tree_of(target, module)
+    config = _flag(arguments, _CONFIG_FLAG)
+    if module in refusals.TF2_COMMANDS or module in refusals.UNABLE:
+        locate.add_to_path()
+        refusals.refuse_command(module, config)
+
+    from od_qat import plugin  # noqa: F401  (puts everything in place)
+
+    first = os.path.dirname(os.path.abspath(target)) if script else os.getcwd()
+    sys.path.insert(0, first)
+    if not script:
+        _require_module(target)
+    former = sys.argv
+    sys.argv = [target] + list(arguments)
+    try:
+        if script:
+            runpy.run_path(target, run_name="__main__")
+        else:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return _status(end)
+    except OdQatError:
+        raise
+    except Exception as error:  # noqa: BLE001  (the program's own, shown as Python would)
+        traceback.print_exception(type(error), error, _of_the_program(error.__traceback__))
+        return 1
+    finally:
+        sys.argv = former
+        sys.path.remove(first)
+    return 0
+
+
+def _status(end: SystemExit) -> int:
+    """Python's rule: none is 0, a number is itself, anything else is printed and is 1."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _of_the_program(trace):
+    """A traceback without the frames of this file and of runpy."""
+    own = (os.path.abspath(__file__), os.path.abspath(runpy.__file__))
+    inner = trace
+    while inner is not None:
+        name = inner.tb_frame.f_code.co_filename
+        if os.path.abspath(name) not in own and name != "<frozen runpy>":
+            return inner
+        inner = inner.tb_next
+    return trace
+
+
+def _require_module(name: str) -> None:
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise ConfigError(
+            "there is no such module or script",
+            where=name,
+            allowed="a module such as object_detection.legacy.train, or the path of a script",
+            fix="correct the name; a module is looked for from this folder on",
+        )
+
+
+def _name_in_od_api(path: str) -> Optional[str]:
+    """`.../object_detection/legacy/train.py` -> `object_detection.legacy.train`; None for other scripts."""
+    parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)
+    if "object_detection" not in parts[:-1]:
+        return None
+    return ".".join(parts[len(parts) - 1 - parts[::-1].index("object_detection") :])
+
+
+def _use_tree_of(path: str, module: str) -> None:
+    """A script out of a models/research folder is run with that folder's OD API, unless one is named."""
+    root = os.path.abspath(path)
+    for _ in module.split("."):
+        root = os.path.dirname(root)
+    if os.path.isdir(os.path.join(root, "slim", "nets")):
+        os.environ.setdefault(locate.PATH_VARIABLE, root)
+
+
+def _flag(arguments: Sequence[str], name: str) -> Optional[str]:
+    """The value of --name=value or --name value, with one dash or two, as absl takes them."""
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if argument.startswith("-") and flag.lstrip("-") == name:
+            return value if equals else next(iter(arguments[position + 1 :]), None)
+    return None

@@ -1,0 +1,160 @@
+"""The training graph: input queue, clones and losses, rewrite, gradients, summaries."""
+
+from typing import List, NamedTuple
+
+from od_qat import checkpoints
+from od_qat.compat import tf
+from od_qat.errors import ConfigError
+from od_qat.training_session import SynchronousChiefHook
+
+
+class Built(NamedTuple):
+    """What the session needs of the training graph, the default graph."""
+
+    detection_model: object
+    train_op: object
+    global_step: object
+    total_loss: object
+    rates: List[object]  # learning rates, scalars
+    session_hooks: List[object]
+    losses: List[object]  # each loss, then their total
+    gradients: List[object]  # (gradient, variable), as computed
+    report: object  # RewriteReport; None for float training and hooks that give none
+
+
+def build(
+    deploy,
+    create_tensor_dict_fn,
+    create_model_fn,
+    train_config,
+    graph_hook_fn,
+    worker_replicas: int,
+    is_chief: bool,
+    inputs_in_order: bool,
+) -> Built:
+    """Input queue, clones and losses, rewrite, gradients: the whole training graph.
+
+    Args:
+      deploy: model_deploy.DeploymentConfig.
+      create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn: as for trainer.train.
+      worker_replicas: workers, the chief included.
+      is_chief: whether this process initialises and saves.
+      inputs_in_order: examples come one after the other, as the seed has them.
+
+    Raises:
+      ConfigError: when batch_size leaves no image for a clone.
+    """
+    from od_qat.od_api import training
+
+    detection_models: List[object] = []
+
+    def create_and_keep_model():
+        detection_models.append(create_model_fn())
+        return detection_models[-1]
+
+    with tf.device(deploy.variables_device()):
+        global_step = tf.train.get_or_create_global_step()
+    with tf.device(deploy.inputs_device()):
+        queue = training.input_queue(
+            _clone_batch_size(train_config, deploy.num_clones),
+            create_tensor_dict_fn,
+            train_config,
+            inputs_in_order,
+        )
+    clones = training.model_deploy.create_clones(
+        deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
+    )
+    report = None
+    if graph_hook_fn:
+        # Variables go where the model's are; what else has no device of its own stays on this worker.
+        with tf.device(deploy.optimizer_device()), tf.device(deploy.variables_device()):
+            report = graph_hook_fn()
+    update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
+
+    with tf.device(deploy.optimizer_device()):
+        optimizer, rates = training.optimizer(train_config)
+        session_hooks = []
+        if train_config.sync_replicas:
+            optimizer = tf.train.SyncReplicasOptimizer(
+                optimizer,
+                replicas_to_aggregate=train_config.replicas_to_aggregate,
+                total_num_replicas=worker_replicas,
+            )
+            session_hooks.append(optimizer.make_session_run_hook(is_chief))
+            if is_chief:
+                session_hooks.append(SynchronousChiefHook(optimizer, worker_replicas))
+        total_loss, grads_and_vars = training.model_deploy.optimize_clones(
+            clones,
+            optimizer,
+            regularization_losses=None if train_config.add_regularization_loss else [],
+        )
+        # Checked loss by loss, so that the message names the one that went first, and before the
+        # update, so that the weights stay finite and nothing bad is ever saved.
+        checks = [
+            tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
+        ] + [
+            tf.check_numerics(total_loss, "the total loss"),
+            tf.check_numerics(
+                tf.global_norm([gradient for gradient, _ in grads_and_vars]), "the norm of all gradients"
+            ),
+        ]
+        computed = list(grads_and_vars)
+        grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
+        with tf.control_dependencies(checks):
+            apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
+        train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
+    return Built(
+        detection_models[0],
+        train_op,
+        global_step,
+        total_loss,
+        rates,
+        session_hooks,
+        tf.losses.get_losses() + [total_loss],
+        computed,
+        report,
+    )
+
+
+def seed_the_unseeded(graph, seed: int) -> None:
+    """Seeds random ops that the graph's seed has not reached.
+
+    Those of TensorFlow's Python functions that do not ask for it, random crops' among them, leave both of
+    their seeds at 0, which means another seed in each run.
+    """
+    number = 0
+    for operation in graph.get_operations():
+        attributes = operation.node_def.attr
+        if "seed" in attributes and "seed2" in attributes:
+            number += 1
+            if attributes["seed"].i == attributes["seed2"].i == 0:
+                operation._set_attr("seed", tf.AttrValue(i=seed))
+                operation._set_attr("seed2", tf.AttrValue(i=number))
+
+
+def _clone_batch_size(train_config, num_clones: int) -> int:
+    batch_size = train_config.batch_size // num_clones
+    if train_config.sync_replicas:
+        batch_size //= train_config.replicas_to_aggregate
+    if batch_size < 1:
+        raise ConfigError(
+            "batch_size leaves no image for a clone",
+            where="train_config.batch_size",
+            found=str(train_config.batch_size),
+            allowed="at least {}".format(num_clones),
+        )
+    return batch_size
+
+
+def add_summaries(total_loss, rates: List) -> None:
+    """Losses, learning rates and quantization ranges."""
+    tf.summary.scalar("Losses/TotalLoss", total_loss)
+    for loss in tf.losses.get_losses():
+        tf.summary.scalar("Losses/" + loss.op.name, loss)
+    for rate in rates:
+        tf.summary.scalar("LearningRate/" + rate.op.name, rate)
+    for variable in tf.get_collection(checkpoints.QUANT_VARIABLES):
+        if variable.op.name.endswith(("/min", "/max")):
+            # Per-channel ranges are vectors; their extreme is what shows an explosion.
+            bound = tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min
+            tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))

@@ -1,0 +1,195 @@
+"""The training session: alone, or as one of several processes around parameter servers.
+
+What TensorFlow's MonitoredTrainingSession does, with three differences for several processes: a worker waits
+for the parameter servers and nobody else (so it may come, go and come back), it looks for the chief's
+initialisation every second (TensorFlow: every 30), and whoever ends tells the parameter servers.
+"""
+
+import sys
+import threading
+import time
+from typing import List, NamedTuple
+
+from od_qat.compat import tf
+
+# The chief restores or initialises in seconds; 30 seconds between looks is longer than a short training.
+_POLL_SECS = 1
+# How long a worker waits for the chief: a chief that is restarted on another machine takes its time.
+_LONGEST_WAIT_SECS = 7200
+# Threads that wait for other workers' gradients end with the session, not before.
+_STOP_GRACE_SECS = 5
+# How long a parameter server waits for workers once the chief has ended.
+_LAST_STEPS_SECS = 60
+
+
+class Place(NamedTuple):
+    """Where this process stands among those of a training; the names are trainer.train's.
+
+    Attributes:
+      master: target of this process's TensorFlow server, '' when it is alone.
+      task: index among the workers.
+      worker_replicas: workers, the chief included.
+      ps_tasks: parameter servers.
+      worker_job_name: job and task, `worker/task:0`.
+      is_chief: whether it initialises and saves.
+      server: tf.train.Server of this process, which ends when nothing holds it; None when another does.
+    """
+
+    master: str = ""
+    task: int = 0
+    worker_replicas: int = 1
+    ps_tasks: int = 0
+    worker_job_name: str = "lonely_worker"
+    is_chief: bool = True
+    server: object = None
+
+
+def open_session(place: Place, scaffold, train_dir: str, hooks: List, save_secs: int, summary_secs: int):
+    """A MonitoredSession on the default graph, a context manager.
+
+    Args:
+      place: of this process.
+      scaffold: tf.train.Scaffold; the chief's is restored from train_dir or initialised.
+      train_dir: of the chief.
+      hooks: run before those that save.
+      save_secs: seconds between checkpoints.
+      summary_secs: seconds between summaries.
+    """
+    hooks = list(hooks)
+    if place.ps_tasks:
+        hooks.append(_TellServersHook(place))
+    if place.is_chief:
+        hooks.append(tf.train.CheckpointSaverHook(train_dir, save_secs=save_secs, scaffold=scaffold))
+        hooks.append(
+            tf.train.SummarySaverHook(save_secs=summary_secs, output_dir=train_dir, scaffold=scaffold)
+        )
+    return tf.train.MonitoredSession(
+        _SessionCreator(place, scaffold, train_dir), hooks, stop_grace_period_secs=_STOP_GRACE_SECS
+    )
+
+
+class _SessionCreator(tf.train.SessionCreator):
+    """Called again when a parameter server was lost: the chief then restores its newest checkpoint."""
+
+    def __init__(self, place: Place, scaffold, train_dir: str) -> None:
+        self._place = place
+        self._scaffold = scaffold
+        self._train_dir = train_dir
+
+    def create_session(self):
+        """Restores or initialises (the chief), or waits until that has been done."""
+        scaffold, place = self._scaffold, self._place
+        scaffold.finalize()
+        manager = tf.train.SessionManager(
+            local_init_op=scaffold.local_init_op,
+            ready_op=scaffold.ready_op,
+            ready_for_local_init_op=scaffold.ready_for_local_init_op,
+            graph=tf.get_default_graph(),
+            recovery_wait_secs=_POLL_SECS,
+        )
+        config = tf.ConfigProto(allow_soft_placement=True)
+        if place.ps_tasks:
+            config.device_filters.extend(["/job:ps", "/job:" + place.worker_job_name])
+        if not place.is_chief:
+            return manager.wait_for_session(place.master, config=config, max_wait_secs=_LONGEST_WAIT_SECS)
+        return manager.prepare_session(
+            place.master,
+            saver=scaffold.saver,
+            checkpoint_dir=self._train_dir,
+            config=config,
+            init_op=scaffold.init_op,
+            init_feed_dict=scaffold.init_feed_dict,
+            init_fn=scaffold.init_fn,
+        )
+
+
+class SynchronousChiefHook(tf.train.SessionRunHook):
+    """Applies the workers' gradients, in a thread of its own, and lets the workers end with the chief.
+
+    TensorFlow's own thread waits for gradients that nobody sends any more: it holds up the end, and then says
+    'Coordinator stopped with threads still running'. And workers wait for ever for the token of a step that
+    nobody will make.
+
+    Args:
+      optimizer: tf.train.SyncReplicasOptimizer, once its gradients have been applied.
+      worker_replicas: workers, the chief included.
+    """
+
+    def __init__(self, optimizer, worker_replicas: int) -> None:
+        self._optimizer = optimizer
+        self._tokens = 2 * worker_replicas
+
+    def begin(self) -> None:
+        """Builds the op, and takes the thread's place."""
+        self._runner = self._optimizer.get_chief_queue_runner()
+        self._runner.create_threads = self._create_threads  # (the optimizer's hook calls it)
+        # (No public name; the same in TensorFlow 1.15 and 2.21.)
+        queue = self._optimizer._sync_token_queue
+        step = tf.cast(tf.train.get_global_step(), queue.dtypes[0])
+        with tf.device(queue.queue_ref.device):
+            self._release = queue.enqueue_many(tf.fill([self._tokens], step))
+
+    def _create_threads(self, session, coord, daemon: bool = True, start: bool = True) -> List:
+        def apply_gradients() -> None:
+            try:
+                while not coord.should_stop():
+                    session.run(self._runner.enqueue_ops[0])
+            except (tf.errors.CancelledError, RuntimeError):
+                pass  # the session has been closed
+            except tf.errors.OpError as error:
+                if not coord.should_stop():
+                    coord.request_stop(error)
+
+        threading.Thread(target=apply_gradients, name="synchronous_chief", daemon=True).start()
+        return []  # the coordinator has nothing to wait for: the session's end is the thread's
+
+    def end(self, session) -> None:
+        """One token lets a worker finish its step and see that training has ended."""
+        session.run(self._release)
+
+
+class _TellServersHook(tf.train.SessionRunHook):
+    """Tells each parameter server that this process has ended (see `serve`)."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def begin(self) -> None:
+        """Builds the ops."""
+        self._tell = [
+            _ended(task, self._place.is_chief).enqueue(True) for task in range(self._place.ps_tasks)
+        ]
+
+    def end(self, session) -> None:
+        """Not reached by a process that is killed or fails, which will be back."""
+        session.run(self._tell)
+
+
+def _ended(task: int, chief: bool):
+    """A queue on a parameter server whose size says how many have ended. Nothing is taken out: a dequeue that
+    is given up in the very moment when something arrives may lose it."""
+    with tf.device("/job:ps/task:{}/device:CPU:0".format(task)):
+        name = "od_qat_chief_ended" if chief else "od_qat_workers_ended"
+        return tf.FIFOQueue(-1, tf.bool, shapes=[[]], shared_name=name)
+
+
+def serve(server, task: int, worker_replicas: int) -> None:
+    """A parameter server: runs until all workers have ended, or the chief has and the last steps' time is up.
+
+    Args:
+      server: tf.train.Server of this process.
+      task: index among the parameter servers.
+      worker_replicas: workers, the chief included.
+    """
+    ended, until = 0, None
+    with tf.Graph().as_default():
+        sizes = [_ended(task, chief).size() for chief in (True, False)]
+        config = tf.ConfigProto(device_filters=["/job:ps/task:{}".format(task)])
+        with tf.Session(server.target, config=config) as session:
+            while ended < worker_replicas and (until is None or time.time() < until):
+                time.sleep(_POLL_SECS)
+                chief, workers = session.run(sizes)
+                ended = chief + workers
+                if chief and until is None:
+                    until = time.time() + _LAST_STEPS_SECS
+    print("training has ended: {} of {} workers".format(ended, worker_replicas), file=sys.stderr)

@@ -1,0 +1,237 @@
+"""Parameter server, chief and worker on loopback: they train together, are killed, come back and end."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from od_qat import compat
+
+compat.enable_tf1_behaviour()
+
+from od_qat import checkpoints, cluster, training_session  # noqa: E402
+from od_qat.compat import tf  # noqa: E402
+from od_qat.errors import ConfigError  # noqa: E402
+from tests import tiny  # noqa: E402
+
+pytestmark = pytest.mark.tf1
+
+try:
+    from od_qat import commands
+except Exception as error:  # noqa: BLE001
+    pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
+
+STEPS = 40
+# A process takes a minute to build its graph where cores are shared.
+_PATIENCE = 900
+
+
+class Cluster(object):
+    """One parameter server, one chief, one worker, each a process of its own.
+
+    Args:
+      folder: for logs and checkpoints.
+      arguments: of the interpreter, a function of the train_dir.
+    """
+
+    def __init__(self, folder, arguments):
+        self.train_dir = os.path.join(folder, "train")
+        self._folder, self._arguments = folder, arguments(self.train_dir)
+        ports = []
+        sockets = [socket.socket() for _ in range(3)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+            ports.append(one.getsockname()[1])
+        for one in sockets:
+            one.close()
+        jobs = ("ps", "master", "worker")
+        self._cluster = {job: ["127.0.0.1:{}".format(port)] for job, port in zip(jobs, ports)}
+        self.processes = {}
+
+    def start(self, job):
+        place = {"cluster": self._cluster, "task": {"type": job, "index": 0}}
+        self.processes[job] = tiny.start(
+            self._arguments, self._log_path(job), env={"TF_CONFIG": json.dumps(place)}
+        )
+
+    def kill(self, job):
+        self.processes[job].send_signal(signal.SIGKILL)
+        self.processes[job].wait()
+
+    def log(self, job):
+        with open(self._log_path(job), encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+
+    def _log_path(self, job):
+        return os.path.join(self._folder, job + ".log")
+
+    def step(self):
+        newest = tf.train.latest_checkpoint(self.train_dir)
+        return checkpoints.step_of(newest) if newest else -1
+
+    def wait_for(self, condition, what):
+        until = time.time() + _PATIENCE
+        while not condition():
+            ended = [job for job, process in self.processes.items() if process.poll() not in (None, 0)]
+            if ended or time.time() > until:
+                logs = "\n".join("== {}\n{}".format(job, self.log(job)[-3000:]) for job in self.processes)
+                pytest.fail("no {}; ended: {}\n{}".format(what, ended, logs))
+            time.sleep(0.2)
+
+    def close(self):
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+both_ways = pytest.mark.parametrize("synchronous", [False, True], ids=["asynchronous", "sync_replicas"])
+
+
+def _kill_and_restart(trained):
+    """Worker and chief are killed in turn and started again; all three then end by themselves.
+
+    Returns:
+      the step that the second chief can go on from.
+    """
+    try:
+        for job in ("ps", "worker", "master"):
+            trained.start(job)
+        trained.wait_for(lambda: trained.step() >= 2, "first checkpoint")
+        trained.wait_for(lambda: "step " in trained.log("worker"), "step of the worker")
+
+        trained.kill("worker")
+        lines = trained.log("worker").count("step ")
+        trained.start("worker")
+        trained.wait_for(lambda: trained.log("worker").count("step ") > lines, "step of the new worker")
+
+        trained.kill("master")
+        before = trained.step()
+        trained.start("master")
+        for job in ("master", "worker", "ps"):
+            trained.wait_for(lambda job=job: trained.processes[job].poll() == 0, "end of the " + job)
+    finally:
+        trained.close()
+    assert "training has ended: 2 of 2 workers" in trained.log("ps")
+    for job in ("ps", "worker", "master"):
+        assert "Traceback" not in trained.log(job) and "threads still running" not in trained.log(job)
+    return before
+
+
+@both_ways
+def test_processes_are_killed_and_come_back(tmp_path, synchronous):
+    steps = 250
+    program = ["-m", "tests.tiny_training"]
+    last = [str(steps), "sync" if synchronous else "async", "0.1"]
+    trained = Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
+    before = _kill_and_restart(trained)
+    assert 2 <= before < steps <= trained.step()
+    restored = os.path.join(trained.train_dir, "model.ckpt-{}".format(before))
+    assert "Restoring parameters from " + restored in trained.log("master")
+    assert trained.log("worker").rstrip().endswith("ended")
+    slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
+    assert slope == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.slow
+@both_ways
+def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
+    folder = str(tmp_path)
+    tiny.write_data(folder)
+    more = ["train_config.sync_replicas={}".format(str(synchronous).lower())]
+    more.append("train_config.replicas_to_aggregate={}".format(2 if synchronous else 1))
+    config = tiny.write_config(folder, True, "qat", STEPS, more)
+    program = ["-m", "od_qat", "train", "--save_interval_secs=1", "--pipeline_config_path", config]
+    trained = Cluster(folder, lambda train_dir: program + ["--train_dir", train_dir])
+    before = _kill_and_restart(trained)
+    assert "resuming from" in trained.log("master")
+    assert "model.ckpt-{}".format(before) in trained.log("master")
+    assert trained.step() >= STEPS
+    _require_everything(config, trained.train_dir, folder)
+
+
+def _require_everything(config, train_dir, folder):
+    """Evaluation and export find every key, and the ranges have moved."""
+    commands.evaluate(config, train_dir, os.path.join(folder, "eval"), run_once=True)
+    path = commands.export(config, train_dir, os.path.join(folder, "export"))
+    assert os.path.getsize(path)
+    values = tf.train.load_checkpoint(checkpoints.latest(train_dir))
+    names = values.get_variable_to_shape_map()
+    assert not any(name.startswith(("clone_", "worker", "master")) for name in names)
+    maxima = [values.get_tensor(name) for name in names if name.endswith("act_quant/max")]
+    assert maxima and not all(np.all(value == 6.0) for value in maxima)
+
+
+@pytest.mark.slow
+def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
+    folder = str(tmp_path)
+    tiny.write_data(folder)
+    config = tiny.write_config(folder, True, "qat", steps=3)
+    train_dir = os.path.join(folder, "train")
+    result = commands.train(config, train_dir, num_clones=2, clone_on_cpu=True, seed=1)
+    assert result.global_step == 3
+    _require_everything(config, train_dir, folder)
+    # And on: one device takes up what two have begun.
+    more = ["train_config.num_steps=4"]
+    assert commands.train(config, train_dir, overrides=more, seed=1).global_step == 4
+
+
+def test_clones_with_synchronous_workers_are_refused(tmp_path):
+    folder = str(tmp_path)
+    tiny.write_data(folder)
+    config = tiny.write_config(folder, True, "qat", more=["train_config.sync_replicas=true"])
+    with pytest.raises(ConfigError, match="sync_replicas.*one clone.*num_clones=2"):
+        commands.train(config, os.path.join(folder, "train"), num_clones=2, clone_on_cpu=True)
+
+
+class TestTfConfig(object):
+    PS, CHIEF, WORKER = ["127.0.0.1:1"], ["127.0.0.1:2"], ["127.0.0.1:3"]
+
+    def join(self, cluster_, task="master", index=0):
+        text = json.dumps({"cluster": cluster_, "task": {"type": task, "index": index}})
+        return cluster.join({"TF_CONFIG": text})
+
+    def test_none_is_a_process_alone(self):
+        assert cluster.join({}) == training_session.Place()
+        assert cluster.join({"TF_CONFIG": "{}"}).is_chief
+
+    @pytest.mark.parametrize(
+        "jobs, task, index, says",
+        [
+            ({"chief": CHIEF, "ps": PS}, "chief", 0, "chief is called master"),
+            ({"master": CHIEF, "worker": WORKER}, "master", 0, "at least one ps"),
+            ({"ps": PS, "worker": WORKER}, "worker", 0, "one master"),
+            ({"ps": PS, "master": CHIEF}, "worker", 0, "task 0 of worker"),
+            ({"ps": PS, "master": CHIEF, "worker": WORKER}, "worker", 1, "task 1 of worker"),
+        ],
+    )
+    def test_what_is_no_cluster_is_named(self, jobs, task, index, says):
+        with pytest.raises(ConfigError, match="TF_CONFIG.*" + says):
+            self.join(jobs, task, index)
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps"}}'])
+    def test_what_is_no_json_is_named(self, text):
+        with pytest.raises(ConfigError, match="TF_CONFIG.*JSON"):
+            cluster.join({"TF_CONFIG": text})
+
+
+def test_a_parameter_server_ends_soon_after_the_chief(monkeypatch, capsys):
+    """A worker that was killed and did not come back does not keep it."""
+    monkeypatch.setattr(training_session, "_LAST_STEPS_SECS", 2)
+    server = tf.train.Server({"ps": ["127.0.0.1:{}".format(_free_port())]}, job_name="ps", task_index=0)
+    with tf.Graph().as_default(), tf.Session(server.target) as session:
+        session.run(training_session._ended(0, chief=True).enqueue(True))
+    started = time.time()
+    training_session.serve(server, 0, worker_replicas=3)
+    assert 1 < time.time() - started < 60
+    assert "1 of 3 workers" in capsys.readouterr().err
+
+
+def _free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

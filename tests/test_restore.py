@@ -1,0 +1,372 @@
+"""What a checkpoint fills and what is refused: the table of docs/restore.md, a test for each row."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from od_qat import compat
+
+compat.enable_tf1_behaviour()
+
+from od_qat import checkpoints  # noqa: E402
+from od_qat.compat import IS_TF1, tf  # noqa: E402
+from od_qat.errors import CheckpointError  # noqa: E402
+from tests import tiny  # noqa: E402
+from tests.conftest import REPOSITORY  # noqa: E402
+
+pytestmark = [pytest.mark.tf1, pytest.mark.slow]
+
+try:
+    from od_qat import commands
+except Exception as error:  # noqa: BLE001
+    pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
+
+BACKBONE = "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
+HEAD = "BoxPredictor_0/ClassPredictor/biases"
+RANGE = "FeatureExtractor/MobilenetV1/Conv2d_0/act_quant/max"
+AVERAGE = BACKBONE + checkpoints.AVERAGE
+# So small that a step shows in no weight: what was restored can be compared after it.
+STILL = (
+    "train_config.optimizer.adam_optimizer.learning_rate.constant_learning_rate.learning_rate=1e-9",
+    "train_config.optimizer.use_moving_average=false",
+)
+
+
+class Runs(object):
+    """A folder with data, a float run and a QAT run of two steps, and configs made on demand."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        tiny.write_data(folder)
+        self.float_config = tiny.write_config(folder, False, "float", 2, STILL)
+        self.qat_config = tiny.write_config(folder, True, "qat", 2, STILL)
+        self.float_dir, self.qat_dir = self.below("float"), self.below("qat")
+        commands.train(self.float_config, self.float_dir, seed=1)
+        commands.train(self.qat_config, self.qat_dir, seed=1)
+
+    def below(self, name):
+        return os.path.join(self.folder, name)
+
+    def fine_tune(self, prefix, name, more=(), quantised=True):
+        """Trains one step from a checkpoint; returns the new checkpoint's reader and train_dir."""
+        start = ["train_config.num_steps=1", "train_config.fine_tune_checkpoint=" + prefix]
+        train_dir = self.below(name)
+        config = self.qat_config if quantised else self.float_config
+        result = commands.train(config, train_dir, overrides=start + list(more), seed=2)
+        return tf.train.load_checkpoint(result.checkpoint), train_dir
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(str(tmp_path_factory.mktemp("restore")))
+
+
+def values(folder):
+    return tf.train.load_checkpoint(checkpoints.latest(folder))
+
+
+def same(one, other, name, other_name=None):
+    # (One step of Adam moves a weight by the learning rate at most.)
+    return np.allclose(one.get_tensor(name), other.get_tensor(other_name or name), atol=1e-6)
+
+
+def save(path, arrays):
+    """A checkpoint of some arrays by name."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, array in arrays.items():
+            tf.Variable(array, name=name)
+        session.run(tf.global_variables_initializer())
+        return tf.train.Saver().save(session, path)
+
+
+# Fine-tuning.
+
+
+def test_float_classification_checkpoint(runs, capsys):
+    source = values(runs.float_dir)
+    names = [n for n in source.get_variable_to_shape_map() if n.startswith("FeatureExtractor/MobilenetV1/")]
+    names = [n for n in names if re.search("Conv2d_[0-9]+(_(depthwise|pointwise))?/", n) and "Adam" not in n]
+    prefix = save(
+        runs.below("classifier.ckpt"), {n[len("FeatureExtractor/") :]: source.get_tensor(n) for n in names}
+    )
+    more = ["train_config.fine_tune_checkpoint_type=classification"]
+    trained, _ = runs.fine_tune(prefix, "from_classifier", more)
+    assert same(trained, source, BACKBONE)
+    assert "{} variables restored".format(len(names)) in capsys.readouterr().err
+
+
+def test_float_detection_checkpoint(runs, capsys):
+    more = ["train_config.fine_tune_checkpoint_type=detection"]
+    trained, _ = runs.fine_tune(checkpoints.latest(runs.float_dir), "from_detector", more)
+    assert same(trained, values(runs.float_dir), BACKBONE)
+    ranges = [n for n in trained.get_variable_to_shape_map() if n.endswith("act_quant/max")]
+    assert ranges and any(trained.get_tensor(name) != 6.0 for name in ranges)  # fresh, then updated
+    assert re.search("[0-9]+ quantization variables fresh", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("all_variables", [False, True])
+def test_load_all_detection_checkpoint_vars(runs, all_variables):
+    source = values(runs.float_dir)
+    moved = {
+        n: source.get_tensor(n) + (0.25 if n == HEAD else 0)
+        for n in source.get_variable_to_shape_map()
+        if n != "global_step"
+    }
+    prefix = save(runs.below("moved_{}.ckpt".format(all_variables)), moved)
+    more = [
+        "train_config.fine_tune_checkpoint_type=detection",
+        "train_config.load_all_detection_checkpoint_vars={}".format(str(all_variables).lower()),
+    ]
+    trained, _ = runs.fine_tune(prefix, "all_{}".format(all_variables), more)
+    assert np.allclose(trained.get_tensor(HEAD), moved[HEAD], atol=1e-6) == all_variables
+    assert same(trained, source, BACKBONE)
+
+
+def test_qat_checkpoint_into_qat_fine_tuning_keeps_its_ranges(runs, capsys):
+    more = ["train_config.fine_tune_checkpoint_type=detection"]
+    runs.fine_tune(checkpoints.latest(runs.qat_dir), "from_qat", more)
+    error = capsys.readouterr().err
+    restored, fresh = re.search("([0-9]+) variables restored, ([0-9]+) quantization", error).groups()
+    assert int(restored) > int(fresh)  # (those of the heads, which load_all_... would fill too)
+
+
+def test_another_number_of_classes(runs):
+    """Backbone from the checkpoint, heads fresh; a resumed or evaluated model has to fit."""
+    with open(runs.below("more_classes.pbtxt"), "w") as stream:
+        for number, name in enumerate(tiny.CLASSES + ("other",), 1):
+            stream.write("item {{ id: {} name: '{}' }}\n".format(number, name))
+    other = ["model.ssd.num_classes=3"] + [
+        "{}.label_map_path={}".format(reader, runs.below("more_classes.pbtxt"))
+        for reader in ("train_input_reader", "eval_input_reader.0")
+    ]
+    more = ["train_config.fine_tune_checkpoint_type=detection"]
+    more.append("train_config.load_all_detection_checkpoint_vars=true")
+    trained, _ = runs.fine_tune(checkpoints.latest(runs.float_dir), "classes", other + more)
+    assert same(trained, values(runs.float_dir), BACKBONE)
+    assert (
+        trained.get_variable_to_shape_map()[HEAD] != values(runs.float_dir).get_variable_to_shape_map()[HEAD]
+    )
+    with pytest.raises(CheckpointError, match="shapes are another model's.*num_classes"):
+        commands.export(runs.qat_config, runs.qat_dir, runs.below("no_export"), overrides=other)
+    assert not os.path.exists(runs.below("no_export"))
+
+
+# Resuming, evaluating.
+
+
+def test_qat_resumes_with_its_ranges(runs):
+    train_dir = runs.below("resumed")
+    shutil.copytree(runs.qat_dir, train_dir)
+    before = values(train_dir)
+    result = commands.train(runs.qat_config, train_dir, overrides=["train_config.num_steps=3"], seed=1)
+    after = tf.train.load_checkpoint(result.checkpoint)
+    updates = next(
+        n for n in after.get_variable_to_shape_map() if n.endswith("Conv2d_0/act_quant/max/local_step")
+    )
+    assert after.get_tensor(updates) == before.get_tensor(updates) + 1
+    assert same(after, before, BACKBONE)
+
+
+def test_float_run_is_not_resumed_as_qat(runs):
+    train_dir = runs.below("float_as_qat")
+    shutil.copytree(runs.float_dir, train_dir)
+    with pytest.raises(CheckpointError, match="_quant/.*fine_tune_checkpoint"):
+        commands.train(runs.qat_config, train_dir, overrides=["train_config.num_steps=3"])
+
+
+def test_qat_checkpoint_into_a_float_eval(runs):
+    metrics = commands.evaluate(runs.float_config, runs.qat_dir, runs.below("float_eval"), run_once=True)
+    assert "DetectionBoxes_Precision/mAP" in metrics
+    graph_def = tf.GraphDef()
+    with open(os.path.join(runs.below("float_eval"), "frozen_eval_graph.pb"), "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    assert not any(node.op.startswith("FakeQuant") for node in graph_def.node)
+
+
+def test_float_checkpoint_into_a_qat_eval_is_refused(runs):
+    with pytest.raises(CheckpointError, match="_quant/.*float checkpoint"):
+        commands.evaluate(runs.qat_config, runs.float_dir, runs.below("no_eval"), run_once=True)
+
+
+# Moving averages.
+
+
+@pytest.fixture(scope="module")
+def averaged(runs):
+    more = ["train_config.optimizer.use_moving_average=true", "train_config.num_steps=2"]
+    train_dir = runs.below("averaged")
+    commands.train(runs.qat_config, train_dir, overrides=more, seed=1)
+    return train_dir
+
+
+def test_averages_are_kept_of_weights_and_not_of_ranges(averaged):
+    names = values(averaged).get_variable_to_shape_map()
+    assert AVERAGE in names
+    assert RANGE in names and not any("_quant/" in n and checkpoints.AVERAGE in n for n in names)
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+@pytest.mark.parametrize("in_evaluation", [True, False])
+def test_averages(runs, averaged, in_training, in_evaluation):
+    train_dir = averaged if in_training else runs.qat_dir
+    out = runs.below("averages_{}_{}".format(in_training, in_evaluation))
+    more = ["eval_config.use_moving_averages={}".format(str(in_evaluation).lower())]
+    if in_evaluation and not in_training:
+        with pytest.raises(CheckpointError, match="without moving averages.*use_moving_averages: false"):
+            commands.export(runs.qat_config, train_dir, out, overrides=more)
+        assert not os.path.exists(out)
+        return
+    path = commands.export(runs.qat_config, train_dir, out, overrides=more)
+    graph_def = tf.GraphDef()
+    with open(path, "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    frozen = {node.name: node for node in graph_def.node}
+    constant = tf.make_ndarray(frozen[BACKBONE].attr["value"].tensor)
+    wanted = AVERAGE if in_evaluation else BACKBONE
+    np.testing.assert_array_equal(constant, values(train_dir).get_tensor(wanted))
+    assert "FeatureExtractor/MobilenetV1/Conv2d_0/act_quant/max" in frozen
+
+
+# Damage.
+
+
+def _copy_of(runs, name):
+    folder = runs.below(name)
+    shutil.copytree(runs.qat_dir, folder)
+    return folder, checkpoints.latest(folder)
+
+
+def _data_file(prefix):
+    return prefix + ".data-00000-of-00001"
+
+
+def _truncate_data(prefix):
+    with open(_data_file(prefix), "r+b") as stream:
+        stream.truncate(os.path.getsize(_data_file(prefix)) // 2)
+
+
+def _truncate_index(prefix):
+    with open(prefix + ".index", "r+b") as stream:
+        stream.truncate(os.path.getsize(prefix + ".index") // 2)
+
+
+def _flip(path, position):
+    with open(path, "r+b") as stream:
+        stream.seek(position)
+        byte = stream.read(1)
+        stream.seek(position)
+        stream.write(bytes([byte[0] ^ 4]))
+
+
+def _flip_data(prefix):
+    """A bit of the backbone's first kernel, found by its bytes."""
+    kernel = tf.train.load_checkpoint(prefix).get_tensor(BACKBONE).tobytes()
+    with open(_data_file(prefix), "rb") as stream:
+        _flip(_data_file(prefix), stream.read().index(kernel) + 7)
+
+
+def _flip_index(prefix):
+    _flip(prefix + ".index", os.path.getsize(prefix + ".index") // 2)
+
+
+def _remove_data(prefix):
+    os.remove(_data_file(prefix))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_truncate_data, _truncate_index, _flip_data, _flip_index, _remove_data],
+    ids=lambda f: f.__name__,
+)
+def test_a_damaged_checkpoint(runs, damage):
+    folder, prefix = _copy_of(runs, "damaged" + damage.__name__)
+    damage(prefix)
+    out = os.path.join(folder, "out")
+    with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
+        commands.export(runs.qat_config, folder, out)
+    assert not os.path.exists(out)
+    with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
+        commands.train(runs.qat_config, folder, overrides=["train_config.num_steps=3"])
+    more = ["train_config.fine_tune_checkpoint_type=detection"]
+    with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
+        runs.fine_tune(prefix, "from_damaged" + damage.__name__, more)
+
+
+def test_a_checkpoint_that_is_being_written_is_not_looked_at(runs):
+    """The saver writes parts, then the index, then the file `checkpoint`, which names what is complete."""
+    folder, prefix = _copy_of(runs, "being_written")
+    next_one = prefix.replace("-2", "-9")
+    os.makedirs(next_one + "_temp_0123456789abcdef")
+    with open(os.path.join(next_one + "_temp_0123456789abcdef", "part-00000-of-00001"), "wb") as stream:
+        stream.write(b"half")
+    with open(_data_file(next_one), "wb") as stream:
+        stream.write(b"half of it")
+    assert checkpoints.latest(folder) == prefix
+    out = os.path.join(folder, "eval")
+    commands.evaluate(runs.qat_config, folder, out, run_once=True)
+    assert os.path.exists(os.path.join(out, "metrics-2.json"))
+
+
+def test_a_checkpoint_that_is_removed_while_eval_looks(runs, monkeypatch):
+    """A training keeps five checkpoints; a slow evaluation meets one that has gone, and takes the next."""
+    folder, prefix = _copy_of(runs, "removed")
+    looks = []
+
+    def latest(path):
+        looks.append(path)
+        return os.path.join(folder, "model.ckpt-1") if len(looks) <= 2 else prefix
+
+    monkeypatch.setattr(checkpoints, "latest", latest)
+    out = os.path.join(folder, "eval")
+    commands.evaluate(runs.qat_config, folder, out, run_once=True)
+    assert os.path.exists(os.path.join(out, "metrics-2.json"))
+
+
+# tf.contrib.quantize.
+
+
+@pytest.mark.skipif(not IS_TF1, reason="tf.contrib.quantize is in TensorFlow 1.15 only")
+def test_contrib_trained_checkpoint(runs):
+    """contrib's ranges are found by their names and have the values that it trained."""
+    from tensorflow.contrib import quantize
+
+    from od_qat import trainer
+    from od_qat.od_api import models, pipeline
+
+    more = [
+        "graph_rewriter.[od_qat.layers].placement='contrib'",
+        "graph_rewriter.[od_qat.layers].per_channel=false",
+    ]
+    config = pipeline.load(runs.qat_config, more)
+    train_dir = runs.below("contrib")
+    trainer.train(
+        models.input_fn(config.train_input_reader),
+        models.model_fn(config, is_training=True),
+        config.train_config,
+        *("", 0, 1, 1, False, 0, "lonely_worker", True, train_dir),
+        graph_hook_fn=lambda: quantize.create_training_graph(quant_delay=0),
+        seed=1,
+    )
+    trained = values(train_dir)
+    path = commands.export(runs.qat_config, train_dir, runs.below("contrib_export"), overrides=more)
+    graph_def = tf.GraphDef()
+    with open(path, "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    constants = {n.name: tf.make_ndarray(n.attr["value"].tensor) for n in graph_def.node if n.op == "Const"}
+    ranges = [n for n in constants if n.endswith(("_quant/min", "_quant/max"))]
+    assert len(ranges) > 50
+    for name in ranges:
+        np.testing.assert_array_equal(constants[name], trained.get_tensor(name), err_msg=name)
+    # And training goes on from it, delay variable and averages' helpers included.
+    result = commands.train(runs.qat_config, train_dir, overrides=more + ["train_config.num_steps=3"], seed=1)
+    assert result.global_step == 3
+
+
+def test_the_page_names_every_row():
+    with open(os.path.join(REPOSITORY, "docs", "restore.md"), encoding="utf-8") as stream:
+        named = set(re.findall(r"test_restore\.py::(\w+)", stream.read()))
+    here = {name for name in globals() if name.startswith("test_")} - {"test_the_page_names_every_row"}
+    assert named == here
