@@ -81,7 +81,8 @@ def train(
     from od_qat.od_api import training
 
     _keep_freed_memory()
-    if num_clones != 1 and train_config.sync_replicas:
+    sync_replicas = _with_several_workers(train_config, worker_replicas)
+    if num_clones != 1 and sync_replicas:
         raise ConfigError(
             "sync_replicas works with one clone a worker",
             found="num_clones={}".format(num_clones),
@@ -116,6 +117,7 @@ def train(
             graph_hook_fn,
             worker_replicas,
             is_chief,
+            sync_replicas,
             inputs_in_order=seed is not None,
         )
         if seed is not None:
@@ -188,6 +190,7 @@ def _build(
     graph_hook_fn,
     worker_replicas: int,
     is_chief: bool,
+    sync_replicas: bool,
     inputs_in_order: bool,
 ) -> _Built:
     """Input queue, clones and losses, rewrite, gradients: the whole training graph."""
@@ -203,7 +206,7 @@ def _build(
         global_step = tf.train.get_or_create_global_step()
     with tf.device(deploy.inputs_device()):
         queue = training.input_queue(
-            _clone_batch_size(train_config, deploy.num_clones),
+            _clone_batch_size(train_config, deploy.num_clones, sync_replicas),
             create_tensor_dict_fn,
             train_config,
             inputs_in_order,
@@ -220,7 +223,7 @@ def _build(
     with tf.device(deploy.optimizer_device()):
         optimizer, rates = training.optimizer(train_config)
         session_hooks = []
-        if train_config.sync_replicas:
+        if sync_replicas:
             optimizer = tf.train.SyncReplicasOptimizer(
                 optimizer,
                 replicas_to_aggregate=train_config.replicas_to_aggregate,
@@ -276,16 +279,32 @@ def seed_the_unseeded(graph, seed: int) -> None:
                 operation._set_attr("seed2", tf.AttrValue(i=number))
 
 
-def _clone_batch_size(train_config, num_clones: int) -> int:
-    batch_size = train_config.batch_size // num_clones
-    if train_config.sync_replicas:
-        batch_size //= train_config.replicas_to_aggregate
+def _with_several_workers(train_config, worker_replicas: int) -> bool:
+    """Whether gradients of several workers are aggregated to one step.
+
+    A worker by itself has nobody to wait for: it takes the whole batch in each step. (The config of most
+    published models is of a TPU's replicas, 8 or 32. Upstream's trainer adds up that many small batches in
+    turn, and ends in an error: its queue of tokens is not closed.)
+    """
+    if train_config.sync_replicas and worker_replicas == 1:
+        print(
+            "sync_replicas with one worker: each step takes the whole batch of {}".format(
+                train_config.batch_size
+            ),
+            file=sys.stderr,
+        )
+    return train_config.sync_replicas and worker_replicas > 1
+
+
+def _clone_batch_size(train_config, num_clones: int, sync_replicas: bool) -> int:
+    shares = num_clones * (train_config.replicas_to_aggregate if sync_replicas else 1)
+    batch_size = train_config.batch_size // shares
     if batch_size < 1:
         raise ConfigError(
             "batch_size leaves no image for a clone",
             where="train_config.batch_size",
             found=str(train_config.batch_size),
-            allowed="at least {}".format(num_clones),
+            allowed="at least {}".format(shares),
         )
     return batch_size
 
