@@ -162,3 +162,35 @@ def test_published_fields_that_no_proto_has_are_passed_over_when_false(tmp_path)
         ConfigError, match=r"sample.config, line {}, found .*include_global_step".format(line)
     ):
         pipeline.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (
+            (),
+            r"at train_input_reader.label_map_path, found PATH_TO_.*Fix: pass --override train_input_reader",
+        ),
+        (
+            ("train_input_reader.label_map_path=/a",),
+            r"at train_input_reader.tf_record_input_reader.input_path\[0\], found PATH_TO_",
+        ),
+        (
+            (
+                "train_input_reader.label_map_path=/a",
+                "train_input_reader.tf_record_input_reader.input_path[0]=/b",
+            ),
+            r"--override train_config.fine_tune_checkpoint=PATH, or --override "
+            r"train_config.fine_tune_checkpoint= to train from scratch$",
+        ),
+    ],
+)
+def test_paths_that_are_still_to_be_filled_in_are_named(tmp_path, given, says):
+    commands = pytest.importorskip("od_qat.commands")
+    path = tmp_path / "sample.config"
+    path.write_text(samples.text(samples.rows()[TPU]))
+    with pytest.raises(ConfigError, match=says):
+        commands.train(str(path), str(tmp_path / "train"), given)
+    if not given:
+        with pytest.raises(ConfigError, match=r"at eval_input_reader\[0\].label_map_path"):
+            commands.evaluate(str(path), str(tmp_path / "train"), str(tmp_path / "eval"))

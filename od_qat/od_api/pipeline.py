@@ -16,6 +16,8 @@ _IN_NO_PROTO = (
     "load_all_moving_average_checkpoint_vars",
     "include_global_step",
 )
+# What stands for a folder in upstream's samples.
+_TO_BE_CONFIGURED = "PATH_TO_BE_CONFIGURED"
 
 
 def load(path: str, overrides: Iterable[str] = ()):
@@ -77,6 +79,35 @@ def _without_unmet_wishes(text: str, config) -> str:
     names = [name for name in _IN_NO_PROTO if name not in config.train_config.DESCRIPTOR.fields_by_name]
     line = r"^[ \t]*(?:{})[ \t]*:[ \t]*[Ff]alse[ \t]*$".format("|".join(names or ["(?!)"]))
     return re.sub(line, "", text, flags=re.MULTILINE)
+
+
+def require_paths(message, where: str) -> None:
+    """Raises when a path of upstream's samples has not been filled in.
+
+    Args:
+      message: a part of a config.
+      where: its path in the config.
+
+    Raises:
+      ConfigError: naming the field and the override for it.
+    """
+    for field, value in message.ListFields():
+        name = "{}.{}".format(where, field.name)
+        elements = list(enumerate(value)) if hasattr(value, "extend") else [(None, value)]
+        for index, element in elements:
+            path = name if index is None else "{}[{}]".format(name, index)
+            if field.message_type is not None:
+                require_paths(element, path)
+            elif field.type == field.TYPE_STRING and _TO_BE_CONFIGURED in element:
+                scratch = ", or --override {}= to train from scratch".format(path)
+                raise ConfigError(
+                    "a path of the config is still to be filled in",
+                    where=path,
+                    found=element,
+                    fix="pass --override {}=PATH{}".format(
+                        path, scratch if field.name == "fine_tune_checkpoint" else ""
+                    ),
+                )
 
 
 def input_files(reader) -> Tuple[str, ...]:
