@@ -109,6 +109,7 @@ class _Sample(object):
     """One sample's config file, and the command line that runs it on the small set."""
 
     def __init__(self, name, folder, info):
+        self.name = name
         self.folder = folder
         self.config = os.path.join(folder, "sample.config")
         self.train_dir = os.path.join(folder, "train")
@@ -129,7 +130,7 @@ class _Sample(object):
         ]
 
     def run(self, command, *flags):
-        words = [command, "--debug", "--pipeline_config_path", self.config]
+        words = [command, "--pipeline_config_path", self.config]
         for override in self._overrides:
             words += ["--override", override]
         assert cli.main(words + list(flags)) == 0
@@ -137,65 +138,53 @@ class _Sample(object):
     def path(self, *names):
         return os.path.join(self.folder, *names)
 
-    def train_and_evaluate(self):
-        self.run("train", "--train_dir", self.train_dir, "--seed", "1")
-        assert os.path.exists(self.path("train", "model.ckpt-{}.index".format(STEPS)))
-        self.run("eval", "--checkpoint_dir", self.train_dir, "--eval_dir", self.path("eval"), "--run_once")
-        with open(self.path("eval", "metrics-{}.json".format(STEPS))) as stream:
-            metrics = json.load(stream)
-        assert any("mAP" in metric for metric in metrics)
-        out = self.path("export")
-        self.run("export", "--trained_checkpoint_prefix", self.train_dir, "--output_directory", out)
-        with open(self.path("export", "frozen_inference_graph.json")) as stream:
-            assert json.load(stream)["quantized"] is True
 
-    def export_tflite(self, inference_type):
-        """The checked model's inspection."""
-        from od_qat import tflite
-
-        out = self.path("tflite", inference_type)
-        self.run(
-            "export-tflite",
-            *("--trained_checkpoint_prefix", self.train_dir, "--output_directory", out),
-            *("--inference_type", inference_type),
-        )
-        with open(os.path.join(out, "detect.tflite"), "rb") as stream:
-            return tflite.inspect(stream.read())
-
-
-def _sample(name, tmp_path, data):
-    classes = ROWS[name]["config"]["model"]["ssd"]["num_classes"]
-    return _Sample(name, str(tmp_path), data(classes))
-
-
-def _rows(always):
+def _rows():
     for name in ROWS:
         marks = []
-        if name not in always and not WHOLE_ZOO:
+        if name not in ALWAYS and not WHOLE_ZOO:
             marks.append(pytest.mark.skip(reason="OD_QAT_WHOLE_ZOO=1 runs it"))
         yield pytest.param(name, id=name, marks=marks)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", _rows(ALWAYS))
-def test_the_sample_trains_evaluates_and_exports(name, tmp_path, data, capsys):
-    pytest.importorskip("ai_edge_litert", reason="the interpreter is not installed")
-    sample = _sample(name, tmp_path, data)
-    sample.train_and_evaluate()
-    for inference_type in ("int8", "uint8") if name in EDGE_TPU else ("int8",):
-        inspection = sample.export_tflite(inference_type)
-        with capsys.disabled():
-            print("\n{} {}: {} bytes, {}".format(name, inference_type, inspection.size, inspection.ops))
-        assert inspection.float_tensors == []
-        if name in EDGE_TPU:
-            assert set(inspection.ops) - ON_CPU <= EDGE_TPU_OPS
+@pytest.fixture(scope="module", params=_rows())
+def trained(request, tmp_path_factory, data):
+    """A sample with a checkpoint after STEPS steps."""
+    classes = ROWS[request.param]["config"]["model"]["ssd"]["num_classes"]
+    sample = _Sample(request.param, str(tmp_path_factory.mktemp("sample")), data(classes))
+    sample.run("train", "--train_dir", sample.train_dir, "--seed", "1")
+    return sample
 
 
 @pytest.mark.slow
 @pytest.mark.tf1
-@pytest.mark.skipif(
-    not __import__("od_qat.compat").compat.IS_TF1, reason="the test above is this one and more"
-)
-@pytest.mark.parametrize("name", _rows(ALWAYS))
-def test_the_sample_trains_evaluates_and_exports_a_graph_on_tf1(name, tmp_path, data):
-    _sample(name, tmp_path, data).train_and_evaluate()
+def test_it_is_evaluated_and_exported(trained):
+    assert os.path.exists(trained.path("train", "model.ckpt-{}.index".format(STEPS)))
+    trained.run(
+        "eval", "--checkpoint_dir", trained.train_dir, "--eval_dir", trained.path("eval"), "--run_once"
+    )
+    with open(trained.path("eval", "metrics-{}.json".format(STEPS))) as stream:
+        assert any("mAP" in metric for metric in json.load(stream))
+    out = trained.path("export")
+    trained.run("export", "--trained_checkpoint_prefix", trained.train_dir, "--output_directory", out)
+    with open(trained.path("export", "frozen_inference_graph.json")) as stream:
+        assert json.load(stream)["quantized"] is True
+
+
+@pytest.mark.slow
+def test_it_becomes_a_tflite_without_a_float_tensor(trained):
+    pytest.importorskip("ai_edge_litert", reason="the interpreter is not installed")
+    from od_qat import tflite
+
+    for inference_type in ("int8", "uint8") if trained.name in EDGE_TPU else ("int8",):
+        out = trained.path("tflite", inference_type)
+        trained.run(
+            "export-tflite",
+            *("--trained_checkpoint_prefix", trained.train_dir, "--output_directory", out),
+            *("--inference_type", inference_type),
+        )
+        with open(os.path.join(out, "detect.tflite"), "rb") as stream:
+            inspection = tflite.inspect(stream.read())
+        assert inspection.float_tensors == []
+        if trained.name in EDGE_TPU:
+            assert set(inspection.ops) - ON_CPU <= EDGE_TPU_OPS
