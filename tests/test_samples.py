@@ -22,11 +22,11 @@ WHOLE_ZOO = bool(os.environ.get("OD_QAT_WHOLE_ZOO"))
 # A folder with upstream's own files, models/research/object_detection/samples/configs.
 PUBLISHED = os.environ.get("OD_QAT_SAMPLES", "")
 STEPS = 2
-# One trained on TPUs, the other on one machine; between them both optimizers, losses and kinds of predictor,
-# moving averages in evaluation, explicit padding, and a graph_rewriter block that is not in the file.
+# One trained on one machine, one on TPUs; between them both optimizers and losses, moving averages in
+# evaluation, explicit padding, hard negatives, sync_replicas.
 ALWAYS = (
     "facessd_mobilenet_v2_quantized_320x320_open_image_v4",
-    "ssdlite_mobiledet_edgetpu_320x320_coco_sync_4x4",
+    "ssd_mobilenet_v1_0.75_depth_quantized_300x300_pets_sync",
 )
 # Those that upstream made for the Edge TPU.
 EDGE_TPU = [name for name in ROWS if "edgetpu" in name]
