@@ -11,6 +11,7 @@ from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, 
 
 import numpy as np
 
+from od_qat import compat
 from od_qat.compat import tf
 from od_qat.errors import EnvironmentProblem, ExportError
 from od_qat.quiet import native_stderr_silenced
@@ -219,6 +220,13 @@ def convert(
     if inference_type not in INFERENCE_TYPES:
         raise ExportError(
             "unknown inference type", found=repr(inference_type), allowed=", ".join(INFERENCE_TYPES)
+        )
+    if calibration is None and inference_type not in compat.FAKE_QUANT_TYPES:
+        raise ExportError(
+            "this TensorFlow's converter does not write {} from trained ranges".format(inference_type),
+            where="TensorFlow {}".format(tf.__version__),
+            allowed="--inference_type={}".format(", ".join(compat.FAKE_QUANT_TYPES)),
+            fix="export the same checkpoint with TensorFlow 2, or as uint8",
         )
     handle, path = tempfile.mkstemp(suffix=".pb")
     try:

@@ -1,6 +1,7 @@
 """Upstream's quantized sample configs, as published, go the whole road with --override alone."""
 
 import glob
+import importlib.util
 import io
 import json
 import os
@@ -12,8 +13,9 @@ pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API i
 
 from PIL import Image  # noqa: E402
 
-from od_qat import cli  # noqa: E402
+from od_qat import cli, compat, tflite  # noqa: E402
 from od_qat.datasets import label_map, sources  # noqa: E402
+from od_qat.errors import ExportError  # noqa: E402
 from od_qat.od_api import pipeline  # noqa: E402
 from tests.zoo import samples  # noqa: E402
 
@@ -172,11 +174,14 @@ def test_it_is_evaluated_and_exported(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.tf1
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in ("ai_edge_litert", "tflite_runtime")),
+    reason="the interpreter is not installed",
+)
 def test_it_becomes_a_tflite_without_a_float_tensor(trained):
-    pytest.importorskip("ai_edge_litert", reason="the interpreter is not installed")
-    from od_qat import tflite
-
-    for inference_type in ("int8", "uint8") if trained.name in EDGE_TPU else ("int8",):
+    types = compat.FAKE_QUANT_TYPES  # int8 first, where there is int8
+    for inference_type in types if trained.name in EDGE_TPU else types[:1]:
         out = trained.path("tflite", inference_type)
         trained.run(
             "export-tflite",
@@ -188,3 +193,12 @@ def test_it_becomes_a_tflite_without_a_float_tensor(trained):
         assert inspection.float_tensors == []
         if trained.name in EDGE_TPU:
             assert set(inspection.ops) - ON_CPU <= EDGE_TPU_OPS
+
+
+@pytest.mark.tf1
+@pytest.mark.skipif(
+    "int8" in compat.FAKE_QUANT_TYPES, reason="this TensorFlow's converter writes int8 from trained ranges"
+)
+def test_int8_is_refused_where_the_converter_has_none():
+    with pytest.raises(ExportError, match="does not write int8.*TensorFlow 1.15.*Fix: .*TensorFlow 2"):
+        tflite.convert(compat.tf.GraphDef(), "image", [1, 8, 8, 3], ["out"], "int8", 127.5, 127.5)
