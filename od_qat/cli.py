@@ -89,7 +89,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_override,
         metavar="KEY=VALUE",
-        help="change a field of the config, train_config.num_steps=500 for example; repeatable",
+        help="change a field of the config: train_config.num_steps=500, eval_input_reader[0].shuffle=false; "
+        "train_config.fine_tune_checkpoint= clears one; repeatable",
     )
 
 

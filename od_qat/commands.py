@@ -43,6 +43,8 @@ def train(
     if place is None:
         return None
     reader = config.train_input_reader
+    pipeline.require_paths(reader, "train_input_reader")
+    pipeline.require_paths(config.train_config, "train_config")
     models.check_inputs(config, reader)
     config.train_config.fine_tune_checkpoint = checkpoints.normalised(
         config.train_config.fine_tune_checkpoint
@@ -97,11 +99,12 @@ def evaluate(
     config = pipeline.load(pipeline_config_path, overrides)
     graph_rewriter.check(config, training=False, where=pipeline_config_path)
     if eval_training_data:
-        reader = config.train_input_reader
+        reader, where = config.train_input_reader, "train_input_reader"
     elif len(config.eval_input_reader):
-        reader = config.eval_input_reader[0]
+        reader, where = config.eval_input_reader[0], "eval_input_reader[0]"
     else:
         raise ConfigError("the config has no eval_input_reader", where=pipeline_config_path)
+    pipeline.require_paths(reader, where)
     available = sum(models.check_inputs(config, reader).values())
     if reader.sample_1_of_n_examples > 1:
         available = -(-available // reader.sample_1_of_n_examples)

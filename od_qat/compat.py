@@ -55,6 +55,9 @@ with native_stderr_silenced():
 
 TF_VERSION = tuple(int(part) for part in _tensorflow.__version__.split(".")[:2])
 IS_TF1 = TF_VERSION < (2, 0)
+# What the converter makes of fake quants. (TF 1.15's has int8 for post-training quantization only: of trained
+# ranges it makes a model that no interpreter takes.)
+FAKE_QUANT_TYPES = ("uint8",) if IS_TF1 else ("int8", "uint8")
 
 
 def quiet_logging() -> None:

@@ -4,14 +4,16 @@ Adds what upstream's export_tflite_ssd_graph adds (anchors, TFLite_Detection_Pos
 TransformGraph, which TF 2 does not have.
 """
 
+import importlib
 import os
 import tempfile
 from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
+from od_qat import compat
 from od_qat.compat import tf
-from od_qat.errors import ExportError
+from od_qat.errors import EnvironmentProblem, ExportError
 from od_qat.quiet import native_stderr_silenced
 from od_qat.rewrite.folding import NORM_AS_LAYER
 
@@ -219,6 +221,13 @@ def convert(
         raise ExportError(
             "unknown inference type", found=repr(inference_type), allowed=", ".join(INFERENCE_TYPES)
         )
+    if calibration is None and inference_type not in compat.FAKE_QUANT_TYPES:
+        raise ExportError(
+            "this TensorFlow's converter does not write {} from trained ranges".format(inference_type),
+            where="TensorFlow {}".format(tf.__version__),
+            allowed="--inference_type={}".format(", ".join(compat.FAKE_QUANT_TYPES)),
+            fix="export the same checkpoint with TensorFlow 2, or as uint8",
+        )
     handle, path = tempfile.mkstemp(suffix=".pb")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -273,13 +282,31 @@ class Inspection(NamedTuple):
     size: int
 
 
+def _interpreter_module():
+    """The stand-alone interpreter, by the name that it has for this Python.
+
+    Raises:
+      EnvironmentProblem: when there is none.
+    """
+    for name in ("ai_edge_litert", "tflite_runtime"):
+        try:
+            return importlib.import_module(name + ".interpreter")
+        except ImportError:
+            continue
+    raise EnvironmentProblem(
+        "the LiteRT interpreter is not installed",
+        found="neither ai_edge_litert nor tflite_runtime",
+        fix="pip install ai-edge-litert (Python 3.7: tflite-runtime)",
+    )
+
+
 def inspect(model: bytes) -> Inspection:
     """Reads a .tflite's ops and tensors through the interpreter."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
+    module = _interpreter_module()
     # Without delegates: they would hide the ops that they take over.
-    interpreter = Interpreter(
-        model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = module.Interpreter(
+        model_content=model,
+        experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     interpreter.allocate_tensors()
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
@@ -338,11 +365,10 @@ def run_once(model: bytes, where: str) -> None:
     Raises:
       ExportError: when it fails.
     """
-    from ai_edge_litert.interpreter import Interpreter
-
+    module = _interpreter_module()
     try:
         with native_stderr_silenced():
-            interpreter = Interpreter(model_content=model)
+            interpreter = module.Interpreter(model_content=model)
             interpreter.allocate_tensors()
         for detail in interpreter.get_input_details():
             interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))

@@ -22,7 +22,7 @@ def pytest_report_header(config):
         for name in ("tensorflow", "tensorflow-cpu", "tf-object-detection-api")
         if doctor.installed_version(name)
     ]
-    for variable in ("OD_API", "OD_QAT_BCCD"):
+    for variable in ("OD_API", "OD_QAT_BCCD", "OD_QAT_SAMPLES"):
         if os.environ.get(variable):
             found.append("{}={}".format(variable, os.environ[variable]))
     return "od_qat with: " + (", ".join(found) or "no TensorFlow")
@@ -38,7 +38,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="session")
 def run_python():
-    """run_python(arguments..., env={...}) -> Finished: this interpreter, with od_qat on its path."""
+    """run_python(arguments..., env={...}, timeout=seconds) -> Finished: this interpreter, with od_qat."""
 
     def run(*arguments, **options):
         environment = dict(os.environ)
@@ -52,7 +52,7 @@ def run_python():
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             env=environment,
-            timeout=120,
+            timeout=options.get("timeout", 120),
         )
         return Finished(
             done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")

@@ -4,13 +4,20 @@ import os
 import re
 from typing import Iterable, Tuple
 
-from google.protobuf import descriptor_pool, text_format
+from google.protobuf import text_format
 
 from od_qat.errors import ConfigError
 from od_qat.od_api import layers_proto
+from od_qat.od_api import overrides as overriding
 
-# `a.b.[package.extension].c`: a name in brackets holds dots itself.
-_STEPS = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
+# Upstream's ssdlite_mobilenet_{v1,v2}_coco_quantize have them, and no published train.proto has.
+_IN_NO_PROTO = (
+    "load_all_optimizer_checkpoint_vars",
+    "load_all_moving_average_checkpoint_vars",
+    "include_global_step",
+)
+# What stands for a folder in upstream's samples.
+_TO_BE_CONFIGURED = "PATH_TO_BE_CONFIGURED"
 
 
 def load(path: str, overrides: Iterable[str] = ()):
@@ -18,10 +25,7 @@ def load(path: str, overrides: Iterable[str] = ()):
 
     Args:
       path: a TrainEvalPipelineConfig in text format.
-      overrides: `dotted.proto.path=value` strings, applied in order; a value is proto text
-        (`train_config.batch_size=8`, `train_input_reader.label_map_path=/x`), an index picks an element of
-        a repeated field (`eval_input_reader.0.label_map_path=/x`), an extension stands in brackets
-        (`graph_rewriter.[od_qat.layers].per_channel=true`).
+      overrides: `dotted.proto.path=value` strings, applied in order (overrides.apply).
 
     Returns:
       pipeline_pb2.TrainEvalPipelineConfig.
@@ -46,7 +50,7 @@ def load(path: str, overrides: Iterable[str] = ()):
     layers_proto.extension()
     config = pipeline_pb2.TrainEvalPipelineConfig()
     try:
-        text_format.Parse(text, config)
+        text_format.Parse(_without_unmet_wishes(text, config), config)
     except text_format.ParseError as error:
         line = error.GetLine()
         fix = "see object_detection/protos/pipeline.proto for the fields"
@@ -59,7 +63,7 @@ def load(path: str, overrides: Iterable[str] = ()):
             fix=fix,
         ) from error
     for override in overrides:
-        apply_override(config, override)
+        overriding.apply(config, override)
     if config.model.WhichOneof("model") is None:
         raise ConfigError(
             "the pipeline config has no model", where=path, allowed="a model { ssd { ... } } block"
@@ -67,38 +71,43 @@ def load(path: str, overrides: Iterable[str] = ()):
     return config
 
 
-def apply_override(config, override: str) -> None:
-    """Sets one field of a proto from `dotted.path=value`.
+def _without_unmet_wishes(text: str, config) -> str:
+    """A config's text without those fields of _IN_NO_PROTO that are false: what they name is never restored.
+
+    (true stays, and is an unknown field with its line.)
+    """
+    names = [name for name in _IN_NO_PROTO if name not in config.train_config.DESCRIPTOR.fields_by_name]
+    line = r"^[ \t]*(?:{})[ \t]*:[ \t]*[Ff]alse[ \t]*$".format("|".join(names or ["(?!)"]))
+    return re.sub(line, "", text, flags=re.MULTILINE)
+
+
+def require_paths(message, where: str) -> None:
+    """Raises when a path of upstream's samples has not been filled in.
+
+    Args:
+      message: a part of a config.
+      where: its path in the config.
 
     Raises:
-      ConfigError: for an unknown field or a value that does not fit it.
+      ConfigError: naming the field and the override for it.
     """
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ConfigError("malformed override", found=repr(override), allowed="dotted.path=value")
-    steps = _STEPS.findall(key.strip())
-    if ".".join(steps) != key.strip():
-        raise ConfigError("malformed override", found=repr(override), allowed="dotted.path=value")
-    *parents, leaf = steps
-    message = config
-    for name in parents:
-        message = _step(message, name, override)
-    field = _field(message, leaf, override)
-    text = value.strip()
-    if field.type == field.TYPE_STRING and not text.startswith(("'", '"')):
-        text = '"{}"'.format(text.replace("\\", "\\\\").replace('"', '\\"'))
-    elif field.type == field.TYPE_MESSAGE:
-        text = "{ %s }" % text
-    try:
-        if field.is_extension:
-            message.ClearExtension(field)
-        else:
-            message.ClearField(leaf)
-        text_format.Merge("{}: {}".format(leaf, text), message)
-    except text_format.ParseError as error:
-        raise ConfigError(
-            "the override's value does not fit its field", where=key, found=str(error)
-        ) from error
+    for field, value in message.ListFields():
+        name = "{}.{}".format(where, field.name)
+        elements = list(enumerate(value)) if hasattr(value, "extend") else [(None, value)]
+        for index, element in elements:
+            path = name if index is None else "{}[{}]".format(name, index)
+            if field.message_type is not None:
+                require_paths(element, path)
+            elif field.type == field.TYPE_STRING and _TO_BE_CONFIGURED in element:
+                scratch = ", or --override {}= to train from scratch".format(path)
+                raise ConfigError(
+                    "a path of the config is still to be filled in",
+                    where=path,
+                    found=element,
+                    fix="pass --override {}=PATH{}".format(
+                        path, scratch if field.name == "fine_tune_checkpoint" else ""
+                    ),
+                )
 
 
 def merge(config, text: str) -> None:
@@ -111,46 +120,6 @@ def merge(config, text: str) -> None:
         text_format.Merge(text, config)
     except text_format.ParseError as error:
         raise ConfigError("the config override is malformed", found=str(error)) from error
-
-
-def _step(message, name: str, override: str):
-    if hasattr(message, "DESCRIPTOR"):
-        field = _field(message, name, override)
-        child = message.Extensions[field] if field.is_extension else getattr(message, name)
-        if field.type != field.TYPE_MESSAGE:
-            raise ConfigError("the override goes into a plain value", where=override, found=name)
-        if not hasattr(child, "DESCRIPTOR") and len(child) == 0:
-            child.add()
-        return child
-    # A repeated message field: an index, or its first element when none is given.
-    if name.isdigit():
-        if int(name) >= len(message):
-            raise ConfigError("the override's index is out of range", where=override, found=name)
-        return message[int(name)]
-    return _step(message[0], name, override)
-
-
-def _field(message, name: str, override: str):
-    """The descriptor of a field, or of an extension in brackets."""
-    field = message.DESCRIPTOR.fields_by_name.get(name)
-    if name.startswith("["):
-        layers_proto.extension()
-        try:
-            field = descriptor_pool.Default().FindExtensionByName(name.strip("[]"))
-        except KeyError:
-            field = None
-        if field is not None and field.containing_type.full_name != message.DESCRIPTOR.full_name:
-            field = None
-    if field is None:
-        raise _unknown_field(message, name, override)
-    return field
-
-
-def _unknown_field(message, name: str, override: str) -> ConfigError:
-    names = [field.name for field in message.DESCRIPTOR.fields]
-    if message.DESCRIPTOR.full_name == layers_proto.extension().containing_type.full_name:
-        names.append("[{}]".format(layers_proto.NAME))
-    return ConfigError("unknown field in an override", where=override, found=name, allowed=", ".join(names))
 
 
 def input_files(reader) -> Tuple[str, ...]:

@@ -1,0 +1,202 @@
+"""`--override dotted.path=value`: one field of a pipeline config, set from the command line."""
+
+import difflib
+import re
+from typing import Iterator, List, Optional, Tuple
+
+from google.protobuf import descriptor_pool, text_format
+
+from od_qat.errors import ConfigError
+from od_qat.od_api import layers_proto
+
+_INDEX = re.compile(r"\[(\d+)\]")
+# `a.b.[package.extension].c`: a name in brackets holds dots itself.
+_STEPS = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
+
+
+def apply(config, override: str) -> None:
+    """Sets or clears one field of a proto.
+
+    Args:
+      config: any message, changed in place.
+      override: `dotted.path=value`. The value is proto text, a string may go without quotes and a message
+        without braces. `path=` clears the field: a fine_tune_checkpoint, a whole graph_rewriter block. An
+        index, `path[0]` or `path.0`, picks an element of a repeated field, or appends behind the last;
+        without one a repeated field of values is replaced as a whole, and of messages the first is meant,
+        unless the path ends there. An extension stands in brackets: `graph_rewriter.[od_qat.layers]`.
+
+    Raises:
+      ConfigError: for an unknown field or a value that does not fit, and the config is unchanged but for
+        empty messages on the way.
+    """
+    key, separator, value = override.partition("=")
+    key = key.strip()
+    steps = _STEPS.findall(_INDEX.sub(r".\1", key))
+    if not separator or not key or ".".join(steps) != _INDEX.sub(r".\1", key):
+        raise ConfigError("malformed override", found=repr(override), allowed="dotted.path=value")
+    message, taken = config, []
+    while True:
+        name = steps[len(taken)]
+        field = _field(config, message, name, key, taken)
+        taken.append(name)
+        index = None
+        if _is_repeated(message, field) and len(taken) < len(steps) and steps[len(taken)].isdigit():
+            index = int(steps[len(taken)])
+            taken.append(steps[len(taken)])
+        if len(taken) == len(steps):
+            _assign(message, field, index, value.strip(), key)
+            return
+        if field.message_type is None:
+            raise ConfigError(
+                "the override's path goes on behind a plain value",
+                where=key,
+                found=".".join(steps[len(taken) :]),
+                allowed="{}={}".format(".".join(taken), _kind(field)),
+            )
+        message = _child(message, field, index, key)
+
+
+def _value(message, field):
+    return message.Extensions[field] if field.is_extension else getattr(message, field.name)
+
+
+def _clear(message, field) -> None:
+    if field.is_extension:
+        message.ClearExtension(field)
+    else:
+        message.ClearField(field.name)
+
+
+def _is_repeated(message, field) -> bool:
+    # (FieldDescriptor.label is deprecated in the protobuf of one TensorFlow, is_repeated is not there in the
+    # other's.)
+    return hasattr(_value(message, field), "extend")
+
+
+def _child(message, field, index: Optional[int], key: str):
+    """The message that the path goes into."""
+    child = _value(message, field)
+    if not _is_repeated(message, field):
+        return child
+    index = index or 0
+    _require_index(field, index, len(child), key)
+    return child.add() if index == len(child) else child[index]
+
+
+def _require_index(field, index: int, most: int, key: str) -> None:
+    if index > most:
+        raise ConfigError(
+            "the override's index is out of range",
+            where=key,
+            found="{}[{}]".format(field.name, index),
+            allowed="0 to {}, the last of which appends".format(most) if most else "0, which appends",
+        )
+
+
+def _assign(message, field, index: Optional[int], value: str, key: str) -> None:
+    if index is None:
+        parsed = _parsed(message, field, value, key) if value else None
+        _clear(message, field)
+        if parsed is not None:
+            message.MergeFrom(parsed)
+        return
+    elements = _value(message, field)
+    if not value:
+        _require_index(field, index, len(elements) - 1, key)
+        del elements[index]
+        return
+    _require_index(field, index, len(elements), key)
+    element = _value(_parsed(message, field, value, key), field)[0]
+    if field.message_type is not None:
+        (elements.add() if index == len(elements) else elements[index]).CopyFrom(element)
+    elif index == len(elements):
+        elements.append(element)
+    else:
+        elements[index] = element
+
+
+def _parsed(message, field, value: str, key: str):
+    """A message of the same type that holds this field alone."""
+    text = value
+    is_list = value.startswith("[") and _is_repeated(message, field)
+    if field.type == field.TYPE_STRING and not is_list and not value.startswith(("'", '"')):
+        text = '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
+    elif field.message_type is not None and not is_list and not value.startswith("{"):
+        text = "{ %s }" % value
+    name = "[{}]".format(field.full_name) if field.is_extension else field.name
+    parsed = type(message)()
+    try:
+        text_format.Merge("{}: {}".format(name, text), parsed)
+        found = [other.name for other, _ in parsed.ListFields()]
+        if found != [field.name]:
+            raise text_format.ParseError("{!r} is more than one value".format(value))
+    except text_format.ParseError as error:
+        raise ConfigError(
+            "the override's value does not fit its field",
+            where=key,
+            found=repr(value) if field.message_type is None else str(error),
+            allowed=_kind(field),
+        ) from error
+    return parsed
+
+
+def _kind(field) -> str:
+    """What a field takes, in words."""
+    if field.message_type is not None:
+        return "{{ {} }}".format(", ".join(other.name for other in field.message_type.fields))
+    if field.enum_type is not None:
+        return ", ".join(value.name for value in field.enum_type.values)
+    if field.type == field.TYPE_BOOL:
+        return "true or false"
+    if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
+        return "a number"
+    if field.type in (field.TYPE_UINT32, field.TYPE_UINT64):
+        return "a whole number from 0"
+    return "text" if field.type in (field.TYPE_STRING, field.TYPE_BYTES) else "a whole number"
+
+
+def _field(config, message, name: str, key: str, taken: List[str]):
+    """The descriptor of a field, or of an extension in brackets."""
+    field = message.DESCRIPTOR.fields_by_name.get(name)
+    if name.startswith("["):
+        layers_proto.extension()
+        try:
+            field = descriptor_pool.Default().FindExtensionByName(name.strip("[]"))
+        except KeyError:
+            field = None
+        if field is not None and field.containing_type.full_name != message.DESCRIPTOR.full_name:
+            field = None
+    if field is None:
+        raise _unknown_field(config, message, name, key, taken)
+    return field
+
+
+def _unknown_field(config, message, name: str, key: str, taken: List[str]) -> ConfigError:
+    names = [field.name for field in message.DESCRIPTOR.fields]
+    if message.DESCRIPTOR.full_name == layers_proto.extension().containing_type.full_name:
+        names.append("[{}]".format(layers_proto.NAME))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    elsewhere = ".".join(next(_paths_to(config, name), ()))
+    fix = None
+    if close:
+        fix = "write {}".format(".".join(taken + close))
+    elif elsewhere:
+        fix = "the config has {}".format(elsewhere)
+    return ConfigError(
+        "unknown field in an override",
+        where=key,
+        found=".".join(taken + [name]),
+        allowed=", ".join(names),
+        fix=fix,
+    )
+
+
+def _paths_to(message, name: str, above: Tuple[str, ...] = ()) -> Iterator[Tuple[str, ...]]:
+    """Where the messages that are set have a field of this name."""
+    if name in message.DESCRIPTOR.fields_by_name:
+        yield above + (name,)
+    for field, value in message.ListFields():
+        if field.message_type is None or field.is_extension:
+            continue
+        for child in list(value)[:1] if _is_repeated(message, field) else [value]:
+            yield from _paths_to(child, name, above + (field.name,))

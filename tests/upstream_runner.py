@@ -1,0 +1,77 @@
+"""Runs one of the OD API's own test modules with the plugin in place: python -m tests.upstream_runner NAME.
+
+The last line is JSON, {"passed": [...], "skipped": {test: reason}, "failed": {test: error}}, tests as
+`Class.method`. A process for each module: upstream's tests leave flags and default graphs behind.
+"""
+
+import importlib
+import json
+import sys
+import unittest
+
+import od_qat.plugin  # noqa: F401  (before object_detection)
+from od_qat.od_api import source_changes
+
+_QUANTIZE = (
+    "from tensorflow.contrib import quantize as contrib_quantize",
+    "import od_qat as contrib_quantize",
+)
+# What the tests themselves import of contrib: the rewriter becomes ours, on TensorFlow 1.15 too.
+source_changes.SOURCE_CHANGES.update(
+    {
+        "object_detection.builders.graph_rewriter_builder_tf1_test": (_QUANTIZE,),
+        "object_detection.models.ssd_mobiledet_feature_extractor_tf1_test": (_QUANTIZE,),
+        "object_detection.models.ssd_spaghettinet_feature_extractor_tf1_test": (_QUANTIZE,),
+        # For tests on a TPU.
+        "object_detection.utils.test_case": (
+            ("from tensorflow.contrib import tpu as contrib_tpu", "contrib_tpu = None"),
+        ),
+    }
+)
+
+
+class _Result(unittest.TestResult):
+    def __init__(self):
+        super(_Result, self).__init__()
+        self.passed = []
+        self.skipped_for = {}
+        self.failed = {}
+
+    def addSuccess(self, test):
+        self.passed.append(_name(test))
+
+    def addSkip(self, test, reason):
+        if not test.id().endswith(".test_session"):  # (TensorFlow's own, in every test case)
+            self.skipped_for[_name(test)] = reason
+
+    def addError(self, test, error):
+        self._fail(test, error)
+
+    def addFailure(self, test, error):
+        self._fail(test, error)
+
+    def addSubTest(self, test, subtest, error):
+        if error is not None:
+            self._fail(test, error)
+
+    def _fail(self, test, error):
+        text = " ".join(str(error[1]).split())
+        self.failed[_name(test)] = "{}: {}".format(error[0].__name__, text[:300])
+
+
+def _name(test):
+    return ".".join(test.id().split(".")[-2:])
+
+
+def main(module):
+    from absl import flags
+
+    flags.FLAGS(sys.argv[:1])
+    suite = unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(module))
+    result = _Result()
+    suite.run(result)
+    print(json.dumps({"passed": result.passed, "skipped": result.skipped_for, "failed": result.failed}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
