@@ -99,10 +99,13 @@ def test_every_source_change_finds_its_line():
     """A fragment that is nowhere in its module is a change that no longer does anything."""
     locate.add_to_path()
     import_hook.install()
-    for module, changes in source_changes.SOURCE_CHANGES.items():
-        spec = importlib.util.find_spec(module)
-        assert spec is not None, module
-        with open(spec.origin) as stream:
-            text = stream.read()
-        for fragment, _ in changes:
-            assert fragment in text, (module, fragment)
+    for patch in source_changes.PATCHES:
+        if patch.series and source_changes.SERIES[-1] not in patch.series:
+            continue  # for an older tree; tests/test_patching.py has those
+        for module, changes in patch.changes.items():
+            spec = importlib.util.find_spec(module)
+            assert spec is not None, module
+            with open(spec.origin) as stream:
+                text = stream.read()
+            for fragment, _ in changes:
+                assert fragment in text, (module, fragment)

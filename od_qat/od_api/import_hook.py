@@ -8,7 +8,7 @@ from types import CodeType
 from typing import Optional
 
 from od_qat.errors import EnvironmentProblem
-from od_qat.od_api import source_changes
+from od_qat.od_api import old_protos, source_changes
 from od_qat.od_api.source_changes import SOURCE_CHANGES
 
 
@@ -19,16 +19,22 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return compile(_changed(fullname, self.get_data(self.path)), self.path, "exec", dont_inherit=True)
 
 
+def _is_proto(fullname: str) -> bool:
+    return fullname.startswith("object_detection.protos.") and fullname.endswith("_pb2")
+
+
 def _changed(fullname: str, data: bytes) -> str:
     source = data.decode("utf-8").replace("\r\n", "\n")
+    if _is_proto(fullname):
+        return old_protos.modern(fullname, source)
     return source_changes.changed(source, SOURCE_CHANGES.get(fullname, ()))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Hands the modules of SOURCE_CHANGES to _Loader; every other module is left to Python."""
+    """Hands the modules of SOURCE_CHANGES and protos to _Loader; every other module is left to Python."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in SOURCE_CHANGES:
+        if fullname not in SOURCE_CHANGES and not _is_proto(fullname):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
