@@ -112,6 +112,7 @@ def generations(folder: str) -> str:
         name = "{} {}".format(pin.name, pin.version)
         trees[name] = {
             "series": series_of(tree),
+            "tensorflow": ["1.15"] if series_of(tree) == source_changes.SERIES[0] else ["1.15", "2"],
             "slim": tree.slim is not None,
             "line_ends": "CRLF" if crlf else "LF",
         }

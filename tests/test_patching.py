@@ -1,0 +1,519 @@
+"""The patches: into a tree and out of it to the byte, refusals, upstream's commands in a patched tree."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from od_qat import doctor
+from od_qat.errors import ConfigError, EnvironmentProblem, OdQatError
+from od_qat.od_api import old_protos, patching, source_changes
+from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.generations import fetch, record
+
+pytestmark = pytest.mark.tf1
+
+FOLDER = os.environ.get("OD_QAT_GENERATIONS")
+TRAINER = "object_detection/legacy/trainer.py"
+METRICS = "object_detection/utils/metrics.py"
+
+
+def _installed():
+    """The site-packages that hold the OD API; None without."""
+    return next((p for p in sys.path if os.path.isdir(os.path.join(p, "object_detection", "legacy"))), None)
+
+
+needs_od_api = pytest.mark.skipif(_installed() is None, reason="the OD API is not installed here")
+
+
+def _copy(source, target):
+    """A models/research folder of what a site-packages or an unpacked archive holds."""
+    leave = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(
+        os.path.join(source.root, "object_detection"), os.path.join(target, "object_detection"), False, leave
+    )
+    for name in ("nets", "deployment", "preprocessing") if source.slim else ():
+        shutil.copytree(os.path.join(source.slim, name), os.path.join(target, "slim", name), False, leave)
+    return target
+
+
+def _content(root):
+    """Everything in a folder: path -> bytes and mode."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as stream:
+                found[os.path.relpath(path, root)] = (stream.read(), stat.S_IMODE(os.stat(path).st_mode))
+    return found
+
+
+def _edit(tree, name, change):
+    path = os.path.join(tree, *name.split("/"))
+    with open(path, "rb") as stream:
+        data = stream.read()
+    with open(path, "wb") as stream:
+        stream.write(change(data))
+
+
+@pytest.fixture(scope="module")
+def _template(tmp_path_factory):
+    return _copy(patching.find_tree(_installed()), str(tmp_path_factory.mktemp("od_api") / "research"))
+
+
+@pytest.fixture
+def tree(_template, tmp_path):
+    """A copy of the installed OD API that a test may change."""
+    return shutil.copytree(_template, str(tmp_path / "research"))
+
+
+def _generations():
+    """Every tree of `make generations`, or the reason why there is none."""
+    reason = "OD_QAT_GENERATIONS is not set to a folder filled by `make generations`"
+    if FOLDER:
+        return [pytest.param(pin, id=pin.folder) for pin in fetch.pins()]
+    return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+
+
+@needs_od_api
+class TestATree(object):
+    def test_patch_and_unpatch_restore_every_byte(self, tree):
+        os.chmod(os.path.join(tree, TRAINER), 0o640)
+        before = _content(tree)
+        outcome = patching.patch(tree)
+        after = _content(tree)
+        assert set(after) - set(before) == {os.path.normpath(patching.RECORD)}
+        changed = {name for name in before if after[name] != before[name]}
+        assert changed == {os.path.normpath(name) for name in outcome.files}
+        assert after[os.path.normpath(TRAINER)][1] == 0o640
+        assert patching.unpatch(tree).files == tuple(sorted(outcome.files))
+        assert _content(tree) == before
+
+    def test_on_disk_is_what_the_plugin_makes_in_memory(self, tree):
+        originals = patching.find_tree(shutil.copytree(tree, tree + "-original"))
+        patching.patch(tree)
+        for module, rows in source_changes.SOURCE_CHANGES.items():
+            name = record.file_of(module)
+            patched = patching.find_tree(tree).read(name).decode()
+            if module in source_changes.PATCHES[-1].changes:
+                continue  # changed in memory only
+            assert patched == source_changes.changed(originals.read(name).decode(), rows), name
+            assert source_changes.changed(patched, rows) == patched, name  # the plugin finds nothing to do
+            compile(patched, name, "exec")
+
+    def test_twice_is_a_no_op(self, tree):
+        patching.patch(tree)
+        before = _content(tree)
+        outcome = patching.patch(tree)
+        assert (outcome.files, "nothing to do" in outcome.message) == ((), True)
+        assert _content(tree) == before
+        patching.unpatch(tree)
+        outcome = patching.unpatch(tree)
+        assert (outcome.files, "nothing to do" in outcome.message) == ((), True)
+
+    def test_check_says_and_does_nothing(self, tree):
+        before = _content(tree)
+        would = patching.patch(tree, check=True)
+        assert _content(tree) == before
+        assert would.files == patching.patch(tree).files
+        before = _content(tree)
+        assert patching.unpatch(tree, check=True).files == would.files
+        assert _content(tree) == before
+
+    def test_local_edits_are_refused_by_name(self, tree):
+        _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
+        _edit(tree, METRICS, lambda data: data.replace(b"np.NAN", b"0.0"))
+        os.unlink(os.path.join(tree, "object_detection", "exporter.py"))
+        before = _content(tree)
+        with pytest.raises(patching.PatchError) as refusal:
+            patching.patch(tree)
+        assert TRAINER + " (edited)" in refusal.value.found
+        assert METRICS + " (no match)" in refusal.value.found
+        assert "object_detection/exporter.py (not there)" in refusal.value.found
+        assert refusal.value.found.count("(") == 3
+        assert _content(tree) == before
+
+    def test_edits_beside_the_hunks_are_taken_when_asked(self, tree):
+        _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
+        before = _content(tree)
+        patching.patch(tree, accept_unknown=True)
+        assert b"# mine" in patching.find_tree(tree).read(TRAINER)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+        _edit(tree, METRICS, lambda data: data.replace(b"np.NAN", b"0.0"))
+        with pytest.raises(patching.PatchError, match="metrics.py"):
+            patching.patch(tree, accept_unknown=True)
+
+    def test_an_edit_elsewhere_is_the_users_own(self, tree):
+        _edit(tree, "object_detection/eval_util.py", lambda data: data + b"# mine\n")
+        before = _content(tree)
+        patching.patch(tree)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_edits_after_patching_stop_unpatch(self, tree):
+        patching.patch(tree)
+        _edit(tree, TRAINER, lambda data: data + b"# mine\n")
+        before = _content(tree)
+        with pytest.raises(patching.PatchError) as refusal:
+            patching.unpatch(tree)
+        assert refusal.value.found == TRAINER
+        assert _content(tree) == before
+        assert "edited since: " + TRAINER in patching.patch(tree).message
+
+    @pytest.mark.parametrize("failing", [0, 1, 11])
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_a_failure_in_the_middle_changes_nothing(self, tree, monkeypatch, failing, error):
+        before = _content(tree)
+        self._fail_at(monkeypatch, failing, error)
+        with pytest.raises((OdQatError, KeyboardInterrupt)):
+            patching.patch(tree)
+        monkeypatch.undo()
+        assert _content(tree) == before
+        patching.patch(tree)
+        patched = _content(tree)
+        self._fail_at(monkeypatch, failing, error)
+        with pytest.raises((OdQatError, KeyboardInterrupt)):
+            patching.unpatch(tree)
+        monkeypatch.undo()
+        assert _content(tree) == patched
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    @staticmethod
+    def _fail_at(monkeypatch, failing, error):
+        replace, calls = os.replace, []
+
+        def failing_replace(source, target):
+            if target.endswith(".py"):
+                calls.append(target)
+                if len(calls) == failing + 1:
+                    raise error
+            return replace(source, target)
+
+        monkeypatch.setattr(os, "replace", failing_replace)
+
+    def test_a_patching_that_was_killed_can_be_taken_back(self, tree):
+        before = _content(tree)
+        code = (
+            "import os, sys\n"
+            "from od_qat.od_api import patching\n"
+            "replace, left = os.replace, [9]\n"
+            "def dying(source, target):\n"
+            "    left[0] -= 1\n"
+            "    return replace(source, target) if left[0] else os._exit(7)\n"
+            "os.replace = dying\n"
+            "patching.patch(sys.argv[1])\n"
+        )
+        environment = dict(os.environ, PYTHONPATH=REPOSITORY)
+        assert subprocess.call([sys.executable, "-c", code, tree], env=environment) == 7
+        assert _content(tree) != before
+        with pytest.raises(patching.PatchError, match="interrupted"):
+            patching.patch(tree)
+        patching.unpatch(tree)
+        left = {name for name in _content(tree) if os.path.basename(name).startswith(".od_qat_patch-")}
+        assert {name: data for name, data in _content(tree).items() if name not in left} == before
+
+    def test_line_ends_are_the_files_own(self, tree):
+        for folder, _, names in os.walk(tree):
+            for name in names:
+                if name.endswith(".py"):
+                    path = os.path.relpath(os.path.join(folder, name), tree)
+                    _edit(tree, path, lambda data: data.replace(b"\n", b"\r\n"))
+        before = _content(tree)
+        outcome = patching.patch(tree)
+        assert patching.identify(patching.find_tree(tree)).nearest == "tf-object-detection-api 0.1"
+        for name in outcome.files:
+            data = patching.find_tree(tree).read(name)
+            assert data.count(b"\n") == data.count(b"\r\n"), name
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_a_site_packages_is_a_tree_too(self, tree, tmp_path):
+        os.rename(os.path.join(tree, "slim", "nets"), os.path.join(tree, "nets"))
+        before = _content(tree)
+        assert "slim/nets/nasnet/nasnet.py" in patching.patch(tree).files
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_a_damaged_record_is_named(self, tree):
+        patching.patch(tree)
+        _edit(tree, patching.RECORD, lambda data: data[:100])
+        for command in (patching.patch, patching.unpatch):
+            with pytest.raises(patching.PatchError, match="od_qat_patch.json"):
+                command(tree)
+
+    def test_patched_by_other_means_is_recognised(self, tree):
+        patching.patch(tree)
+        os.unlink(os.path.join(tree, patching.RECORD))
+        with pytest.raises(patching.PatchError, match="changed already, without a record"):
+            patching.patch(tree)
+
+    def test_protos_are_compiled_only_when_asked(self, tree, monkeypatch):
+        protos = os.path.join(tree, "object_detection", "protos")
+        os.rename(os.path.join(protos, "ssd_pb2.py"), os.path.join(protos, "ssd.proto"))
+        before = _content(tree)
+        monkeypatch.setitem(sys.modules, "grpc_tools", None)
+        with pytest.raises(EnvironmentProblem, match="pip install grpcio-tools"):
+            patching.patch(tree, compile_protos=True)
+        assert _content(tree) == before
+
+        def compiler(arguments):
+            out = next(a for a in arguments if a.startswith("--python_out="))[len("--python_out=") :]
+            os.makedirs(os.path.join(out, "object_detection", "protos"))
+            with open(os.path.join(out, "object_detection", "protos", "ssd_pb2.py"), "w") as stream:
+                stream.write("# compiled\n")
+            return 0
+
+        protoc = types.SimpleNamespace(main=compiler)
+        monkeypatch.setitem(sys.modules, "grpc_tools", types.SimpleNamespace(protoc=protoc))
+        assert patching.missing_protos(patching.find_tree(tree)) == ["ssd_pb2.py"]
+        patching.patch(tree)
+        assert not os.path.exists(os.path.join(protos, "ssd_pb2.py"))
+        patching.unpatch(tree)
+        patching.patch(tree, compile_protos=True)
+        assert patching.find_tree(tree).read("object_detection/protos/ssd_pb2.py") == b"# compiled\n"
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_doctor_says_what_a_tree_is(self, tree):
+        def found():
+            checks = {check.name: check for check in doctor.examine(tree, quick=True)}
+            return checks["OD API tree"], checks["differs from it"], checks["patches"], checks["its protos"]
+
+        kind, differs, patches, protos = found()
+        assert "2022, nearest to tf-object-detection-api 0.1" in kind.found
+        assert (kind.status, differs.status, protos.status) == ("ok", "ok", "ok")
+        assert "not in" in patches.found and "od-qat patch" in patches.fix
+        patching.patch(tree)
+        assert "patched already" in found()[2].found
+        patching.unpatch(tree)
+        _edit(tree, METRICS, lambda data: data + b"# mine\n")
+        assert METRICS in found()[1].found
+        assert METRICS in found()[2].found
+
+    def test_the_commands_exit_statuses(self, tree, run_python):
+        done = run_python("-m", "od_qat", "patch", "--od-api", tree)
+        assert (done.status, done.errors) == (0, "")
+        assert TRAINER in done.output and "patched: series 2022" in done.output
+        _edit(tree, METRICS, lambda data: data + b"# mine\n")
+        done = run_python("-m", "od_qat", "unpatch", env={"OD_API": tree})
+        assert done.status == 1 and METRICS in done.errors
+        _edit(tree, METRICS, lambda data: data[: -len(b"# mine\n")])
+        assert run_python("-m", "od_qat", "unpatch", env={"OD_API": tree}).status == 0
+        done = run_python("-m", "od_qat", "patch", env={"OD_API": ""})
+        assert done.status == 1 and "--od_api" in done.errors
+        done = run_python("-m", "od_qat", "patch", "--od_api", os.path.join(tree, "slim"))
+        assert done.status == 1 and "not a models/research folder" in done.errors
+
+
+LINES = st.lists(
+    st.binary(max_size=3).filter(lambda line: not set(line) & set(b"\r\n\x0b\x0c\x1c\x1d\x1e\x85"))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(old=LINES, new=LINES, before=LINES, end=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans())
+def test_taking_back_is_the_inverse_of_applying(old, new, before, end, last):
+    """A block that is there once, among lines that are not, is replaced; and it comes back to the byte."""
+    old = tuple(b"<" + line for line in old) + (b"<mark",)
+    hunk, other = patching.Hunk(old, tuple(new)), patching.Hunk((b">tail",), (b">tail", b">added"))
+    lines = list(before) + list(old) + [b">tail"]
+    data = end.join(lines) + (end if last else b"")
+    result, edits, failed = patching.apply(data, [other, hunk])
+    if failed:
+        assert before.count(b"<mark") or before.count(b">tail") or result == data
+        return
+    assert result == b"".join(line + end for line in list(before) + list(new) + [b">tail", b">added"])
+    assert patching.take_back(result, edits) == data
+
+
+def test_a_hunk_must_match_exactly_and_once():
+    hunk = patching.Hunk((b"a", b"b"), (b"c",))
+    for data in (b"a\nx\nb\n", b"a\nb\na\nb\n", b"a \nb\n", b""):
+        assert patching.apply(data, [hunk]) == (data, (), (hunk,))
+    assert patching.apply(b"a\r\nb\nx", [hunk])[0] == b"c\r\nx"
+
+
+def test_every_series_is_read_as_it_stands():
+    for series in source_changes.SERIES:
+        hunks = patching.read_series(series)
+        names = [name + ".patch" for name in (p.name for p in source_changes.PATCHES if series in p.series)]
+        assert patching.names_of(series) == names
+        assert len(hunks) >= 9
+        total = 0
+        for name in names:
+            with open(os.path.join(patching.FOLDER, name), "rb") as stream:
+                total += sum(line.startswith(b"@@") for line in stream)
+        assert sum(map(len, hunks.values())) == total
+        assert all(hunk.old for of_file in hunks.values() for hunk in of_file)
+
+
+def test_the_readme_names_every_patch_and_tree():
+    with open(os.path.join(patching.FOLDER, "README.md"), encoding="utf-8") as stream:
+        text = stream.read()
+    missing = [p.name for p in source_changes.PATCHES if p.series and "`{}.patch`".format(p.name) not in text]
+    assert missing == []
+    assert [name for name in patching.generations()["trees"] if name not in text] == []
+    assert [series for series in source_changes.SERIES if series not in text] == []
+
+
+class TestTheGenerations(object):
+    """Trees that upstream's users have; see tests/generations/trees.txt."""
+
+    @pytest.mark.parametrize("pin", _generations())
+    def test_patch_and_unpatch_restore_every_byte(self, pin, tmp_path):
+        source = record.find(FOLDER, pin.folder)
+        tree = _copy(source, str(tmp_path / "research"))
+        before = _content(tree)
+        identity = patching.identify(patching.find_tree(tree))
+        assert identity.nearest == "{} {}".format(pin.name, pin.version)
+        assert (identity.differs, identity.elsewhere) == ((), ())
+        outcome = patching.patch(tree)
+        for name in outcome.files:
+            compile(patching.find_tree(tree).read(name), name, "exec")
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    @pytest.mark.skipif(not FOLDER, reason="OD_QAT_GENERATIONS is not set")
+    def test_the_patches_are_what_the_source_changes_say(self, capsys):
+        assert record.main([FOLDER, "--check"]) == 0, capsys.readouterr().out
+
+    @pytest.mark.parametrize("pin", _generations())
+    def test_its_protos_load(self, pin, run_python):
+        root = record.find(FOLDER, pin.folder).root
+        done = run_python("-B", "-c", _LOAD_PROTOS, env={"PYTHONPATH": root})
+        assert (done.status, done.output.strip()) == (0, "ssd_mobilenet_v2 True"), done.errors
+
+
+_LOAD_PROTOS = """
+import importlib, os
+from od_qat.od_api import import_hook
+import_hook.install()
+import object_detection.protos
+folder = list(object_detection.protos.__path__)[0]
+for name in sorted(os.listdir(folder)):
+    if name.endswith("_pb2.py"):
+        importlib.import_module("object_detection.protos." + name[:-3])
+from google.protobuf import text_format
+from object_detection.protos import losses_pb2, pipeline_pb2
+config = pipeline_pb2.TrainEvalPipelineConfig()
+text_format.Parse('model { ssd { feature_extractor { type: "ssd_mobilenet_v2" } } } '
+                  'graph_rewriter { quantization { delay: 3 } }', config)
+print(config.model.ssd.feature_extractor.type, config.HasField("graph_rewriter"))
+"""
+
+
+class TestOldProtos(object):
+    NAME = "object_detection.protos.od_qat_test_pb2"
+
+    def _definition(self, package):
+        from google.protobuf import descriptor_pb2
+
+        proto = descriptor_pb2.FileDescriptorProto(name=package + ".proto", package=package, syntax="proto2")
+        message = proto.message_type.add(name="Thing")
+        message.field.add(name="size", number=1, type=5, label=1, default_value="7")
+        proto.enum_type.add(name="Kind").value.add(name="SMALL", number=2)
+        return proto.SerializeToString()
+
+    @pytest.mark.parametrize("text", [False, True])
+    def test_what_protoc_wrote_becomes_what_it_writes_today(self, text):
+        pytest.importorskip("google.protobuf.internal.builder", reason="protobuf takes the old form")
+        definition = self._definition("od_qat_test_of_{}".format("text" if text else "bytes"))
+        literal = "_b({!r})".format(definition.decode("latin-1")) if text else repr(definition)
+        source = "DESCRIPTOR = _descriptor.FileDescriptor(\n  name='x',\n  serialized_pb={}\n)\n".format(
+            literal
+        )
+        assert old_protos.is_old(source)
+        modern = old_protos.modern(self.NAME, source)
+        assert not old_protos.is_old(modern)
+        names = {"__name__": self.NAME}
+        exec(compile(modern, self.NAME, "exec"), names)
+        assert names["Thing"]().size == 7
+        assert names["SMALL"] == 2
+        assert old_protos.modern(self.NAME, modern) == modern
+
+
+@needs_od_api
+def test_a_tf2_command_of_a_patched_tree_refuses_the_block(tmp_path):
+    from od_qat.od_api import locate, refusals
+
+    locate.add_to_path()
+    from object_detection.protos import pipeline_pb2
+
+    config = pipeline_pb2.TrainEvalPipelineConfig()
+    refusals.refuse_block("object_detection.exporter_main_v2", config)
+    config.graph_rewriter.quantization.delay = 3
+    with pytest.raises(ConfigError, match="od-qat export"):
+        refusals.refuse_block("object_detection.exporter_main_v2", config)
+
+
+def _command(tree, log, name, *arguments):
+    """Runs one of upstream's scripts as its users do: in models/research, with both folders on the path."""
+    path = os.pathsep.join([REPOSITORY, tree, os.path.join(tree, "slim")])
+    environment = dict(os.environ, PYTHONPATH=path)
+    environment.pop("OD_API", None)
+    command = [sys.executable, os.path.join("object_detection", *name.split("/"))] + list(arguments)
+    with open(log, "ab") as stream:
+        done = subprocess.call(
+            command, cwd=tree, env=environment, stdout=stream, stderr=subprocess.STDOUT, timeout=1500
+        )
+    with open(log, "rb") as stream:
+        text = stream.read().decode("utf-8", "replace")
+    return done, text
+
+
+def _fake_quants(path):
+    from od_qat.compat import tf
+
+    with open(path, "rb") as stream:
+        graph = tf.GraphDef.FromString(stream.read())
+    return sum(node.op.startswith("FakeQuant") for node in graph.node)
+
+
+@needs_od_api
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_upstreams_commands_run_as_they_are_in_a_patched_tree(tree, tmp_path):
+    """Two steps of QAT, an evaluation and both exports, by scripts that know nothing of od_qat."""
+    tiny.write_data(str(tmp_path))
+    config = tiny.write_config(str(tmp_path), True, "qat", steps=2)
+    out, log = str(tmp_path / "out"), str(tmp_path / "log")
+    patching.patch(tree)
+    flags = ["--logtostderr", "--pipeline_config_path=" + config]
+    status, text = _command(tree, log, "legacy/train.py", *(flags + ["--train_dir=" + out + "/train"]))
+    assert status == 0, text[-3000:]
+    with open(os.path.join(out, "train", "rewrite_report.json")) as stream:
+        assert json.load(stream)["weights"]
+    checkpoint = out + "/train/model.ckpt-2"
+    status, text = _command(
+        tree,
+        log,
+        "legacy/eval.py",
+        *(flags + ["--run_once", "--checkpoint_dir=" + out + "/train", "--eval_dir=" + out]),
+    )
+    assert status == 0, text[-3000:]
+    assert os.path.exists(os.path.join(out, "metrics-2.json"))
+    flags = ["--pipeline_config_path=" + config, "--trained_checkpoint_prefix=" + checkpoint]
+    for script, graph in (
+        ("export_inference_graph.py", "frozen_inference_graph.pb"),
+        ("export_tflite_ssd_graph.py", "tflite_graph.pb"),
+    ):
+        status, text = _command(
+            tree, log, script, *(flags + ["--output_directory=" + os.path.join(out, script)])
+        )
+        assert status == 0, text[-3000:]
+        assert _fake_quants(os.path.join(out, script, graph)) > 20
+    # And the TF 2 half, which would ignore the block.
+    status, text = _command(
+        tree, log, "model_main_tf2.py", "--pipeline_config_path=" + config, "--model_dir=" + out
+    )
+    assert status != 0 and "ignores the graph_rewriter block" in text
