@@ -244,6 +244,19 @@ class TestATree(object):
         patching.unpatch(tree)
         assert _content(tree) == before
 
+    def test_patches_of_another_od_qat_are_told_and_taken_out(self, tree):
+        before = _content(tree)
+        patching.patch(tree)
+        path = os.path.join(tree, patching.RECORD)
+        with open(path) as stream:
+            record_ = json.load(stream)
+        for change in ({"patches": "0"}, {"series": "1999"}):
+            with open(path, "w") as stream:
+                json.dump(dict(record_, od_qat="0.0.1", **change), stream)
+            assert "of od_qat 0.0.1" in patching.patch(tree).message
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
     def test_a_damaged_record_is_named(self, tree):
         patching.patch(tree)
         _edit(tree, patching.RECORD, lambda data: data[:100])

@@ -197,9 +197,29 @@ def read_series(series: str) -> Dict[str, List[Hunk]]:
 
 
 def names_of(series: str) -> List[str]:
-    """The patches of a series, in order: the lines of its file."""
-    with open(os.path.join(FOLDER, "series", series), encoding="utf-8") as stream:
-        return [line.strip() for line in stream if line.strip() and not line.startswith("#")]
+    """The patches of a series, in order: the lines of its file.
+
+    Raises:
+      PatchError: when there is no such series.
+    """
+    try:
+        with open(os.path.join(FOLDER, "series", series), encoding="utf-8") as stream:
+            return stream.read().split()
+    except OSError as error:
+        raise PatchError(
+            "od_qat has no such series of patches", found=series, allowed=", ".join(_all_series())
+        ) from error
+
+
+def _all_series() -> List[str]:
+    return sorted(os.listdir(os.path.join(FOLDER, "series")))
+
+
+def _digest(series: str) -> Optional[str]:
+    """Of what a series changes; None for one that there is no longer."""
+    if series not in _all_series():
+        return None
+    return hashlib.sha256(repr(sorted(read_series(series).items())).encode("utf-8")).hexdigest()
 
 
 def parse(text: bytes) -> Dict[str, List[Hunk]]:
@@ -316,6 +336,7 @@ def patch(
         "format": _FORMAT,
         "od_qat": od_qat.__version__,
         "series": series,
+        "patches": _digest(series),
         "tree": found.nearest,
         "state": "unfinished",
         "files": {
@@ -351,8 +372,8 @@ def _try_series(tree: Tree, found: Identity, accept_unknown: bool):
     Returns:
       its name, the new contents by file, the edits by file, and the files that refuse it, each with why.
     """
-    known = sorted({about["series"] for about in generations()["trees"].values()})
-    others = sorted((name for name in known if name != found.series), key=lambda name: -len(names_of(name)))
+    others = [name for name in _all_series() if name != found.series]
+    others.sort(key=lambda name: -len(names_of(name)))
     first = None
     for name in [found.series] + others:
         answer = (name,) + _try(tree, read_series(name), found.differs, accept_unknown)
@@ -392,8 +413,8 @@ def _patched_already(tree: Tree, record: Dict[str, Any], check: bool) -> Outcome
         )
     edited = [name for name in names if _sha256(tree.read(name)) != record["files"][name]["patched"]]
     note = "; edited since: {}".format(", ".join(edited)) if edited else ""
-    if record["od_qat"] != od_qat.__version__:
-        note += "; by od_qat {}: od-qat unpatch, then patch again for this one's".format(record["od_qat"])
+    if record["patches"] != _digest(record["series"]):
+        note += "; of od_qat {}: od-qat unpatch, then patch again, for today's".format(record["od_qat"])
     return Outcome("patched already, nothing to do: series {}{}".format(record["series"], note), ())
 
 
