@@ -22,6 +22,7 @@ from tests.generations import fetch, record
 pytestmark = pytest.mark.tf1
 
 FOLDER = os.environ.get("OD_QAT_GENERATIONS")
+NO_FOLDER = "OD_QAT_GENERATIONS is not set to a folder filled by `make generations`"
 TRAINER = "object_detection/legacy/trainer.py"
 METRICS = "object_detection/utils/metrics.py"
 
@@ -76,11 +77,10 @@ def tree(_template, tmp_path):
 
 
 def _generations():
-    """Every tree of `make generations`, or the reason why there is none."""
-    reason = "OD_QAT_GENERATIONS is not set to a folder filled by `make generations`"
+    """Every tree, or the reason why there is none."""
     if FOLDER:
         return [pytest.param(pin, id=pin.folder) for pin in fetch.pins()]
-    return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+    return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_FOLDER))]
 
 
 @needs_od_api
@@ -396,7 +396,7 @@ class TestTheGenerations(object):
         patching.unpatch(tree)
         assert _content(tree) == before
 
-    @pytest.mark.skipif(not FOLDER, reason="OD_QAT_GENERATIONS is not set")
+    @pytest.mark.skipif(not FOLDER, reason=NO_FOLDER)
     def test_the_patches_are_what_the_source_changes_say(self, capsys):
         assert record.main([FOLDER, "--check"]) == 0, capsys.readouterr().out
 
@@ -469,19 +469,15 @@ def test_a_tf2_command_of_a_patched_tree_refuses_the_block(tmp_path):
         refusals.refuse_block("object_detection.exporter_main_v2", config)
 
 
-def _command(tree, log, name, *arguments):
+def _command(tree, slim, log, name, *arguments):
     """Runs one of upstream's scripts as its users do: in models/research, with both folders on the path."""
-    path = os.pathsep.join([REPOSITORY, tree, os.path.join(tree, "slim")])
-    environment = dict(os.environ, PYTHONPATH=path)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([REPOSITORY, tree, slim]))
     environment.pop("OD_API", None)
     command = [sys.executable, os.path.join("object_detection", *name.split("/"))] + list(arguments)
-    with open(log, "ab") as stream:
-        done = subprocess.call(
-            command, cwd=tree, env=environment, stdout=stream, stderr=subprocess.STDOUT, timeout=1500
-        )
+    with open(log, "wb") as stream:
+        done = subprocess.call(command, cwd=tree, env=environment, stdout=stream, stderr=subprocess.STDOUT)
     with open(log, "rb") as stream:
-        text = stream.read().decode("utf-8", "replace")
-    return done, text
+        return done, stream.read().decode("utf-8", "replace")
 
 
 def _fake_quants(path):
@@ -494,39 +490,66 @@ def _fake_quants(path):
 
 @needs_od_api
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_upstreams_commands_run_as_they_are_in_a_patched_tree(tree, tmp_path):
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", ["installed"] + [pin.folder for pin in fetch.pins()])
+def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     """Two steps of QAT, an evaluation and both exports, by scripts that know nothing of od_qat."""
+    from od_qat.compat import IS_TF1
+
+    source = _tree_of(name)
+    identity = patching.identify(source)
+    if not IS_TF1 and "2" not in patching.generations()["trees"][identity.nearest]["tensorflow"]:
+        pytest.skip("trees of 2019 use tensorflow.contrib throughout")
+    tree = _copy(source, str(tmp_path / "research"))
+    slim = os.path.join(tree, "slim")
+    if source.slim is None:  # packaged without: one of the same year
+        slim = record.find(FOLDER, record.MODELS["2019"]).slim
     tiny.write_data(str(tmp_path))
     config = tiny.write_config(str(tmp_path), True, "qat", steps=2)
     out, log = str(tmp_path / "out"), str(tmp_path / "log")
     patching.patch(tree)
-    flags = ["--logtostderr", "--pipeline_config_path=" + config]
-    status, text = _command(tree, log, "legacy/train.py", *(flags + ["--train_dir=" + out + "/train"]))
-    assert status == 0, text[-3000:]
-    with open(os.path.join(out, "train", "rewrite_report.json")) as stream:
+
+    def run(script, *arguments):
+        status, text = _command(tree, slim, log, script, "--pipeline_config_path=" + config, *arguments)
+        assert status == 0, text[-3000:]
+
+    train_dir = os.path.join(out, "train")
+    run("legacy/train.py", "--logtostderr", "--train_dir=" + train_dir)
+    with open(os.path.join(train_dir, "rewrite_report.json")) as stream:
         assert json.load(stream)["weights"]
-    checkpoint = out + "/train/model.ckpt-2"
-    status, text = _command(
-        tree,
-        log,
-        "legacy/eval.py",
-        *(flags + ["--run_once", "--checkpoint_dir=" + out + "/train", "--eval_dir=" + out]),
-    )
-    assert status == 0, text[-3000:]
+    run("legacy/eval.py", "--run_once", "--checkpoint_dir=" + train_dir, "--eval_dir=" + out)
     assert os.path.exists(os.path.join(out, "metrics-2.json"))
-    flags = ["--pipeline_config_path=" + config, "--trained_checkpoint_prefix=" + checkpoint]
     for script, graph in (
         ("export_inference_graph.py", "frozen_inference_graph.pb"),
         ("export_tflite_ssd_graph.py", "tflite_graph.pb"),
     ):
-        status, text = _command(
-            tree, log, script, *(flags + ["--output_directory=" + os.path.join(out, script)])
-        )
-        assert status == 0, text[-3000:]
-        assert _fake_quants(os.path.join(out, script, graph)) > 20
-    # And the TF 2 half, which would ignore the block.
+        folder = os.path.join(out, script)
+        checkpoint = "--trained_checkpoint_prefix={}/model.ckpt-2".format(train_dir)
+        run(script, checkpoint, "--output_directory=" + folder)
+        assert _fake_quants(os.path.join(folder, graph)) > 20
+
+
+def _tree_of(name):
+    if name == "installed":
+        return patching.find_tree(_installed())
+    if not FOLDER:
+        pytest.skip(NO_FOLDER)
+    return record.find(FOLDER, name)
+
+
+@needs_od_api
+@pytest.mark.slow
+def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(tree, tmp_path):
+    """It would train a float model without a word."""
+    from od_qat.compat import IS_TF1
+
+    if IS_TF1:
+        pytest.skip("the TF 2 half needs TensorFlow 2")
+    tiny.write_data(str(tmp_path))
+    config = tiny.write_config(str(tmp_path), True, "qat", steps=2)
+    patching.patch(tree)
+    flags = ["--pipeline_config_path=" + config, "--model_dir=" + str(tmp_path / "out")]
     status, text = _command(
-        tree, log, "model_main_tf2.py", "--pipeline_config_path=" + config, "--model_dir=" + out
+        tree, os.path.join(tree, "slim"), str(tmp_path / "log"), "model_main_tf2.py", *flags
     )
-    assert status != 0 and "ignores the graph_rewriter block" in text
+    assert status != 0 and "ignores the graph_rewriter block" in text, text[-3000:]
