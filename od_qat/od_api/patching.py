@@ -23,6 +23,8 @@ FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 GENERATIONS = os.path.join(FOLDER, "generations.json")
 RECORD = "object_detection/od_qat_patch.json"
 _FORMAT = "od_qat/patched/1"
+# Of files that are written beside their destination.
+_ASIDE = ".od_qat_patch-"
 
 
 class PatchError(OdQatError):
@@ -470,6 +472,10 @@ def unpatch(path: Optional[str], check: bool = False) -> Outcome:
     for name in gone:
         os.unlink(tree.path(name))
     os.unlink(tree.path(RECORD))
+    for folder in {os.path.dirname(os.path.realpath(tree.path(name))) for name in record["files"]}:
+        for left in os.listdir(folder):  # by a patching that was killed
+            if left.startswith(_ASIDE):
+                os.unlink(os.path.join(folder, left))
     return Outcome("restored: {} files".format(len(names)), names)
 
 
@@ -515,7 +521,7 @@ def _swap(tree: Tree, contents: Dict[str, bytes]) -> None:
 
 
 def _write_aside(target: str, data: bytes) -> str:
-    handle, aside = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".od_qat_patch-")
+    handle, aside = tempfile.mkstemp(dir=os.path.dirname(target), prefix=_ASIDE)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
