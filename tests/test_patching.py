@@ -296,6 +296,26 @@ class TestATree(object):
         patching.unpatch(tree)
         assert _content(tree) == before
 
+    def test_protoc_compiles_them_or_changes_nothing(self, tree, capfd):
+        pytest.importorskip("grpc_tools", reason="grpcio-tools, an extra, is not installed")
+        before = _content(tree)
+        path = os.path.join(tree, "object_detection", "protos", "mine.proto")
+        for text, fits in (("message Mine { optional Thine a = 1; }", False), ("message Mine {}", True)):
+            with open(path, "w") as stream:
+                stream.write('syntax = "proto2"; package object_detection.protos; ' + text)
+            if fits:
+                assert (
+                    "object_detection/protos/mine_pb2.py" in patching.patch(tree, compile_protos=True).files
+                )
+                assert b"Mine" in patching.find_tree(tree).read("object_detection/protos/mine_pb2.py")
+                patching.unpatch(tree)
+            else:
+                with pytest.raises(EnvironmentProblem, match="protoc failed"):
+                    patching.patch(tree, compile_protos=True)
+                assert "Thine" in capfd.readouterr().err
+            os.unlink(path)
+            assert _content(tree) == before
+
     def test_doctor_says_what_a_tree_is(self, tree):
         def found():
             checks = {check.name: check for check in doctor.examine(tree, quick=True)}
