@@ -168,8 +168,8 @@ def test_every_source_change_finds_its_line():
     locate.add_to_path()
     import_hook.install()
     for patch in source_changes.PATCHES:
-        if patch.series and source_changes.SERIES[-1] not in patch.series:
-            continue  # for an older tree; tests/test_patching.py has those
+        if patch.series and "2022" not in patch.series:
+            continue  # for another tree than the installed one; tests/test_patching.py has those
         for module, changes in patch.changes.items():
             spec = importlib.util.find_spec(module)
             assert spec is not None, module

@@ -60,9 +60,9 @@ def _content(root):
 def _edit(tree, name, change):
     path = os.path.join(tree, *name.split("/"))
     with open(path, "rb") as stream:
-        data = stream.read()
+        data = change(stream.read())
     with open(path, "wb") as stream:
-        stream.write(change(data))
+        stream.write(data)
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +235,23 @@ class TestATree(object):
             assert data.count(b"\n") == data.count(b"\r\n"), name
         patching.unpatch(tree)
         assert _content(tree) == before
+
+    def test_upstreams_last_state_has_a_series_of_its_own(self, tree):
+        upstream = record.UpstreamTree(*patching.find_tree(tree))
+        _edit(tree, METRICS, lambda data: upstream.read(METRICS))
+        before = _content(tree)
+        identity = patching.identify(patching.find_tree(tree))
+        assert (identity.nearest, identity.series, identity.differs) == (record.UPSTREAM, "2023", ())
+        assert METRICS in patching.patch(tree).files
+        assert b"np.NAN" not in patching.find_tree(tree).read(METRICS)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_an_edited_file_gets_every_change_that_it_needs(self, tree):
+        """Between two series that both go in, the one that changes more."""
+        _edit(tree, METRICS, lambda data: data + b"# mine\n")
+        assert "series 2022" in patching.patch(tree, accept_unknown=True).message
+        assert b"np.float " not in patching.find_tree(tree).read(METRICS)
 
     def test_a_site_packages_is_a_tree_too(self, tree, tmp_path):
         os.rename(os.path.join(tree, "slim", "nets"), os.path.join(tree, "nets"))

@@ -178,7 +178,9 @@ def identify(tree: Tree) -> Identity:
         owners[name] = contents.get(found, [])
         for owner in owners[name]:
             votes[owner] += 1
-    nearest = max(sorted(votes), key=votes.get) if any(votes.values()) else None
+    # Of two that are as near, the one that more has to be changed in.
+    best = max(sorted(votes), key=lambda name: (votes[name], size(known["trees"][name]["series"])))
+    nearest = best if votes[best] else None
     return Identity(
         series=nearest and known["trees"][nearest]["series"],
         nearest=nearest,
@@ -215,6 +217,11 @@ def names_of(series: str) -> List[str]:
 
 def _all_series() -> List[str]:
     return sorted(os.listdir(os.path.join(FOLDER, "series")))
+
+
+def size(series: str) -> int:
+    """Number of hunks."""
+    return sum(map(len, read_series(series).values()))
 
 
 def _digest(series: str) -> Optional[str]:
@@ -375,7 +382,7 @@ def _try_series(tree: Tree, found: Identity, accept_unknown: bool):
       its name, the new contents by file, the edits by file, and the files that refuse it, each with why.
     """
     others = [name for name in _all_series() if name != found.series]
-    others.sort(key=lambda name: -len(names_of(name)))
+    others.sort(key=size, reverse=True)
     first = None
     for name in [found.series] + others:
         answer = (name,) + _try(tree, read_series(name), found.differs, accept_unknown)

@@ -21,7 +21,7 @@ Changes = Dict[str, Tuple[Tuple[str, str], ...]]
 # The series of patches, by the year of the first tree that each goes into. Trees of 2019 use
 # tensorflow.contrib throughout and run on TensorFlow 1.15 only; the later ones differ in where they look for
 # Keras.
-SERIES = ("2019", "2020", "2021", "2022")
+SERIES = ("2019", "2020", "2021", "2022", "2023")
 _LATER = SERIES[1:]
 
 
@@ -154,13 +154,6 @@ PATCHES: Tuple[Patch, ...] = (
         "Names that numpy 1.24 and 2.0 and Pillow 10 removed.",
         _LATER,
         {
-            "object_detection.utils.metrics": (
-                ("np.float or", "np.float64 or"),
-                ("!= np.float and", "!= np.float64 and"),
-                ("!= np.float:", "!= np.float64:"),
-                ("!= np.bool:", "!= np.bool_:"),
-                ("np.NAN", "np.nan"),
-            ),
             "object_detection.metrics.tf_example_parser": (("dtype=np.float)", "dtype=np.float64)"),),
             "nets.mobilenet.mobilenet_v3": (("np.int(", "int("),),
             "object_detection.utils.visualization_utils": (
@@ -168,6 +161,26 @@ PATCHES: Tuple[Patch, ...] = (
                 ("= font.getsize(display_str)", "= font.getbbox(display_str)[2:]"),
             ),
         },
+    ),
+    Patch(
+        "metrics",
+        "Names that numpy 1.24 and 2.0 removed.",
+        ("2020", "2021", "2022"),
+        {
+            "object_detection.utils.metrics": (
+                ("np.float or", "np.float64 or"),
+                ("!= np.float and", "!= np.float64 and"),
+                ("!= np.float:", "!= np.float64:"),
+                ("!= np.bool:", "!= np.bool_:"),
+                ("np.NAN", "np.nan"),
+            ),
+        },
+    ),
+    Patch(
+        "metrics-2023",
+        "A name that numpy 2.0 removed; upstream took out the others in 2023.",
+        ("2023",),
+        {"object_detection.utils.metrics": (("np.NAN", "np.nan"),)},
     ),
     Patch(
         "keras-2020",
@@ -185,7 +198,7 @@ PATCHES: Tuple[Patch, ...] = (
     Patch(
         "keras-2022",
         "The stand-alone Keras, which TensorFlow 1.15 does not bring. (Trees of 2021 import it with care.)",
-        ("2022",),
+        ("2022", "2023"),
         {
             _KERAS: (
                 (

@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import sys
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from od_qat import files
 from od_qat.od_api import patching, source_changes
@@ -21,7 +21,24 @@ MODELS = {
     "2020": "123-object-detection-0.1",
     "2021": "tf-models-research-object-detection-2.8.0.post1",
     "2022": "tf-object-detection-api-0.1",
+    "2023": "tf-object-detection-api-0.1",
 }
+
+# Upstream's repository at commit 5eba85bc881d (the last state that is known), by what it changed after the
+# package of 2022 was made: names in one of the files that are compared.
+UPSTREAM = "tensorflow/models 5eba85bc881d"
+_CHANGED_UPSTREAM = {"object_detection/utils/metrics.py": ((b"np.float", b"float"), (b"np.bool", b"bool"))}
+
+
+class UpstreamTree(patching.Tree):
+    """The tree of 2022 read as upstream's last state."""
+
+    def read(self, name: str) -> Optional[bytes]:
+        data = super(UpstreamTree, self).read(name)
+        for old, new in _CHANGED_UPSTREAM.get(name, ()):
+            data = data.replace(old, new)
+        return data
+
 
 # Files that no patch touches and that tell generations apart.
 TELLING = (
@@ -47,6 +64,12 @@ def find(folder: str, name: str) -> patching.Tree:
         if "object_detection" in folders and os.path.isdir(os.path.join(root, "object_detection", "legacy")):
             return patching.find_tree(root)
     raise SystemExit("record: error: no OD API in {}; run make generations".format(name))
+
+
+def model(folder: str, series: str) -> patching.Tree:
+    """The tree that a series was made for."""
+    tree = find(folder, MODELS[series])
+    return UpstreamTree(*tree) if series == "2023" else tree
 
 
 def diff(name: str, old: str, new: str) -> str:
@@ -75,7 +98,7 @@ def patches(folder: str) -> Dict[str, str]:
     """File in od_qat/patches -> its text, for every patch and every series."""
     written = {}
     for patch in (patch for patch in source_changes.PATCHES if patch.series):
-        tree = find(folder, MODELS[patch.series[-1]])
+        tree = model(folder, patch.series[-1])
         text = patch.why + "\n\n"
         for module, rows in patch.changes.items():
             path = file_of(module)
@@ -98,18 +121,17 @@ def series_of(tree: patching.Tree) -> str:
         found = [(tree.read(path), hunks[path]) for path in hunks]
         if all(data is not None and not patching.apply(data, of_file)[2] for data, of_file in found):
             fitting.append(series)
-    # 2021's is a part of 2020's and of 2022's.
-    return max(fitting, key=lambda series: len(patching.names_of(series)))
+    return max(fitting, key=patching.size)  # some are parts of others
 
 
 def generations(folder: str) -> str:
     """generations.json: the known trees, and which have which content of a file."""
     trees, contents = {}, {}
     touched = [file_of(module) for patch in source_changes.PATCHES for module in patch.changes]
-    for pin in fetch.pins():
-        tree = find(folder, pin.folder)
+    known = [("{} {}".format(pin.name, pin.version), find(folder, pin.folder)) for pin in fetch.pins()]
+    known.append((UPSTREAM, model(folder, "2023")))
+    for name, tree in known:
         crlf = b"\r\n" in tree.read("object_detection/legacy/train.py")
-        name = "{} {}".format(pin.name, pin.version)
         trees[name] = {
             "series": series_of(tree),
             "tensorflow": ["1.15"] if series_of(tree) == source_changes.SERIES[0] else ["1.15", "2"],
