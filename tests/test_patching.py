@@ -577,10 +577,12 @@ def _tree_of(name):
 @pytest.mark.slow
 def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(tree, tmp_path):
     """It would train a float model without a word."""
-    from od_qat.compat import IS_TF1
+    from od_qat.compat import TF_VERSION
 
-    if IS_TF1:
+    if TF_VERSION < (2, 0):
         pytest.skip("the TF 2 half needs TensorFlow 2")
+    if TF_VERSION >= (2, 16):
+        pytest.skip("the TF 2 half imports tf.estimator, which left TensorFlow in 2.16: it stops there")
     tiny.write_data(str(tmp_path))
     config = tiny.write_config(str(tmp_path), True, "qat", steps=2)
     patching.patch(tree)
