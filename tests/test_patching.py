@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from od_qat import doctor
-from od_qat.errors import ConfigError, EnvironmentProblem, OdQatError
+from od_qat.errors import EnvironmentProblem, OdQatError
 from od_qat.od_api import old_protos, patching, source_changes
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -491,25 +491,12 @@ class TestOldProtos(object):
         assert old_protos.modern(self.NAME, modern) == modern
 
 
-@needs_od_api
-def test_a_tf2_command_of_a_patched_tree_refuses_the_block(tmp_path):
-    from od_qat.od_api import locate, refusals
-
-    locate.add_to_path()
-    from object_detection.protos import pipeline_pb2
-
-    config = pipeline_pb2.TrainEvalPipelineConfig()
-    refusals.refuse_block("object_detection.exporter_main_v2", config)
-    config.graph_rewriter.quantization.delay = 3
-    with pytest.raises(ConfigError, match="od-qat export"):
-        refusals.refuse_block("object_detection.exporter_main_v2", config)
-
-
-def _command(tree, slim, log, name, *arguments):
-    """Runs one of upstream's scripts as its users do: in models/research, with both folders on the path."""
+def _run(tree, slim, log, *arguments):
+    """Runs Python as the OD API's users do: in models/research, with both folders on the path."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([REPOSITORY, tree, slim]))
-    environment.pop("OD_API", None)
-    command = [sys.executable, os.path.join("object_detection", *name.split("/"))] + list(arguments)
+    for own in ("OD_API", "TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL"):  # (the last two: of this process)
+        environment.pop(own, None)
+    command = [sys.executable] + list(arguments)
     with open(log, "wb") as stream:
         done = subprocess.call(command, cwd=tree, env=environment, stdout=stream, stderr=subprocess.STDOUT)
     with open(log, "rb") as stream:
@@ -546,7 +533,8 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     patching.patch(tree)
 
     def run(script, *arguments):
-        status, text = _command(tree, slim, log, script, "--pipeline_config_path=" + config, *arguments)
+        script = os.path.join("object_detection", *script.split("/"))
+        status, text = _run(tree, slim, log, script, "--pipeline_config_path=" + config, *arguments)
         assert status == 0, text[-3000:]
 
     train_dir = os.path.join(out, "train")
@@ -573,21 +561,53 @@ def _tree_of(name):
     return record.find(FOLDER, name)
 
 
-@needs_od_api
-@pytest.mark.slow
-def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(tree, tmp_path):
-    """It would train a float model without a word."""
-    from od_qat.compat import TF_VERSION
+_TF2_COMMANDS = {
+    "model_main_tf2.py": ("model_lib_v2", "train_loop", "--model_dir=m"),
+    "exporter_main_v2.py": (
+        "exporter_lib_v2",
+        "export_inference_graph",
+        "--trained_checkpoint_dir=c",
+        "--output_directory=o",
+    ),
+    "export_tflite_graph_tf2.py": (
+        "export_tflite_graph_lib_tf2",
+        "export_tflite_model",
+        "--trained_checkpoint_dir=c",
+        "--output_directory=o",
+    ),
+}
+# Without the half itself, which needs an Estimator and tensorflow_io: its scripts are what is tested.
+_RUN_WITHOUT_ITS_LIBRARY = """
+import runpy, sys, types
+script, library, function = sys.argv[1:4]
+sys.argv = [script] + sys.argv[4:]
+stub = types.ModuleType("object_detection." + library)
+setattr(stub, function, lambda *args, **kwargs: print("REACHED THE LIBRARY"))
+import object_detection
+sys.modules[stub.__name__] = stub
+setattr(object_detection, library, stub)
+runpy.run_path("object_detection/" + script, run_name="__main__")
+"""
 
-    if TF_VERSION < (2, 0):
+
+@needs_od_api
+@pytest.mark.parametrize("script", sorted(_TF2_COMMANDS))
+def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_path):
+    """It would train or export a float model without a word."""
+    from od_qat.compat import IS_TF1
+
+    if IS_TF1:
         pytest.skip("the TF 2 half needs TensorFlow 2")
-    if TF_VERSION >= (2, 16):
-        pytest.skip("the TF 2 half imports tf.estimator, which left TensorFlow in 2.16: it stops there")
     tiny.write_data(str(tmp_path))
-    config = tiny.write_config(str(tmp_path), True, "qat", steps=2)
     patching.patch(tree)
-    flags = ["--pipeline_config_path=" + config, "--model_dir=" + str(tmp_path / "out")]
-    status, text = _command(
-        tree, os.path.join(tree, "slim"), str(tmp_path / "log"), "model_main_tf2.py", *flags
-    )
-    assert status != 0 and "ignores the graph_rewriter block" in text, text[-3000:]
+    library, function, *flags = _TF2_COMMANDS[script]
+    code = str(tmp_path / "run.py")
+    with open(code, "w") as stream:
+        stream.write(_RUN_WITHOUT_ITS_LIBRARY)
+    for quantised in (True, False):
+        config = tiny.write_config(str(tmp_path), quantised, "config", steps=2)
+        arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags
+        status, text = _run(tree, os.path.join(tree, "slim"), str(tmp_path / "log"), *arguments)
+        reached = "REACHED THE LIBRARY" in text
+        refused = "ignores the graph_rewriter block" in text
+        assert (bool(status), refused, reached) == (quantised, quantised, not quantised), text[-3000:]

@@ -42,26 +42,21 @@ def refuse_command(command: str, config_path: Optional[str]) -> None:
         raise _tpu(command, config_path)
 
 
-def refuse_block(command: str, config) -> None:
+def refuse_block(command: str, config_path: str) -> None:
     """Stops a TF 2 command whose config has the block, in a patched tree, where that half runs otherwise.
 
     Args:
       command: one of TF2_COMMANDS.
-      config: TrainEvalPipelineConfig, or the path of one.
+      config_path: its --pipeline_config_path, wherever tf.gfile can read it.
 
     Raises:
-      ConfigError: when it has the block.
+      ConfigError: when the config has the block.
     """
-    if not isinstance(config, str):
-        quantised = _of_message(config)
-    else:
-        from object_detection.utils import config_util
+    from object_detection.utils import config_util
 
-        layers_proto.extension()  # known, so that a block that has it is parsed and refused
-        found = config_util.get_configs_from_pipeline_file(config)
-        quantised = config if "graph_rewriter_config" in found else None
-    if quantised:
-        raise _tf2(command, TF2_COMMANDS[command], quantised)
+    layers_proto.extension()  # known, so that a block that has it is parsed and refused
+    if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path):
+        raise _tf2(command, TF2_COMMANDS[command], config_path)
 
 
 def _tf2(what: str, instead: str, quantised_config: Optional[str]) -> ConfigError:

@@ -238,8 +238,8 @@ PATCHES: Tuple[Patch, ...] = (
             ),
             "object_detection.exporter_main_v2": (
                 _before(
-                    "exporter_lib_v2.export_inference_graph(",
-                    _REFUSE.format("exporter_main_v2", "pipeline_config"),
+                    "pipeline_config = pipeline_pb2.TrainEvalPipelineConfig()",
+                    _REFUSE.format("exporter_main_v2", "FLAGS.pipeline_config_path"),
                     "  ",
                 ),
             ),
