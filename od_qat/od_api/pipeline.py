@@ -148,7 +148,8 @@ def _field(message, name: str, override: str):
 
 def _unknown_field(message, name: str, override: str) -> ConfigError:
     names = [field.name for field in message.DESCRIPTOR.fields]
-    if message.DESCRIPTOR.full_name == layers_proto.extension().containing_type.full_name:
+    extension = layers_proto.extension()
+    if extension is not None and message.DESCRIPTOR.full_name == extension.containing_type.full_name:
         names.append("[{}]".format(layers_proto.NAME))
     return ConfigError("unknown field in an override", where=override, found=name, allowed=", ".join(names))
 
