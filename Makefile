@@ -31,19 +31,24 @@ GRAPH ?= $(OUT)/frozen_inference_graph.pb
 # What the tests are taken from: make test TESTS=tests/test_rewrite.py
 TESTS ?= tests
 
+# Trees of the OD API of other years, for the tests of the patches.
+GENERATIONS ?= out/generations
+
 # More flags of the command: make train ARGS='--override train_config.num_steps=500'
 ARGS ?=
 
 RUN := .venv/bin/python -m od_qat
 TF1 := .venv-tf1/bin/python
 TF215 := .venv-tf215/bin/python
+# For what needs no TensorFlow: any Python will do, and a tree to be patched may be of no use to make setup.
+SOME_PYTHON = $(or $(wildcard .venv/bin/python),python3)
 
 # What follows `voc:` or `coco:`, which may hold spaces.
 KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
 .PHONY: help setup setup-tf1 setup-tf215 demo test test-tf1 test-tf215 oracle-check lint data train eval export \
-        export-tflite score nodes doctor lock clean
+        export-tflite score nodes doctor patch unpatch generations lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -98,7 +103,16 @@ nodes: setup ## the output nodes of a graph (GRAPH)
 	@$(RUN) nodes "$(GRAPH)" $(ARGS)
 
 doctor: ## what is installed, what is missing, how to get it
-	@$(or $(wildcard .venv/bin/python),python3) -m od_qat doctor $(ARGS)
+	@$(SOME_PYTHON) -m od_qat doctor $(ARGS)
+
+patch: ## put od_qat into your OD API tree: your own commands then quantise (OD_API=/path/to/models/research)
+	@$(SOME_PYTHON) -m od_qat patch --od_api="$(OD_API)" $(ARGS)
+
+unpatch: ## take it out again, to the byte (OD_API=/path/to/models/research)
+	@$(SOME_PYTHON) -m od_qat unpatch --od_api="$(OD_API)" $(ARGS)
+
+generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)
+	@$(SOME_PYTHON) -m tests.generations.fetch "$(GENERATIONS)"
 
 test: setup ## all tests, on the current TensorFlow (TESTS)
 	@.venv/bin/python -m pytest $(TESTS) --timeout=600 $(ARGS)

@@ -445,6 +445,49 @@ def _run(arguments: argparse.Namespace) -> int:
     return run.run(arguments.target, arguments.program_arguments)
 
 
+def _add_tree(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--od_api",
+        default=os.environ.get("OD_API"),
+        metavar="DIR",
+        help="the models/research folder (default: the environment's OD_API)",
+    )
+    _switch(parser, "--check", "say what would be done, and do nothing")
+
+
+def _add_patch(parser: argparse.ArgumentParser) -> None:
+    _add_tree(parser)
+    _switch(
+        parser,
+        "--accept_unknown",
+        "take files that are as no known tree has them (another commit, your edits), if every hunk matches",
+    )
+    _switch(
+        parser, "--compile_protos", "make the *_pb2.py that are missing, in the tree (needs grpcio-tools)"
+    )
+
+
+def _patch(arguments: argparse.Namespace) -> int:
+    from od_qat.od_api import patching
+
+    return _print_outcome(
+        patching.patch(arguments.od_api, arguments.check, arguments.accept_unknown, arguments.compile_protos)
+    )
+
+
+def _unpatch(arguments: argparse.Namespace) -> int:
+    from od_qat.od_api import patching
+
+    return _print_outcome(patching.unpatch(arguments.od_api, arguments.check))
+
+
+def _print_outcome(outcome: Any) -> int:
+    for name in outcome.files:
+        print(name)
+    print(outcome.message)
+    return 0
+
+
 _TRAIN = """\
 Trains what a pipeline config describes; with a graph_rewriter block in it, with quantization.
 
@@ -544,6 +587,8 @@ Next: od-qat train, with these files in the config's input readers."""
 
 _DOCTOR = """\
 Lists what is installed, what is missing and how to get it. Exit status 1 if something needed is missing.
+Of an OD API tree it says which generation it is, what differs from upstream, whether it is patched and what
+will work.
 
 Example:
 
@@ -572,6 +617,29 @@ Example:
 
 The exit status is the command's own. In a notebook, `import od_qat.plugin` at its top does the same."""
 
+_PATCH = """\
+Puts od_qat into an OD API tree: your own commands (legacy/train.py, legacy/eval.py,
+export_inference_graph.py, export_tflite_ssd_graph.py, model_main.py) then quantise as their config's
+graph_rewriter block says, on TensorFlow 1.15 and 2, with the command lines that they always had. od_qat must
+be installed where they run.
+
+Example:
+
+  od-qat patch --od_api=models/research --check
+  od-qat patch --od_api=models/research
+
+All files change or none does; a tree with edits in one of them is refused, by name. The patches are in
+patches/, with a README. Next: od-qat doctor --od_api=models/research; od-qat unpatch takes it all back."""
+
+_UNPATCH = """\
+Takes od_qat's patches out of an OD API tree: every byte is as it was before od-qat patch.
+
+Example:
+
+  od-qat unpatch --od_api=models/research
+
+A tree whose patched files were edited since is refused, by name."""
+
 # name, one line, description, arguments, handler
 _COMMANDS = (
     ("demo", "the whole road on a small data set", _DEMO, _add_demo, _demo),
@@ -583,6 +651,8 @@ _COMMANDS = (
     ("export-tflite", "checkpoint -> detect.tflite", _EXPORT_TFLITE, _add_export_tflite, _export_tflite),
     ("score", "metrics, size and latency of a .tflite or .pb", _SCORE, _add_score, _score),
     ("nodes", "the output nodes of a graph", _NODES, _add_nodes, _nodes),
+    ("patch", "put od_qat into an OD API tree of yours", _PATCH, _add_patch, _patch),
+    ("unpatch", "take it out again, to the byte", _UNPATCH, _add_tree, _unpatch),
     ("run", "a command of the OD API or a script of yours, as it is", _RUN, _add_run, _run),
 )
 

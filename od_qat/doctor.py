@@ -15,7 +15,7 @@ import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
 from od_qat.errors import OdQatError
-from od_qat.od_api import locate
+from od_qat.od_api import locate, old_protos, patching
 
 OK = "ok"
 MISSING = "missing"
@@ -145,6 +145,7 @@ def examine(od_api: Optional[str] = None, quick: bool = False) -> List[Check]:
     checks = [_python(), tensorflow]
     checks += [_package(package) for package in _PACKAGES if version >= package.since]
     checks.append(_od_api(od_api))
+    checks += _tree(od_api, with_tf1=version < (2, 0))
     checks += _accelerator()
     if not quick:
         checks.append(_everything(checks, od_api))
@@ -216,6 +217,76 @@ def _od_api(root: Optional[str]) -> Check:
     else:
         kind = "tf-object-detection-api {}".format(version) if version else "installed"
     return Check("OD API", OK, "{} ({}): object_detection, nets, deployment".format(kind, folder), purpose)
+
+
+def _tree(root: Optional[str], with_tf1: bool) -> List[Check]:
+    """A tree of the user's own: its generation, what differs from upstream, the patches, what will work."""
+    root = root or os.environ.get(locate.PATH_VARIABLE)
+    if not root:
+        return []
+    try:
+        tree = patching.find_tree(root)
+        identity = patching.identify(tree)
+    except OdQatError as error:
+        found = ", ".join(filter(None, [error.what, error.where, error.found]))
+        return [Check("OD API tree", PROBLEM, found, "patch", error.fix or "")]
+    return [_generation(identity, with_tf1), _differences(identity), _patches(root, identity), _protos(tree)]
+
+
+def _generation(identity: patching.Identity, with_tf1: bool) -> Check:
+    name, purpose = "OD API tree", "train, eval, export"
+    if identity.series is None:
+        return Check(name, NOTE, "like no known tree", purpose, "od-qat run may work; od-qat patch will not")
+    found = "generation of {}, nearest to {}".format(identity.series, identity.nearest)
+    works = patching.generations()["trees"][identity.nearest]["tensorflow"]
+    if not with_tf1 and "2" not in works:
+        found += ": uses tensorflow.contrib throughout, for TensorFlow 1.15 only"
+        fix = "use TensorFlow 1.15 with it (make setup-tf1), or a tree of 2020 or later"
+        return Check(name, PROBLEM, found, purpose, fix)
+    return Check(name, OK, "{}: for TensorFlow {}".format(found, " and ".join(works)), purpose)
+
+
+def _differences(identity: patching.Identity) -> Check:
+    found = []
+    if identity.differs:
+        found.append("edited, or of another commit: {}".format(", ".join(identity.differs)))
+    if identity.elsewhere:
+        found.append("as in another known tree: {}".format(", ".join(identity.elsewhere)))
+    compared = len(patching.generations()["files"])
+    text = "; ".join(found) or "nothing, of the {} files compared".format(compared)
+    return Check("differs from it", NOTE if found else OK, text, "patch")
+
+
+def _patches(root: str, identity: patching.Identity) -> Check:
+    name, purpose = "patches", "your own commands with QAT"
+    try:
+        outcome = patching.patch(root, check=True)
+    except OdQatError as error:
+        return Check(name, NOTE, ": ".join(filter(None, [error.what, error.found])), purpose, error.fix or "")
+    if identity.record is not None:
+        return Check(name, OK, outcome.message, purpose)
+    return Check(
+        name,
+        NOTE,
+        "not in; " + outcome.message,
+        purpose,
+        "od-qat patch --od_api={} (or od-qat run, which changes no file)".format(root),
+    )
+
+
+def _protos(tree: patching.Tree) -> Check:
+    name, purpose = "its protos", "every command"
+    missing = patching.missing_protos(tree)
+    if missing:
+        fix = "od-qat patch --od_api={} --compile_protos, or protoc in that folder".format(tree.root)
+        return Check(name, MISSING, "{} not compiled".format(len(missing)), purpose, fix)
+    compiled = tree.read("object_detection/protos/pipeline_pb2.py")
+    if compiled is None:
+        return Check(name, MISSING, "no .proto files and no *_pb2.py", purpose, "restore the tree's protos")
+    if old_protos.is_old(compiled.decode("utf-8", "replace")):
+        found = "compiled by a protoc of before 2022: today's protobuf takes them through od_qat only"
+        return Check(name, OK, found, purpose)
+    return Check(name, OK, "compiled", purpose)
 
 
 def _accelerator() -> List[Check]:

@@ -1,6 +1,7 @@
-"""Stand-ins for two contrib tools that the OD API's exporters call."""
+"""Stand-ins for what the OD API's exporters do with contrib's tools."""
 
-from typing import Sequence
+import os
+from typing import Optional, Sequence
 
 from od_qat.compat import tf
 
@@ -26,3 +27,54 @@ def profile_inference_graph(graph) -> None:
         if operation.type in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
     )
     tf.logging.info("inference graph: %d ops, %d with weights", len(graph.get_operations()), count)
+
+
+# What upstream looks for behind an upsampling.
+_CONSUMERS = ("Add", "AddV2", "Max", "Mul", "StridedSlice")
+
+
+def rewrite_nn_resize_op(is_quantized: bool = False) -> None:
+    """Drop-in for object_detection.exporter.rewrite_nn_resize_op, which needs contrib's graph_matcher.
+
+    Each upsampling that the OD API builds of Pack and Reshape ops (for TPUs), behind which one of _CONSUMERS
+    stands, is read from a ResizeNearestNeighbor of the same tensor instead, in the default graph.
+
+    Args:
+      is_quantized: replace only what stands behind a fake quant.
+    """
+    resized = {}
+    for consumer in tf.get_default_graph().get_operations():
+        if consumer.type not in _CONSUMERS:
+            continue
+        inputs = list(consumer.inputs)
+        for index, tensor in enumerate(inputs[:1] if consumer.type == "StridedSlice" else inputs):
+            source = _upsampled(tensor)
+            if source is None or (is_quantized and source.op.type != "FakeQuantWithMinMaxVars"):
+                continue
+            if tensor.name not in resized:
+                resized[tensor.name] = tf.image.resize_nearest_neighbor(
+                    source,
+                    tensor.shape.as_list()[1:3],
+                    align_corners=False,
+                    name=os.path.dirname(tensor.op.name) + "/resize_nearest_neighbor",
+                )
+            consumer._update_input(index, resized[tensor.name])
+    tf.logging.info("replaced %d upsamplings", len(resized))
+
+
+def _upsampled(tensor) -> Optional[object]:
+    """What a tensor repeats along its height and width: Reshape(Pack([Reshape](Pack(x, x)))), else None."""
+    if tensor.op.type != "Reshape" or None in tensor.shape.as_list()[1:3]:
+        return None
+    across = _twice(tensor.op.inputs[0])
+    if across is not None and across.op.type == "Reshape":
+        across = across.op.inputs[0]  # (trees from 2021 on)
+    return None if across is None else _twice(across)
+
+
+def _twice(tensor) -> Optional[object]:
+    """x of Pack(x, x), else None."""
+    if tensor.op.type != "Pack" or len(tensor.op.inputs) != 2:
+        return None
+    first, second = tensor.op.inputs
+    return first if first.name == second.name else None

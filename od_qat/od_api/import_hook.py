@@ -4,57 +4,37 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Optional
 
 from od_qat.errors import EnvironmentProblem
-from od_qat.od_api.source_changes import REPLACED_ATTRIBUTES, SOURCE_CHANGES, WRAPPED_ATTRIBUTES
-
-_CHANGED = frozenset(SOURCE_CHANGES) | frozenset(REPLACED_ATTRIBUTES) | frozenset(WRAPPED_ATTRIBUTES)
+from od_qat.od_api import old_protos, source_changes
+from od_qat.od_api.source_changes import SOURCE_CHANGES
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
     """Compiles a module from its changed source, without reading or writing its .pyc."""
 
     def get_code(self, fullname: str) -> CodeType:
-        source = self.get_data(self.path).decode("utf-8")
-        for fragment, replacement in SOURCE_CHANGES.get(fullname, ()):
-            source = source.replace(fragment, replacement)
-        return compile(source, self.path, "exec", dont_inherit=True)
-
-    def exec_module(self, module: ModuleType) -> None:
-        super(_Loader, self).exec_module(module)
-        for attribute, target in REPLACED_ATTRIBUTES.get(module.__name__, {}).items():
-            setattr(module, attribute, _LateBound(target))
-        for attribute, target in WRAPPED_ATTRIBUTES.get(module.__name__, {}).items():
-            setattr(module, attribute, _LateBound(target, getattr(module, attribute)))
+        return compile(_changed(fullname, self.get_data(self.path)), self.path, "exec", dont_inherit=True)
 
 
-class _LateBound(object):
-    """Calls `package.module:function`, importing it at the first call.
+def _is_proto(fullname: str) -> bool:
+    return fullname.startswith("object_detection.protos.") and fullname.endswith("_pb2")
 
-    Late, because our trainer itself imports the OD API; what it stands for is one call away.
 
-    Args:
-      target: that name.
-      *first: arguments that come before those of the call.
-    """
-
-    def __init__(self, target: str, *first: object) -> None:
-        self._target = target
-        self._first = first
-        self.__doc__ = "od_qat's {}".format(target)
-
-    def __call__(self, *args, **kwargs):
-        module, _, name = self._target.partition(":")
-        return getattr(importlib.import_module(module), name)(*(self._first + args), **kwargs)
+def _changed(fullname: str, data: bytes) -> str:
+    source = data.decode("utf-8").replace("\r\n", "\n")
+    if _is_proto(fullname):
+        return old_protos.modern(fullname, source)
+    return source_changes.changed(source, SOURCE_CHANGES.get(fullname, ()))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Hands the modules of the tables to _Loader; every other module is left to Python."""
+    """Hands the modules of SOURCE_CHANGES and protos to _Loader; every other module is left to Python."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _CHANGED:
+        if fullname not in SOURCE_CHANGES and not _is_proto(fullname):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -70,12 +50,12 @@ def install() -> None:
     """Puts the hook in place, once.
 
     Raises:
-      EnvironmentProblem: when a module of the tables has been imported already, unchanged.
+      EnvironmentProblem: when a module of SOURCE_CHANGES has been imported already, unchanged.
     """
     global _installed
     if _installed is not None:
         return
-    early = sorted(name for name in _CHANGED if name in sys.modules)
+    early = sorted(name for name in SOURCE_CHANGES if name in sys.modules and not _is_patched(name))
     if early:
         raise EnvironmentProblem(
             "the OD API was imported before od_qat.plugin",
@@ -84,3 +64,13 @@ def install() -> None:
         )
     _installed = _Finder()
     sys.meta_path.insert(0, _installed)
+
+
+def _is_patched(name: str) -> bool:
+    """Whether an imported module's file holds its changes already (`od-qat patch`)."""
+    path = getattr(sys.modules[name], "__file__", None)
+    if not path or not path.endswith(".py"):
+        return False
+    with open(path, "rb") as stream:
+        data = stream.read()
+    return _changed(name, data) == data.decode("utf-8").replace("\r\n", "\n")

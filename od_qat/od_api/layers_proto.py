@@ -64,10 +64,16 @@ _extension: Optional[object] = None
 
 
 def extension():
-    """The extension's descriptor, `message.Extensions[extension()]`; makes it known when first called."""
+    """The extension's descriptor, `message.Extensions[extension()]`; makes it known when first called.
+
+    None where GraphRewriter takes no extensions: trees of early 2019 reserve no numbers for them.
+    """
     global _extension
     if _extension is None:
-        _extension = _register()
+        from object_detection.protos import graph_rewriter_pb2
+
+        if graph_rewriter_pb2.GraphRewriter.DESCRIPTOR.is_extendable:
+            _extension = _register()
     return _extension
 
 
@@ -133,7 +139,7 @@ def options(graph_rewriter_config) -> dict:
     Raises:
       ConfigError: for a rule that is none.
     """
-    if not graph_rewriter_config.HasExtension(extension()):
+    if extension() is None or not graph_rewriter_config.HasExtension(extension()):
         return {}
     layers = graph_rewriter_config.Extensions[extension()]
     found = {name: getattr(layers, name) for name in OPTIONS if layers.HasField(name)}

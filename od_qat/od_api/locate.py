@@ -29,7 +29,10 @@ def add_to_path(root: Optional[str] = None) -> None:
     if root:
         root = os.path.abspath(root)
         slim = os.path.join(root, "slim")
-        for needed in (os.path.join(root, "object_detection", "__init__.py"), os.path.join(slim, "nets")):
+        needed_files = [os.path.join(root, "object_detection", "__init__.py")]
+        if importlib.util.find_spec("nets") is None:  # (some packages of the OD API have no slim)
+            needed_files.append(os.path.join(slim, "nets"))
+        for needed in needed_files:
             if not os.path.exists(needed):
                 raise EnvironmentProblem(
                     "this is not a models/research folder",
@@ -54,5 +57,6 @@ def add_to_path(root: Optional[str] = None) -> None:
             "the OD API's protos are not compiled",
             where=root or "the installed object_detection",
             found="no object_detection/protos/pipeline_pb2.py",
-            fix="run `protoc object_detection/protos/*.proto --python_out=.` in models/research",
+            fix="run `protoc object_detection/protos/*.proto --python_out=.` in models/research, "
+            "or od-qat patch with --compile_protos",
         )

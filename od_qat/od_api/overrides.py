@@ -173,7 +173,8 @@ def _field(config, message, name: str, key: str, taken: List[str]):
 
 def _unknown_field(config, message, name: str, key: str, taken: List[str]) -> ConfigError:
     names = [field.name for field in message.DESCRIPTOR.fields]
-    if message.DESCRIPTOR.full_name == layers_proto.extension().containing_type.full_name:
+    extension = layers_proto.extension()
+    if extension is not None and message.DESCRIPTOR.full_name == extension.containing_type.full_name:
         names.append("[{}]".format(layers_proto.NAME))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     elsewhere = ".".join(next(_paths_to(config, name), ()))

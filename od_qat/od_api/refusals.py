@@ -2,12 +2,13 @@
 
 The TF 2 half of the OD API never reads the block (tensorflow/models issue 9835), and the plugin switches
 TensorFlow to the graph mode that the TF 1 half needs, so under the plugin that half is refused altogether.
+In a patched tree it runs as before, so that importing this imports no TensorFlow of od_qat.compat.
 """
 
 from typing import Optional
 
 from od_qat.errors import ConfigError
-from od_qat.od_api import graph_rewriter, pipeline
+from od_qat.od_api import layers_proto, pipeline
 
 _TRAINING = "od-qat train, or od-qat run object_detection.legacy.train"
 _EVALUATION = "od-qat eval, or od-qat run object_detection.legacy.eval"
@@ -41,6 +42,23 @@ def refuse_command(command: str, config_path: Optional[str]) -> None:
         raise _tpu(command, config_path)
 
 
+def refuse_block(command: str, config_path: str) -> None:
+    """Stops a TF 2 command whose config has the block, in a patched tree, where that half runs otherwise.
+
+    Args:
+      command: one of TF2_COMMANDS.
+      config_path: its --pipeline_config_path, wherever tf.gfile can read it.
+
+    Raises:
+      ConfigError: when the config has the block.
+    """
+    from object_detection.utils import config_util
+
+    layers_proto.extension()  # known, so that a block that has it is parsed and refused
+    if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path):
+        raise _tf2(command, TF2_COMMANDS[command], config_path)
+
+
 def _tf2(what: str, instead: str, quantised_config: Optional[str]) -> ConfigError:
     if quantised_config:
         return ConfigError(
@@ -72,7 +90,7 @@ def _of_file(path: Optional[str]) -> Optional[str]:
     return path if path and pipeline.load(path).HasField("graph_rewriter") else None
 
 
-# Stand-ins for functions of the OD API: see REPLACED_ATTRIBUTES of source_changes.py.
+# Stand-ins for functions of the OD API: see source_changes.py and hand_over.py.
 
 
 def train_loop(pipeline_config_path=None, *args, **kwargs):
@@ -120,5 +138,7 @@ def create_estimator_and_inputs(original, run_config, *args, **kwargs):
                 raise _tpu("a TPUEstimator", path)
             if given.get("train_steps"):
                 config.train_config.num_steps = given["train_steps"]
+            from od_qat.od_api import graph_rewriter
+
             graph_rewriter.check(config, training=True, where=path)
     return original(run_config, *args, **kwargs)

@@ -1,95 +1,296 @@
-"""What has to change in the OD API's own modules, as data; nothing is changed on disk.
+"""What has to change in the OD API's own modules, as data: the one home of that knowledge.
+
+Two ways lead from here into the OD API. `import od_qat.plugin` makes the changes in memory while the modules
+are imported (import_hook.py), on a tree of any age. The patches of `patches/` are the same changes as files,
+written by tests/generations/record.py; `od-qat patch` puts them into a tree (patching.py).
 
 Found by running tf-object-detection-api 0.1 (upstream's last state) on TensorFlow 2.21 with numpy 2 and
-Pillow 13. Each row is the smallest edit: a fragment of one line and what stands there instead. Rows are
-applied to a module's source while it is imported (see import_hook.py); a row whose fragment is not
-in the module is skipped, since a tree of another generation may not need it.
+Pillow 13. Each row is the smallest edit: a fragment of a line and what stands there instead, or a line at the
+end of the module. In memory, a row whose fragment is not in the module is skipped, since a tree of another
+generation may not need it, and so is one that has been made already.
 """
 
-from typing import Dict, Tuple
+from typing import Dict, NamedTuple, Tuple
+
+# As a fragment: the replacement becomes the module's last line.
+END = ""
 
 # module -> ((fragment, replacement), ...)
-SOURCE_CHANGES: Dict[str, Tuple[Tuple[str, str], ...]] = {
-    # The custom op's kernel went with contrib; ours has the same signature and results.
-    "object_detection.matchers.bipartite_matcher": (
-        (
-            "from tensorflow.contrib.image.python.ops import image_ops",
-            "from od_qat.od_api import bipartite as image_ops",
-        ),
-    ),
-    # The stand-alone Keras, which TF 1.15 neither needs nor brings.
-    "object_detection.models.keras_models.resnet_v1": (
-        (
-            "from keras.applications import resnet",
-            "try:\n  from keras.applications import resnet\n"
-            "except ImportError:\n  from tensorflow.keras.applications import resnet",
-        ),
-    ),
-    # TransformGraph is gone from TF 2.
-    "object_detection.export_tflite_ssd_graph_lib": (
-        (
-            "from tensorflow.tools.graph_transforms import TransformGraph",
-            "from od_qat.od_api.graph_transforms import TransformGraph",
-        ),
-    ),
-    "object_detection.builders.optimizer_builder": (
-        (
-            "from tensorflow.contrib import opt as tf_opt",
-            "from od_qat.od_api import moving_average as tf_opt",
-        ),
-    ),
-    # Names that numpy 1.24 and 2.0 removed.
-    "object_detection.utils.metrics": (
-        ("np.float or", "np.float64 or"),
-        ("!= np.float and", "!= np.float64 and"),
-        ("!= np.float:", "!= np.float64:"),
-        ("np.NAN", "np.nan"),
-    ),
-    "object_detection.metrics.tf_example_parser": (("dtype=np.float)", "dtype=np.float64)"),),
-    "nets.mobilenet.mobilenet_v3": (("np.int(", "int("),),
-    # Pillow 10 removed font.getsize.
-    "object_detection.utils.visualization_utils": (
-        ("font.getsize(ds)[1]", "font.getbbox(ds)[3]"),
-        ("= font.getsize(display_str)", "= font.getbbox(display_str)[2:]"),
-    ),
-    # contrib's HParams: a record with attributes.
-    "nets.nasnet.nasnet": (
-        (
-            "from tensorflow.contrib import training as contrib_training",
-            "from od_qat.od_api import hparams as contrib_training",
-        ),
-    ),
-    "nets.nasnet.pnasnet": (
-        (
-            "from tensorflow.contrib import training as contrib_training",
-            "from od_qat.od_api import hparams as contrib_training",
-        ),
-    ),
-}
+Changes = Dict[str, Tuple[Tuple[str, str], ...]]
 
-# module -> {attribute: "our module:our attribute"}, set once the module has run.
-REPLACED_ATTRIBUTES: Dict[str, Dict[str, str]] = {
-    "object_detection.builders.graph_rewriter_builder": {"build": "od_qat.od_api.graph_rewriter:build"},
-    "object_detection.legacy.trainer": {"train": "od_qat.trainer:train"},
-    "object_detection.legacy.evaluator": {"evaluate": "od_qat.evaluator:evaluate"},
-    "object_detection.exporter": {
-        "profile_inference_graph": "od_qat.od_api.graph_transforms:profile_inference_graph"
-    },
-    "object_detection.model_lib_v2": {
-        "train_loop": "od_qat.od_api.refusals:train_loop",
-        "eval_continuously": "od_qat.od_api.refusals:eval_continuously",
-    },
-    "object_detection.exporter_lib_v2": {
-        "export_inference_graph": "od_qat.od_api.refusals:export_inference_graph"
-    },
-    "object_detection.export_tflite_graph_lib_tf2": {
-        "export_tflite_model": "od_qat.od_api.refusals:export_tflite_model"
-    },
-}
+# The series of patches, by the year of the first tree that each goes into. Trees of 2019 use
+# tensorflow.contrib throughout and run on TensorFlow 1.15 only; the later ones differ in where they look for
+# Keras.
+SERIES = ("2019", "2020", "2021", "2022", "2023")
+_LATER = SERIES[1:]
 
-# The same, for functions of ours that get what they stand for as their first argument.
-WRAPPED_ATTRIBUTES: Dict[str, Dict[str, str]] = {
-    "object_detection.model_lib": {
-        "create_estimator_and_inputs": "od_qat.od_api.refusals:create_estimator_and_inputs"
-    },
-}
+
+class Patch(NamedTuple):
+    """One patch; series share them.
+
+    Attributes:
+      name: of its file, without the extension.
+      why: what a reader of the file is told.
+      series: which series it is in; none for what is changed in memory only.
+      changes: what it changes.
+      in_memory: whether the plugin makes these changes, too.
+    """
+
+    name: str
+    why: str
+    series: Tuple[str, ...]
+    changes: Changes
+    in_memory: bool = True
+
+
+def _before(line: str, added: str, indent: str = "") -> Tuple[str, str]:
+    """A row that puts lines above the one that starts with `line`."""
+    lines = "".join(indent + one + "\n" for one in added.splitlines())
+    return "\n" + indent + line, "\n" + lines + indent + line
+
+
+_COMMANDS = (
+    "object_detection.legacy.train",
+    "object_detection.legacy.eval",
+    "object_detection.export_inference_graph",
+    "object_detection.export_tflite_ssd_graph",
+    "object_detection.model_main",
+)
+
+
+def _set_up(first_import: str) -> Changes:
+    """What the commands do before the import that they begin with."""
+    return {module: (_before(first_import, "import od_qat.plugin"),) for module in _COMMANDS}
+
+
+_KERAS = "object_detection.models.keras_models.resnet_v1"
+_REFUSE = "from od_qat.od_api import refusals\nrefusals.refuse_block('object_detection.{}', {})"
+_HPARAMS = (
+    (
+        "from tensorflow.contrib import training as contrib_training",
+        "from od_qat.od_api import hparams as contrib_training",
+    ),
+)
+
+PATCHES: Tuple[Patch, ...] = (
+    Patch(
+        "set-up-2019",
+        "The commands know the extension of the graph_rewriter block before they read a config.",
+        ("2019",),
+        _set_up("import tensorflow as tf"),
+        in_memory=False,  # with the plugin it has been done
+    ),
+    Patch(
+        "set-up",
+        "The commands set TensorFlow up for the TF 1 half (graph mode, legacy Keras, the names that tf-slim\n"
+        "expects) before anything else imports it, and know the extension of the graph_rewriter block. The\n"
+        "scripts of the TF 2 half do not: they stay as they are.",
+        _LATER,
+        _set_up("import tensorflow.compat.v1 as tf"),
+        in_memory=False,
+    ),
+    Patch(
+        "drop-ins",
+        "A graph_rewriter block is carried out by od_qat, and training and evaluation are od_qat's:\n"
+        "restoring is strict, ranges are watched. Each module keeps its own function and hands the name\n"
+        "over at its end. An Estimator's input is checked first.",
+        SERIES,
+        {
+            "object_detection.builders.graph_rewriter_builder": (
+                (END, "from od_qat.od_api.hand_over import build"),
+            ),
+            "object_detection.legacy.trainer": ((END, "from od_qat.od_api.hand_over import train"),),
+            "object_detection.legacy.evaluator": ((END, "from od_qat.od_api.hand_over import evaluate"),),
+            "object_detection.model_lib": (
+                (
+                    END,
+                    "from od_qat.od_api import hand_over\n"
+                    "create_estimator_and_inputs = hand_over.checked(create_estimator_and_inputs)",
+                ),
+            ),
+        },
+    ),
+    Patch(
+        "contrib",
+        "tensorflow.contrib went with TensorFlow 1. Our own stand-ins have the same signatures, results and\n"
+        "variable names.",
+        _LATER,
+        {
+            # The custom op's kernel went with contrib.
+            "object_detection.matchers.bipartite_matcher": (
+                (
+                    "from tensorflow.contrib.image.python.ops import image_ops",
+                    "from od_qat.od_api import bipartite as image_ops",
+                ),
+            ),
+            # TransformGraph is gone from TF 2.
+            "object_detection.export_tflite_ssd_graph_lib": (
+                (
+                    "from tensorflow.tools.graph_transforms import TransformGraph",
+                    "from od_qat.od_api.graph_transforms import TransformGraph",
+                ),
+            ),
+            "object_detection.builders.optimizer_builder": (
+                (
+                    "from tensorflow.contrib import opt as tf_opt",
+                    "from od_qat.od_api import moving_average as tf_opt",
+                ),
+            ),
+            # contrib's tfprof and graph_matcher.
+            "object_detection.exporter": (
+                (
+                    END,
+                    "from od_qat.od_api.graph_transforms import "
+                    "profile_inference_graph, rewrite_nn_resize_op",
+                ),
+            ),
+            # contrib's HParams: a record with attributes.
+            "nets.nasnet.nasnet": _HPARAMS,
+            "nets.nasnet.pnasnet": _HPARAMS,
+        },
+    ),
+    Patch(
+        "removed-names",
+        "Names that numpy 1.24 and 2.0 and Pillow 10 removed.",
+        _LATER,
+        {
+            "object_detection.metrics.tf_example_parser": (("dtype=np.float)", "dtype=np.float64)"),),
+            "nets.mobilenet.mobilenet_v3": (("np.int(", "int("),),
+            "object_detection.utils.visualization_utils": (
+                ("font.getsize(ds)[1]", "font.getbbox(ds)[3]"),
+                ("= font.getsize(display_str)", "= font.getbbox(display_str)[2:]"),
+            ),
+        },
+    ),
+    Patch(
+        "metrics",
+        "Names that numpy 1.24 and 2.0 removed.",
+        ("2020", "2021", "2022"),
+        {
+            "object_detection.utils.metrics": (
+                ("np.float or", "np.float64 or"),
+                ("!= np.float and", "!= np.float64 and"),
+                ("!= np.float:", "!= np.float64:"),
+                ("!= np.bool:", "!= np.bool_:"),
+                ("np.NAN", "np.nan"),
+            ),
+        },
+    ),
+    Patch(
+        "metrics-2023",
+        "A name that numpy 2.0 removed; upstream took out the others in 2023.",
+        ("2023",),
+        {"object_detection.utils.metrics": (("np.NAN", "np.nan"),)},
+    ),
+    Patch(
+        "keras-2020",
+        "TensorFlow's internal Keras lost its applications; the public one has them.",
+        ("2020",),
+        {
+            _KERAS: (
+                (
+                    "\nfrom tensorflow.python.keras.applications import resnet",
+                    "\nfrom tensorflow.keras.applications import resnet",
+                ),
+            ),
+        },
+    ),
+    Patch(
+        "keras-2022",
+        "The stand-alone Keras, which TensorFlow 1.15 does not bring. (Trees of 2021 import it with care.)",
+        ("2022", "2023"),
+        {
+            _KERAS: (
+                (
+                    "\nfrom keras.applications import resnet",
+                    "\ntry:\n  from keras.applications import resnet\n"
+                    "except ImportError:\n  from tensorflow.keras.applications import resnet",
+                ),
+            ),
+        },
+    ),
+    Patch(
+        "estimator-2020",
+        "`tf.estimator` left TensorFlow in 2.16. Later trees import it, which od_qat's set-up answers.",
+        ("2020",),
+        {
+            "object_detection.model_lib": (
+                (
+                    "\nimport tensorflow.compat.v1 as tf\nimport tensorflow.compat.v2 as tf2\n",
+                    "\nimport tensorflow.compat.v1 as tf\nimport tensorflow.compat.v2 as tf2\n"
+                    "from tensorflow.compat.v1 import estimator as _\n",
+                ),
+            ),
+        },
+    ),
+    Patch(
+        "no-silence",
+        "The TF 2 half knows no graph_rewriter: it would train and export a float model without a word. Its\n"
+        "commands stop at such a block and say what to run.",
+        _LATER,
+        {
+            "object_detection.model_main_tf2": (
+                _before(
+                    "tf.config.set_soft_device_placement(True)",
+                    _REFUSE.format("model_main_tf2", "FLAGS.pipeline_config_path"),
+                    "  ",
+                ),
+            ),
+            "object_detection.exporter_main_v2": (
+                _before(
+                    "pipeline_config = pipeline_pb2.TrainEvalPipelineConfig()",
+                    _REFUSE.format("exporter_main_v2", "FLAGS.pipeline_config_path"),
+                    "  ",
+                ),
+            ),
+            "object_detection.export_tflite_graph_tf2": (
+                (
+                    "  flags.mark_flag_as_required('output_directory')\n",
+                    "  flags.mark_flag_as_required('output_directory')\n"
+                    "  from od_qat.od_api import refusals\n"
+                    "  refusals.refuse_block("
+                    "'object_detection.export_tflite_graph_tf2', FLAGS.pipeline_config_path)\n",
+                ),
+            ),
+        },
+        in_memory=False,
+    ),
+    Patch(
+        "tf2-half",
+        "Under the plugin TensorFlow is in graph mode, and the TF 2 half is refused altogether.",
+        (),
+        {
+            "object_detection.model_lib_v2": (
+                (END, "from od_qat.od_api.hand_over import eval_continuously, train_loop"),
+            ),
+            "object_detection.exporter_lib_v2": (
+                (END, "from od_qat.od_api.hand_over import export_inference_graph"),
+            ),
+            "object_detection.export_tflite_graph_lib_tf2": (
+                (END, "from od_qat.od_api.hand_over import export_tflite_model"),
+            ),
+        },
+    ),
+)
+
+# What the plugin changes in memory.
+SOURCE_CHANGES: Changes = {}
+for _patch in PATCHES:
+    for _module, _rows in _patch.changes.items() if _patch.in_memory else ():
+        SOURCE_CHANGES[_module] = SOURCE_CHANGES.get(_module, ()) + _rows
+
+
+def changed(source: str, rows: Tuple[Tuple[str, str], ...]) -> str:
+    """A module's source with its changes; those that it has already are not made again.
+
+    Args:
+      source: with line ends as \\n.
+      rows: of one module.
+    """
+    for fragment, replacement in rows:
+        if fragment == END:
+            if replacement not in source:
+                source = "{}\n{}\n".format(source.rstrip("\n"), replacement)
+        elif not (fragment in replacement and replacement in source):
+            source = source.replace(fragment, replacement)
+    return source

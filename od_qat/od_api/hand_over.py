@@ -1,0 +1,35 @@
+"""od_qat's functions under the names that the OD API's modules have for their own.
+
+Each imports what it stands for at the first call, because our trainer itself imports the OD API's.
+"""
+
+import importlib
+from typing import Any, Callable
+
+
+class _LateBound(object):
+    """Calls `package.module:function`, with `first` as its first arguments."""
+
+    def __init__(self, target: str, *first: Any) -> None:
+        self._target = target
+        self._first = first
+        self.__doc__ = "od_qat's {}".format(target)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, _, name = self._target.partition(":")
+        return getattr(importlib.import_module(module), name)(*(self._first + args), **kwargs)
+
+
+build = _LateBound("od_qat.od_api.graph_rewriter:build")
+train = _LateBound("od_qat.trainer:train")
+evaluate = _LateBound("od_qat.evaluator:evaluate")
+
+train_loop = _LateBound("od_qat.od_api.refusals:train_loop")
+eval_continuously = _LateBound("od_qat.od_api.refusals:eval_continuously")
+export_inference_graph = _LateBound("od_qat.od_api.refusals:export_inference_graph")
+export_tflite_model = _LateBound("od_qat.od_api.refusals:export_tflite_model")
+
+
+def checked(create_estimator_and_inputs: Callable) -> Callable:
+    """object_detection.model_lib's function behind the check of what it is given."""
+    return _LateBound("od_qat.od_api.refusals:create_estimator_and_inputs", create_estimator_and_inputs)

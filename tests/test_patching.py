@@ -1,0 +1,625 @@
+"""The patches: into a tree and out of it to the byte, refusals, upstream's commands in a patched tree."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from od_qat import doctor
+from od_qat.errors import EnvironmentProblem, OdQatError
+from od_qat.od_api import old_protos, patching, source_changes
+from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.generations import fetch, record
+
+pytestmark = pytest.mark.tf1
+
+FOLDER = os.environ.get("OD_QAT_GENERATIONS")
+NO_FOLDER = "OD_QAT_GENERATIONS is not set to a folder filled by `make generations`"
+TRAINER = "object_detection/legacy/trainer.py"
+METRICS = "object_detection/utils/metrics.py"
+
+
+def _installed():
+    """The site-packages that hold the OD API; None without."""
+    return next((p for p in sys.path if os.path.isdir(os.path.join(p, "object_detection", "legacy"))), None)
+
+
+needs_od_api = pytest.mark.skipif(_installed() is None, reason="the OD API is not installed here")
+
+
+def _copy(source, target):
+    """A models/research folder of what a site-packages or an unpacked archive holds."""
+    leave = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(
+        os.path.join(source.root, "object_detection"), os.path.join(target, "object_detection"), False, leave
+    )
+    for name in ("nets", "deployment", "preprocessing") if source.slim else ():
+        shutil.copytree(os.path.join(source.slim, name), os.path.join(target, "slim", name), False, leave)
+    return target
+
+
+def _content(root):
+    """Everything in a folder: path -> bytes and mode."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as stream:
+                found[os.path.relpath(path, root)] = (stream.read(), stat.S_IMODE(os.stat(path).st_mode))
+    return found
+
+
+def _edit(tree, name, change):
+    path = os.path.join(tree, *name.split("/"))
+    with open(path, "rb") as stream:
+        data = change(stream.read())
+    with open(path, "wb") as stream:
+        stream.write(data)
+
+
+@pytest.fixture(scope="module")
+def _template(tmp_path_factory):
+    return _copy(patching.find_tree(_installed()), str(tmp_path_factory.mktemp("od_api") / "research"))
+
+
+@pytest.fixture
+def tree(_template, tmp_path):
+    """A copy of the installed OD API that a test may change."""
+    return shutil.copytree(_template, str(tmp_path / "research"))
+
+
+def _generations():
+    """Every tree, or the reason why there is none."""
+    if FOLDER:
+        return [pytest.param(pin, id=pin.folder) for pin in fetch.pins()]
+    return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_FOLDER))]
+
+
+@needs_od_api
+class TestATree(object):
+    def test_patch_and_unpatch_restore_every_byte(self, tree):
+        os.chmod(os.path.join(tree, TRAINER), 0o640)
+        before = _content(tree)
+        outcome = patching.patch(tree)
+        after = _content(tree)
+        assert set(after) - set(before) == {os.path.normpath(patching.RECORD)}
+        changed = {name for name in before if after[name] != before[name]}
+        assert changed == {os.path.normpath(name) for name in outcome.files}
+        assert after[os.path.normpath(TRAINER)][1] == 0o640
+        assert patching.unpatch(tree).files == tuple(sorted(outcome.files))
+        assert _content(tree) == before
+
+    def test_on_disk_is_what_the_plugin_makes_in_memory(self, tree):
+        originals = patching.find_tree(shutil.copytree(tree, tree + "-original"))
+        patching.patch(tree)
+        for module, rows in source_changes.SOURCE_CHANGES.items():
+            name = record.file_of(module)
+            patched = patching.find_tree(tree).read(name).decode()
+            if module in source_changes.PATCHES[-1].changes:
+                continue  # changed in memory only
+            assert patched == source_changes.changed(originals.read(name).decode(), rows), name
+            assert source_changes.changed(patched, rows) == patched, name  # the plugin finds nothing to do
+            compile(patched, name, "exec")
+
+    def test_twice_is_a_no_op(self, tree):
+        patching.patch(tree)
+        before = _content(tree)
+        outcome = patching.patch(tree)
+        assert (outcome.files, "nothing to do" in outcome.message) == ((), True)
+        assert _content(tree) == before
+        patching.unpatch(tree)
+        outcome = patching.unpatch(tree)
+        assert (outcome.files, "nothing to do" in outcome.message) == ((), True)
+
+    def test_check_says_and_does_nothing(self, tree):
+        before = _content(tree)
+        would = patching.patch(tree, check=True)
+        assert _content(tree) == before
+        assert would.files == patching.patch(tree).files
+        before = _content(tree)
+        assert patching.unpatch(tree, check=True).files == would.files
+        assert _content(tree) == before
+
+    def test_local_edits_are_refused_by_name(self, tree):
+        _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
+        _edit(tree, METRICS, lambda data: data.replace(b"np.NAN", b"0.0"))
+        os.unlink(os.path.join(tree, "object_detection", "exporter.py"))
+        before = _content(tree)
+        with pytest.raises(patching.PatchError) as refusal:
+            patching.patch(tree)
+        assert TRAINER + " (edited)" in refusal.value.found
+        assert METRICS + " (no match)" in refusal.value.found
+        assert "object_detection/exporter.py (not there)" in refusal.value.found
+        assert refusal.value.found.count("(") == 3
+        assert _content(tree) == before
+
+    def test_edits_beside_the_hunks_are_taken_when_asked(self, tree):
+        _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
+        before = _content(tree)
+        patching.patch(tree, accept_unknown=True)
+        assert b"# mine" in patching.find_tree(tree).read(TRAINER)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+        _edit(tree, METRICS, lambda data: data.replace(b"np.NAN", b"0.0"))
+        with pytest.raises(patching.PatchError, match="metrics.py"):
+            patching.patch(tree, accept_unknown=True)
+
+    def test_an_edit_elsewhere_is_the_users_own(self, tree):
+        _edit(tree, "object_detection/eval_util.py", lambda data: data + b"# mine\n")
+        before = _content(tree)
+        patching.patch(tree)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_edits_after_patching_stop_unpatch(self, tree):
+        patching.patch(tree)
+        _edit(tree, TRAINER, lambda data: data + b"# mine\n")
+        before = _content(tree)
+        with pytest.raises(patching.PatchError) as refusal:
+            patching.unpatch(tree)
+        assert refusal.value.found == TRAINER
+        assert _content(tree) == before
+        assert "edited since: " + TRAINER in patching.patch(tree).message
+
+    @pytest.mark.parametrize("failing", [0, 1, 11])
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_a_failure_in_the_middle_changes_nothing(self, tree, monkeypatch, failing, error):
+        before = _content(tree)
+        self._fail_at(monkeypatch, failing, error)
+        with pytest.raises((OdQatError, KeyboardInterrupt)):
+            patching.patch(tree)
+        monkeypatch.undo()
+        assert _content(tree) == before
+        patching.patch(tree)
+        patched = _content(tree)
+        self._fail_at(monkeypatch, failing, error)
+        with pytest.raises((OdQatError, KeyboardInterrupt)):
+            patching.unpatch(tree)
+        monkeypatch.undo()
+        assert _content(tree) == patched
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    @staticmethod
+    def _fail_at(monkeypatch, failing, error):
+        replace, calls = os.replace, []
+
+        def failing_replace(source, target):
+            if target.endswith(".py"):
+                calls.append(target)
+                if len(calls) == failing + 1:
+                    raise error
+            return replace(source, target)
+
+        monkeypatch.setattr(os, "replace", failing_replace)
+
+    def test_a_patching_that_was_killed_can_be_taken_back(self, tree):
+        before = _content(tree)
+        code = (
+            "import os, sys\n"
+            "from od_qat.od_api import patching\n"
+            "replace, left = os.replace, [9]\n"
+            "def dying(source, target):\n"
+            "    left[0] -= 1\n"
+            "    return replace(source, target) if left[0] else os._exit(7)\n"
+            "os.replace = dying\n"
+            "patching.patch(sys.argv[1])\n"
+        )
+        environment = dict(os.environ, PYTHONPATH=REPOSITORY)
+        assert subprocess.call([sys.executable, "-c", code, tree], env=environment) == 7
+        assert _content(tree) != before
+        with pytest.raises(patching.PatchError, match="interrupted"):
+            patching.patch(tree)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_line_ends_are_the_files_own(self, tree):
+        for folder, _, names in os.walk(tree):
+            for name in names:
+                if name.endswith(".py"):
+                    path = os.path.relpath(os.path.join(folder, name), tree)
+                    _edit(tree, path, lambda data: data.replace(b"\n", b"\r\n"))
+        before = _content(tree)
+        outcome = patching.patch(tree)
+        assert patching.identify(patching.find_tree(tree)).nearest == "tf-object-detection-api 0.1"
+        for name in outcome.files:
+            data = patching.find_tree(tree).read(name)
+            assert data.count(b"\n") == data.count(b"\r\n"), name
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_upstreams_last_state_has_a_series_of_its_own(self, tree):
+        upstream = record.UpstreamTree(*patching.find_tree(tree))
+        _edit(tree, METRICS, lambda data: upstream.read(METRICS))
+        before = _content(tree)
+        identity = patching.identify(patching.find_tree(tree))
+        assert (identity.nearest, identity.series, identity.differs) == (record.UPSTREAM, "2023", ())
+        assert METRICS in patching.patch(tree).files
+        assert b"np.NAN" not in patching.find_tree(tree).read(METRICS)
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_an_edited_file_gets_every_change_that_it_needs(self, tree):
+        """Between two series that both go in, the one that changes more."""
+        _edit(tree, METRICS, lambda data: data + b"# mine\n")
+        assert "series 2022" in patching.patch(tree, accept_unknown=True).message
+        assert b"np.float " not in patching.find_tree(tree).read(METRICS)
+
+    def test_a_site_packages_is_a_tree_too(self, tree, tmp_path):
+        os.rename(os.path.join(tree, "slim", "nets"), os.path.join(tree, "nets"))
+        before = _content(tree)
+        assert "slim/nets/nasnet/nasnet.py" in patching.patch(tree).files
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_patches_of_another_od_qat_are_told_and_taken_out(self, tree):
+        before = _content(tree)
+        patching.patch(tree)
+        path = os.path.join(tree, patching.RECORD)
+        with open(path) as stream:
+            record_ = json.load(stream)
+        for change in ({"patches": "0"}, {"series": "1999"}):
+            with open(path, "w") as stream:
+                json.dump(dict(record_, od_qat="0.0.1", **change), stream)
+            assert "of od_qat 0.0.1" in patching.patch(tree).message
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_a_damaged_record_is_named(self, tree):
+        patching.patch(tree)
+        _edit(tree, patching.RECORD, lambda data: data[:100])
+        for command in (patching.patch, patching.unpatch):
+            with pytest.raises(patching.PatchError, match="od_qat_patch.json"):
+                command(tree)
+
+    def test_patched_by_other_means_is_recognised(self, tree):
+        patching.patch(tree)
+        os.unlink(os.path.join(tree, patching.RECORD))
+        with pytest.raises(patching.PatchError, match="changed already, without a record"):
+            patching.patch(tree)
+
+    def test_protos_are_compiled_only_when_asked(self, tree, monkeypatch):
+        protos = os.path.join(tree, "object_detection", "protos")
+        os.rename(os.path.join(protos, "ssd_pb2.py"), os.path.join(protos, "ssd.proto"))
+        before = _content(tree)
+        monkeypatch.setitem(sys.modules, "grpc_tools", None)
+        with pytest.raises(EnvironmentProblem, match="pip install grpcio-tools"):
+            patching.patch(tree, compile_protos=True)
+        assert _content(tree) == before
+
+        def compiler(arguments):
+            out = next(a for a in arguments if a.startswith("--python_out="))[len("--python_out=") :]
+            os.makedirs(os.path.join(out, "object_detection", "protos"))
+            with open(os.path.join(out, "object_detection", "protos", "ssd_pb2.py"), "w") as stream:
+                stream.write("# compiled\n")
+            return 0
+
+        protoc = types.SimpleNamespace(main=compiler)
+        monkeypatch.setitem(sys.modules, "grpc_tools", types.SimpleNamespace(protoc=protoc))
+        assert patching.missing_protos(patching.find_tree(tree)) == ["ssd_pb2.py"]
+        patching.patch(tree)
+        assert not os.path.exists(os.path.join(protos, "ssd_pb2.py"))
+        patching.unpatch(tree)
+        patching.patch(tree, compile_protos=True)
+        assert patching.find_tree(tree).read("object_detection/protos/ssd_pb2.py") == b"# compiled\n"
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    def test_protoc_compiles_them_or_changes_nothing(self, tree, capfd):
+        pytest.importorskip("grpc_tools", reason="grpcio-tools, an extra, is not installed")
+        before = _content(tree)
+        path = os.path.join(tree, "object_detection", "protos", "mine.proto")
+        for text, fits in (("message Mine { optional Thine a = 1; }", False), ("message Mine {}", True)):
+            with open(path, "w") as stream:
+                stream.write('syntax = "proto2"; package object_detection.protos; ' + text)
+            if fits:
+                assert (
+                    "object_detection/protos/mine_pb2.py" in patching.patch(tree, compile_protos=True).files
+                )
+                assert b"Mine" in patching.find_tree(tree).read("object_detection/protos/mine_pb2.py")
+                patching.unpatch(tree)
+            else:
+                with pytest.raises(EnvironmentProblem, match="protoc failed"):
+                    patching.patch(tree, compile_protos=True)
+                assert "Thine" in capfd.readouterr().err
+            os.unlink(path)
+            assert _content(tree) == before
+
+    def test_doctor_says_what_a_tree_is(self, tree):
+        def found():
+            checks = {check.name: check for check in doctor.examine(tree, quick=True)}
+            return checks["OD API tree"], checks["differs from it"], checks["patches"], checks["its protos"]
+
+        kind, differs, patches, protos = found()
+        assert "2022, nearest to tf-object-detection-api 0.1" in kind.found
+        assert (kind.status, differs.status, protos.status) == ("ok", "ok", "ok")
+        assert "not in" in patches.found and "od-qat patch" in patches.fix
+        patching.patch(tree)
+        assert "patched already" in found()[2].found
+        patching.unpatch(tree)
+        _edit(tree, METRICS, lambda data: data + b"# mine\n")
+        assert METRICS in found()[1].found
+        assert METRICS in found()[2].found
+
+    def test_the_commands_exit_statuses(self, tree, run_python):
+        done = run_python("-m", "od_qat", "patch", "--od-api", tree)
+        assert (done.status, done.errors) == (0, "")
+        assert TRAINER in done.output and "patched: series 2022" in done.output
+        _edit(tree, METRICS, lambda data: data + b"# mine\n")
+        done = run_python("-m", "od_qat", "unpatch", env={"OD_API": tree})
+        assert done.status == 1 and METRICS in done.errors
+        _edit(tree, METRICS, lambda data: data[: -len(b"# mine\n")])
+        assert run_python("-m", "od_qat", "unpatch", env={"OD_API": tree}).status == 0
+        done = run_python("-m", "od_qat", "patch", env={"OD_API": ""})
+        assert done.status == 1 and "--od_api" in done.errors
+        done = run_python("-m", "od_qat", "patch", "--od_api", os.path.join(tree, "slim"))
+        assert done.status == 1 and "not a models/research folder" in done.errors
+
+
+LINES = st.lists(
+    st.binary(max_size=3).filter(lambda line: not set(line) & set(b"\r\n\x0b\x0c\x1c\x1d\x1e\x85"))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(old=LINES, new=LINES, before=LINES, end=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans())
+def test_taking_back_is_the_inverse_of_applying(old, new, before, end, last):
+    """A block that is there once, among lines that are not, is replaced; and it comes back to the byte."""
+    old = tuple(b"<" + line for line in old) + (b"<mark",)
+    hunk, other = patching.Hunk(old, tuple(new)), patching.Hunk((b">tail",), (b">tail", b">added"))
+    lines = list(before) + list(old) + [b">tail"]
+    data = end.join(lines) + (end if last else b"")
+    result, edits, failed = patching.apply(data, [other, hunk])
+    if failed:
+        assert before.count(b"<mark") or before.count(b">tail") or result == data
+        return
+    assert result == b"".join(line + end for line in list(before) + list(new) + [b">tail", b">added"])
+    assert patching.take_back(result, edits) == data
+
+
+def test_a_hunk_must_match_exactly_and_once():
+    hunk = patching.Hunk((b"a", b"b"), (b"c",))
+    for data in (b"a\nx\nb\n", b"a\nb\na\nb\n", b"a \nb\n", b""):
+        assert patching.apply(data, [hunk]) == (data, (), (hunk,))
+    assert patching.apply(b"a\r\nb\nx", [hunk])[0] == b"c\r\nx"
+
+
+def test_every_series_is_read_as_it_stands():
+    for series in source_changes.SERIES:
+        hunks = patching.read_series(series)
+        names = [name + ".patch" for name in (p.name for p in source_changes.PATCHES if series in p.series)]
+        assert patching.names_of(series) == names
+        assert len(hunks) >= 9
+        total = 0
+        for name in names:
+            with open(os.path.join(patching.FOLDER, name), "rb") as stream:
+                total += sum(line.startswith(b"@@") for line in stream)
+        assert sum(map(len, hunks.values())) == total
+        assert all(hunk.old for of_file in hunks.values() for hunk in of_file)
+
+
+def test_the_readme_names_every_patch_and_tree():
+    with open(os.path.join(patching.FOLDER, "README.md"), encoding="utf-8") as stream:
+        text = stream.read()
+    missing = [p.name for p in source_changes.PATCHES if p.series and "`{}.patch`".format(p.name) not in text]
+    assert missing == []
+    assert [name for name in patching.generations()["trees"] if name not in text] == []
+    assert [series for series in source_changes.SERIES if series not in text] == []
+
+
+class TestTheGenerations(object):
+    """Trees that upstream's users have; see tests/generations/trees.txt."""
+
+    @pytest.mark.parametrize("pin", _generations())
+    def test_patch_and_unpatch_restore_every_byte(self, pin, tmp_path):
+        source = record.find(FOLDER, pin.folder)
+        tree = _copy(source, str(tmp_path / "research"))
+        before = _content(tree)
+        identity = patching.identify(patching.find_tree(tree))
+        assert identity.nearest == "{} {}".format(pin.name, pin.version)
+        assert (identity.differs, identity.elsewhere) == ((), ())
+        outcome = patching.patch(tree)
+        for name in outcome.files:
+            compile(patching.find_tree(tree).read(name), name, "exec")
+        patching.unpatch(tree)
+        assert _content(tree) == before
+
+    @pytest.mark.skipif(not FOLDER, reason=NO_FOLDER)
+    def test_the_patches_are_what_the_source_changes_say(self, capsys):
+        assert record.main([FOLDER, "--check"]) == 0, capsys.readouterr().out
+
+    @pytest.mark.parametrize("pin", _generations())
+    def test_its_protos_load(self, pin, run_python):
+        root = record.find(FOLDER, pin.folder).root
+        done = run_python("-B", "-c", _LOAD_PROTOS, env={"PYTHONPATH": root})
+        assert (done.status, done.output.strip()) == (0, "ssd_mobilenet_v2 True"), done.errors
+
+
+_LOAD_PROTOS = """
+import importlib, os
+from od_qat.od_api import import_hook, layers_proto
+import_hook.install()
+import object_detection.protos
+layers_proto.extension()
+folder = list(object_detection.protos.__path__)[0]
+for name in sorted(os.listdir(folder)):
+    if name.endswith("_pb2.py"):
+        importlib.import_module("object_detection.protos." + name[:-3])
+from google.protobuf import text_format
+from object_detection.protos import losses_pb2, pipeline_pb2
+config = pipeline_pb2.TrainEvalPipelineConfig()
+text_format.Parse('model { ssd { feature_extractor { type: "ssd_mobilenet_v2" } } } '
+                  'graph_rewriter { quantization { delay: 3 } }', config)
+print(config.model.ssd.feature_extractor.type, config.HasField("graph_rewriter"))
+"""
+
+
+class TestOldProtos(object):
+    NAME = "object_detection.protos.od_qat_test_pb2"
+
+    def _definition(self, package):
+        from google.protobuf import descriptor_pb2
+
+        proto = descriptor_pb2.FileDescriptorProto(name=package + ".proto", package=package, syntax="proto2")
+        message = proto.message_type.add(name="Thing")
+        message.field.add(name="size", number=1, type=5, label=1, default_value="7")
+        proto.enum_type.add(name="Kind").value.add(name="SMALL", number=2)
+        return proto.SerializeToString()
+
+    @pytest.mark.parametrize("text", [False, True])
+    def test_what_protoc_wrote_becomes_what_it_writes_today(self, text):
+        pytest.importorskip("google.protobuf.internal.builder", reason="protobuf takes the old form")
+        definition = self._definition("od_qat_test_of_{}".format("text" if text else "bytes"))
+        literal = "_b({!r})".format(definition.decode("latin-1")) if text else repr(definition)
+        source = "DESCRIPTOR = _descriptor.FileDescriptor(\n  name='x',\n  serialized_pb={}\n)\n".format(
+            literal
+        )
+        assert old_protos.is_old(source)
+        modern = old_protos.modern(self.NAME, source)
+        assert not old_protos.is_old(modern)
+        names = {"__name__": self.NAME}
+        exec(compile(modern, self.NAME, "exec"), names)
+        assert names["Thing"]().size == 7
+        assert names["SMALL"] == 2
+        assert old_protos.modern(self.NAME, modern) == modern
+
+
+def _run(tree, slim, log, *arguments):
+    """Runs Python as the OD API's users do: in models/research, with both folders on the path."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([REPOSITORY, tree, slim]))
+    for own in ("OD_API", "TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL"):  # (the last two: of this process)
+        environment.pop(own, None)
+    command = [sys.executable] + list(arguments)
+    with open(log, "wb") as stream:
+        done = subprocess.call(command, cwd=tree, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    with open(log, "rb") as stream:
+        return done, stream.read().decode("utf-8", "replace")
+
+
+def _fake_quants(path):
+    from od_qat.compat import tf
+
+    with open(path, "rb") as stream:
+        graph = tf.GraphDef.FromString(stream.read())
+    return sum(node.op.startswith("FakeQuant") for node in graph.node)
+
+
+@needs_od_api
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", ["installed"] + [pin.folder for pin in fetch.pins()])
+def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
+    """Two steps of QAT, an evaluation and both exports, by scripts that know nothing of od_qat."""
+    from od_qat.compat import IS_TF1
+
+    source = _tree_of(name)
+    identity = patching.identify(source)
+    if not IS_TF1 and "2" not in patching.generations()["trees"][identity.nearest]["tensorflow"]:
+        pytest.skip("trees of 2019 use tensorflow.contrib throughout")
+    tree = _copy(source, str(tmp_path / "research"))
+    slim = os.path.join(tree, "slim")
+    if source.slim is None:  # packaged without: one of the same year
+        slim = record.find(FOLDER, record.MODELS["2019"]).slim
+    tiny.write_data(str(tmp_path))
+    config = _without_our_extension(tiny.write_config(str(tmp_path), True, "qat", steps=2))
+    out, log = str(tmp_path / "out"), str(tmp_path / "log")
+    patching.patch(tree)
+
+    def run(script, *arguments):
+        script = os.path.join("object_detection", *script.split("/"))
+        status, text = _run(tree, slim, log, script, "--pipeline_config_path=" + config, *arguments)
+        assert status == 0, text[-3000:]
+
+    train_dir = os.path.join(out, "train")
+    run("legacy/train.py", "--logtostderr", "--train_dir=" + train_dir)
+    with open(os.path.join(train_dir, "rewrite_report.json")) as stream:
+        assert json.load(stream)["weights"]
+    run("legacy/eval.py", "--run_once", "--checkpoint_dir=" + train_dir, "--eval_dir=" + out)
+    assert os.path.exists(os.path.join(out, "metrics-2.json"))
+    for script, graph in (
+        ("export_inference_graph.py", "frozen_inference_graph.pb"),
+        ("export_tflite_ssd_graph.py", "tflite_graph.pb"),
+    ):
+        folder = os.path.join(out, script)
+        checkpoint = "--trained_checkpoint_prefix={}/model.ckpt-2".format(train_dir)
+        run(script, checkpoint, "--output_directory=" + folder)
+        assert _fake_quants(os.path.join(folder, graph)) > 20
+
+
+def _without_our_extension(path):
+    """A config as people have it (trees of early 2019 know no extensions of the block); returns its path."""
+    from od_qat.od_api import layers_proto, pipeline
+
+    config = pipeline.load(path)
+    config.graph_rewriter.ClearExtension(layers_proto.extension())
+    with open(path, "w") as stream:
+        stream.write(pipeline.to_text(config))
+    return path
+
+
+def _tree_of(name):
+    if name == "installed":
+        return patching.find_tree(_installed())
+    if not FOLDER:
+        pytest.skip(NO_FOLDER)
+    return record.find(FOLDER, name)
+
+
+_TF2_COMMANDS = {
+    "model_main_tf2.py": ("model_lib_v2", "train_loop", "--model_dir=m"),
+    "exporter_main_v2.py": (
+        "exporter_lib_v2",
+        "export_inference_graph",
+        "--trained_checkpoint_dir=c",
+        "--output_directory=o",
+    ),
+    "export_tflite_graph_tf2.py": (
+        "export_tflite_graph_lib_tf2",
+        "export_tflite_model",
+        "--trained_checkpoint_dir=c",
+        "--output_directory=o",
+    ),
+}
+# Without the half itself, which needs an Estimator and tensorflow_io: its scripts are what is tested.
+_RUN_WITHOUT_ITS_LIBRARY = """
+import runpy, sys, types
+script, library, function = sys.argv[1:4]
+sys.argv = [script] + sys.argv[4:]
+stub = types.ModuleType("object_detection." + library)
+setattr(stub, function, lambda *args, **kwargs: print("REACHED THE LIBRARY"))
+import object_detection
+sys.modules[stub.__name__] = stub
+setattr(object_detection, library, stub)
+runpy.run_path("object_detection/" + script, run_name="__main__")
+"""
+
+
+@needs_od_api
+@pytest.mark.parametrize("script", sorted(_TF2_COMMANDS))
+def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_path):
+    """It would train or export a float model without a word."""
+    from od_qat.compat import IS_TF1
+
+    if IS_TF1:
+        pytest.skip("the TF 2 half needs TensorFlow 2")
+    tiny.write_data(str(tmp_path))
+    patching.patch(tree)
+    library, function, *flags = _TF2_COMMANDS[script]
+    code = str(tmp_path / "run.py")
+    with open(code, "w") as stream:
+        stream.write(_RUN_WITHOUT_ITS_LIBRARY)
+    for quantised in (True, False):
+        config = tiny.write_config(str(tmp_path), quantised, "config", steps=2)
+        arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags
+        status, text = _run(tree, os.path.join(tree, "slim"), str(tmp_path / "log"), *arguments)
+        reached = "REACHED THE LIBRARY" in text
+        refused = "ignores the graph_rewriter block" in text
+        assert (bool(status), refused, reached) == (quantised, quantised, not quantised), text[-3000:]
