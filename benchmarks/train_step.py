@@ -8,7 +8,8 @@ Builds the float and the rewritten training graph of the same detector of the te
 (A B A B ...) and prints the medians and their ratio. `--per_channel` adds a third, QAT with weights per
 channel. `--only float` or `--only qat` builds one, to see its peak memory; `--only rewriting` rewrites the
 training graph and runs nothing. With `--rewriter contrib` and a Python that has TensorFlow 1.15 it measures
-tf.contrib.quantize instead. Only ratios mean anything on a shared machine; against_contrib.py compares.
+tf.contrib.quantize instead. Only ratios mean anything on a shared machine, on a busy one only those of
+processor time; against_contrib.py compares.
 """
 
 import argparse
@@ -122,27 +123,33 @@ def measure(arguments) -> dict:
         rewrites = {arguments.only: rewrites[arguments.only]}
     runs = {name: build_training(row, arguments.batch, rewrite) for name, rewrite in rewrites.items()}
     times = {name: [] for name in runs}
+    processor_times = {name: [] for name in runs}
     for block in range(arguments.blocks + 1):
         for name, (session, train, feed, _, _) in runs.items():
             for _ in range(arguments.steps):
-                started = time.time()
+                started, processor_started = time.time(), time.process_time()
                 session.run(train, feed)
                 if block:  # the first is warm-up
                     times[name].append(time.time() - started)
+                    processor_times[name].append(time.process_time() - processor_started)
     result = {
         "rewriter": arguments.rewriter,
         "model": arguments.model,
         "size": arguments.size,
         "batch": arguments.batch,
         "step_seconds": {name: statistics.median(values) for name, values in times.items()},
+        "step_processor_seconds": {
+            name: statistics.median(values) for name, values in processor_times.items()
+        },
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
     }
     if "qat" in runs:
         result["rewriting_seconds"], result["ops_before_rewriting"] = runs["qat"][3:]
     if "qat_per_channel" in runs:
-        result["per_channel_over_per_tensor"] = (
-            result["step_seconds"]["qat_per_channel"] / result["step_seconds"]["qat"]
-        )
+        for key, seconds in (("", "step_seconds"), ("_processor", "step_processor_seconds")):
+            result["per_channel_over_per_tensor" + key] = (
+                result[seconds]["qat_per_channel"] / result[seconds]["qat"]
+            )
     if not arguments.only:
         result["qat_over_float"] = result["step_seconds"]["qat"] / result["step_seconds"]["float"]
         result["eval_rewriting_seconds"], result["eval_ops_before_rewriting"] = rewrite_eval(row, evaluation)
