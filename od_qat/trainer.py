@@ -16,7 +16,7 @@ from od_qat.config import QatConfig
 from od_qat.errors import CheckpointError, ConfigError, OdQatError
 from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
-from od_qat.training_graph import Built, add_summaries, build, seed_the_unseeded
+from od_qat.training_graph import Built, add_summaries, aggregates, build, seed_the_unseeded
 
 REPORT_FILE = "rewrite_report.json"
 
@@ -82,12 +82,18 @@ def train(
 
     _keep_freed_memory()
     place = training_session.Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief)
-    sync_replicas = _with_several_workers(train_config, worker_replicas)
-    if num_clones != 1 and sync_replicas:
+    if num_clones != 1 and train_config.sync_replicas:
         raise ConfigError(
             "sync_replicas works with one clone a worker",
             found="num_clones={}".format(num_clones),
             allowed="1",
+        )
+    if train_config.sync_replicas and not aggregates(train_config, worker_replicas):
+        print(
+            "sync_replicas with one worker: each step takes the whole batch of {}".format(
+                train_config.batch_size
+            ),
+            file=sys.stderr,
         )
     _require_delay_below(train_config.num_steps, graph_hook_fn)
     deploy = training.model_deploy.DeploymentConfig(
@@ -111,7 +117,6 @@ def train(
             graph_hook_fn,
             worker_replicas,
             is_chief,
-            sync_replicas,
             inputs_in_order=seed is not None,
         )
         if seed is not None:
@@ -160,23 +165,6 @@ def _require_delay_below(num_steps: int, graph_hook_fn) -> None:
             allowed="a delay below num_steps",
             fix="set delay: 0 when fine-tuning from a float checkpoint",
         )
-
-
-def _with_several_workers(train_config, worker_replicas: int) -> bool:
-    """Whether gradients of several workers are aggregated to one step.
-
-    A worker by itself has nobody to wait for: it takes the whole batch in each step. (The config of most
-    published models is of a TPU's replicas, 8 or 32. Upstream's trainer adds up that many small batches in
-    turn, and ends in an error: its queue of tokens is not closed.)
-    """
-    if train_config.sync_replicas and worker_replicas == 1:
-        print(
-            "sync_replicas with one worker: each step takes the whole batch of {}".format(
-                train_config.batch_size
-            ),
-            file=sys.stderr,
-        )
-    return train_config.sync_replicas and worker_replicas > 1
 
 
 def _run(

@@ -30,7 +30,6 @@ def build(
     graph_hook_fn,
     worker_replicas: int,
     is_chief: bool,
-    sync_replicas: bool,
     inputs_in_order: bool,
 ) -> Built:
     """Input queue, clones and losses, rewrite, gradients: the whole training graph.
@@ -40,7 +39,6 @@ def build(
       create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn: as for trainer.train.
       worker_replicas: workers, the chief included.
       is_chief: whether this process initialises and saves.
-      sync_replicas: gradients of several workers are aggregated to one step.
       inputs_in_order: examples come one after the other, as the seed has them.
 
     Raises:
@@ -58,7 +56,7 @@ def build(
         global_step = tf.train.get_or_create_global_step()
     with tf.device(deploy.inputs_device()):
         queue = training.input_queue(
-            _clone_batch_size(train_config, deploy.num_clones, sync_replicas),
+            _clone_batch_size(train_config, deploy.num_clones, worker_replicas),
             create_tensor_dict_fn,
             train_config,
             inputs_in_order,
@@ -76,7 +74,7 @@ def build(
     with tf.device(deploy.optimizer_device()):
         optimizer, rates = training.optimizer(train_config)
         session_hooks = []
-        if sync_replicas:
+        if aggregates(train_config, worker_replicas):
             optimizer = tf.train.SyncReplicasOptimizer(
                 optimizer,
                 replicas_to_aggregate=train_config.replicas_to_aggregate,
@@ -134,15 +132,25 @@ def seed_the_unseeded(graph, seed: int) -> None:
                 operation._set_attr("seed2", tf.AttrValue(i=number))
 
 
-def _clone_batch_size(train_config, num_clones: int, sync_replicas: bool) -> int:
-    shares = num_clones * (train_config.replicas_to_aggregate if sync_replicas else 1)
-    batch_size = train_config.batch_size // shares
+def aggregates(train_config, worker_replicas: int) -> bool:
+    """Whether gradients of several workers make one step.
+
+    A worker by itself has nobody to wait for: it takes the whole batch in each step. (Most published configs
+    are of a TPU's 8 or 32 replicas. Upstream's trainer adds up that many small batches in turn, and ends in
+    an error: its queue of tokens is not closed.)
+    """
+    return train_config.sync_replicas and worker_replicas > 1
+
+
+def _clone_batch_size(train_config, num_clones: int, worker_replicas: int) -> int:
+    replicas = train_config.replicas_to_aggregate if aggregates(train_config, worker_replicas) else 1
+    batch_size = train_config.batch_size // (num_clones * replicas)
     if batch_size < 1:
         raise ConfigError(
             "batch_size leaves no image for a clone",
             where="train_config.batch_size",
             found=str(train_config.batch_size),
-            allowed="at least {}".format(shares),
+            allowed="at least {}".format(num_clones * replicas),
         )
     return batch_size
 
