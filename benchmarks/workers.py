@@ -2,8 +2,8 @@
 
     python benchmarks/workers.py [--config FILE] [--steps 80]
 
-Processes on one machine share its cores: where one worker fills them, two gain nothing. Run it where each worker
-can have cores of its own.
+Processes on one machine share its cores: where one worker fills them, two gain nothing. Run it where each
+worker can have cores of its own.
 """
 
 import argparse
