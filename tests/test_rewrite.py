@@ -797,3 +797,45 @@ def test_report_names_both_layers_of_a_shared_kernel_and_what_stays_float():
     assert layers["b/conv"].activations == ("b/act_quant",)
     assert report.stays_float == {"c/conv": "its weights are not a variable"}
     assert "  c/conv: its weights are not a variable" in report.table()
+
+
+@pytest.mark.parametrize("activation", ["hard_swish", "relu6", "linear"])
+def test_batch_norm_that_updates_its_averages_in_place_is_named_as_in_eval(activation):
+    """Its Identity, which waits for the updates, is in training graphs only (MobileDet, in-place updates)."""
+    import tf_slim as slim
+
+    activate = {
+        "hard_swish": lambda x: x * tf.nn.relu6(x + 3.0) / 6.0,
+        "relu6": tf.nn.relu6,
+        "linear": tf.identity,
+    }[activation]
+    saved, moved = {}, None
+    for training in (True, False):
+        with tf.Graph().as_default() as graph:
+            images = tf.placeholder(tf.float32, [4, 16, 16, 3])
+            norm = {"is_training": training, "updates_collections": None, "decay": 0.5}
+            net = images
+            for number in range(3):
+                net = slim.conv2d(
+                    net,
+                    8,
+                    3,
+                    activation_fn=activate,
+                    normalizer_fn=slim.batch_norm,
+                    normalizer_params=norm,
+                    scope="Conv_{}".format(number),
+                )
+            output = tf.reduce_mean(net)
+            in_place = [op for op in graph.get_operations() if op.type == "Identity" and op.control_inputs]
+            assert bool(in_place) == training
+            api.create_training_graph(graph) if training else api.create_eval_graph(graph)
+            names = {v.op.name for v in graph.get_collection(QUANT_VARIABLES)}
+            saved[training] = {name for name in names if not name.endswith(("/biased", "/local_step"))}
+            if training:
+                average = graph.get_tensor_by_name("Conv_0/BatchNorm/moving_mean:0")
+                with tf.Session() as session:
+                    session.run(tf.global_variables_initializer())
+                    session.run(output, {images: np.random.RandomState(0).uniform(0, 1, (4, 16, 16, 3))})
+                    moved = session.run(average)
+    assert saved[True] == saved[False]
+    assert np.any(moved)

@@ -10,7 +10,8 @@ A batch norm is one of the fused ops, or the arithmetic of `tf.nn.batch_normaliz
 
     s = Rsqrt(variance + epsilon) [* gamma];   y = x * s + (beta - mean * s), or + (-mean) * s
 
-Behind a batch norm that is in training mode contrib looks past one more Identity.
+Behind a batch norm that is in training mode contrib looks past one more Identity. One that waits for the
+moving averages (tf-slim's in-place updates) is in no eval graph: it counts as part of the batch norm.
 
 contrib matches these after it has folded the batch norms; here they are matched before anything is touched,
 so a batch norm stands where contrib sees its `add_fold`. Which of several overlapping matches wins is
@@ -207,6 +208,18 @@ class LayerMatcher(object):
     def ends_layer(self, operation) -> bool:
         """Whether an op is a layer's bias or batch norm."""
         return self._bias_or_norm(operation) is not None
+
+    def end_of(self, operation):
+        """The op whose output is a batch norm's: the Identity that updates its averages, or itself."""
+        consumers = self._index.consumer_ops(operation.outputs[0]) if operation.outputs else ()
+        return consumers[0] if len(consumers) == 1 and self._updates_averages(consumers[0]) else operation
+
+    def _updates_averages(self, operation) -> bool:
+        """Whether an op is the Identity behind a batch norm that has to wait for its averages' updates."""
+        if self._as_contrib or operation.type != "Identity" or not operation.control_inputs:
+            return False
+        source = self._index.inputs(operation)[0]
+        return self._is_norm(source.op) and source.name == source.op.outputs[0].name
 
     def norm_alone(self, operation) -> Optional[BatchNorm]:
         """A batch norm behind no layer, such as a pre-activation (ResNet V2); None for any other op."""
@@ -446,7 +459,7 @@ class LayerMatcher(object):
                 layer = self._bias_or_norm(source)
                 # (contrib's pattern of this wants the corrections that it adds in training.)
                 if layer is not None and (layer.batch_norm.training or not self._as_contrib):
-                    return layer, source
+                    return layer, self.end_of(source)
         return None
 
     def _bypass(self, operation) -> Optional[Tuple[Layer, object]]:
@@ -458,7 +471,7 @@ class LayerMatcher(object):
         return None
 
     def _activation(self, operation) -> Optional[LayerMatch]:
-        if operation.type not in policy.ACTIVATION:
+        if operation.type not in policy.ACTIVATION or self._updates_averages(operation):
             return None
         source = self.before_noise(self._index.inputs(operation)[0]).op
         found = self._biased(source)

@@ -273,7 +273,7 @@ class _Planner(object):
         return False
 
     def _feeds_only(self, operation, types) -> bool:
-        consumers = self._index.consumer_ops(operation.outputs[0])
+        consumers = self._index.consumer_ops(self._matcher.end_of(operation).outputs[0])
         return len(consumers) == 1 and consumers[0].type in types
 
     def _plan_concats(self, to_layers: frozenset) -> None:
