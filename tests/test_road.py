@@ -316,13 +316,6 @@ def test_a_refused_run_leaves_pipeline_config_as_it_is(road):
         assert stream.read() == before
 
 
-def test_several_clones_with_quantization_are_refused(road, tmp_path):
-    with pytest.raises(ConfigError, match="one clone.*2"):
-        commands.train(
-            road.paths.qat_config, str(tmp_path), overrides=road.small, num_clones=2, clone_on_cpu=True
-        )
-
-
 def test_resuming_with_a_delay_where_there_was_none(road, tmp_path):
     train_dir = str(tmp_path / "train")
     shutil.copytree(road.paths.qat_train, train_dir)
