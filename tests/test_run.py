@@ -169,11 +169,10 @@ class TestAScriptOfTheUser(object):
         assert last_line(errors) == "od-qat: error: bad thing: at there. Fix: mend it"
         assert "Traceback" not in errors
 
-    def test_absls_usage_error_is_absls(self, folder):
-        status, output, errors = od_qat_run(folder, "home/my_script.py", "--", "--status=many")
+    def test_a_bad_flag_is_absls_affair(self, folder):
+        status, _, errors = od_qat_run(folder, "home/my_script.py", "--", "--status=many")
         assert status == 1
-        assert "flag --status=many" in output + errors
-        assert "Traceback" not in errors
+        assert "IllegalFlagValueError: flag --status=many" in last_line(errors)
 
     def test_what_is_not_there_is_named(self, folder):
         for target in ("home/none.py", "no_such_module", "no.such.module"):
@@ -189,21 +188,23 @@ TF2_COMMANDS = {
 
 NOTEBOOK = """
 import od_qat.plugin
+import importlib
 from object_detection.protos import pipeline_pb2
-from od_qat.errors import ConfigError
+from od_qat.errors import ConfigError, MissingPackage
 config = pipeline_pb2.TrainEvalPipelineConfig()
 config.graph_rewriter.quantization.delay = 0
-from object_detection import exporter_lib_v2, model_lib_v2, export_tflite_graph_lib_tf2
-for call in (
-    lambda: model_lib_v2.train_loop(pipeline_config_path="qat.config", model_dir="m"),
-    lambda: model_lib_v2.eval_continuously("qat.config", model_dir="m", checkpoint_dir="m"),
-    lambda: exporter_lib_v2.export_inference_graph("image_tensor", config, "c", "o"),
-    lambda: export_tflite_graph_lib_tf2.export_tflite_model(config, "c", "o", 10, False),
+for module, function, arguments in (
+    ("model_lib_v2", "train_loop", ("qat.config", "m")),
+    ("model_lib_v2", "eval_continuously", ("qat.config", None, None, 1, 1, "m")),
+    ("exporter_lib_v2", "export_inference_graph", ("image_tensor", config, "c", "o")),
+    ("export_tflite_graph_lib_tf2", "export_tflite_model", (config, "c", "o", 10, False)),
 ):
     try:
-        call()
+        getattr(importlib.import_module("object_detection." + module), function)(*arguments)
     except ConfigError as error:
         print("refused:", error)
+    except MissingPackage as error:
+        print("not importable:", error)
 """
 
 
@@ -254,9 +255,13 @@ class TestNothingIsIgnoredSilently(object):
             stderr=subprocess.PIPE,
             timeout=_SECONDS,
         )
-        lines = [line for line in done.stdout.decode().splitlines() if line.startswith("refused:")]
-        assert len(lines) == 4, done.stderr.decode()[-2000:]
-        assert all("ignores the graph_rewriter block" in line for line in lines)
+        lines = done.stdout.decode().splitlines()
+        refused = [line for line in lines if line.startswith("refused:")]
+        # (Without tensorflow-estimator, TensorFlow 2.16 and later cannot import model_lib_v2 at all.)
+        missing = [line for line in lines if line.startswith("not importable:")]
+        assert len(refused) + len(missing) == 4 and len(missing) in (0, 2), done.stderr.decode()[-2000:]
+        assert all("ignores the graph_rewriter block" in line for line in refused)
+        assert all("object_detection.legacy.train" in line for line in missing)
 
     def test_an_estimator_with_a_delay_that_never_ends_or_on_tpus(self, folder):
         from od_qat.od_api import refusals
