@@ -26,7 +26,8 @@ except Exception as error:  # noqa: BLE001
 
 BACKBONE = "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
 HEAD = "BoxPredictor_0/ClassPredictor/biases"
-RANGE = "FeatureExtractor/MobilenetV1/Conv2d_0/act_quant/max"
+# (The op scope of slim's MobileNet V1 is doubled, that of its variables is not.)
+RANGE = "FeatureExtractor/MobilenetV1/MobilenetV1/Conv2d_0/act_quant/max"
 AVERAGE = BACKBONE + checkpoints.AVERAGE
 # So small that a step shows in no weight: what was restored can be compared after it.
 STILL = (
@@ -227,7 +228,7 @@ def test_averages(runs, averaged, in_training, in_evaluation):
     constant = tf.make_ndarray(frozen[BACKBONE].attr["value"].tensor)
     wanted = AVERAGE if in_evaluation else BACKBONE
     np.testing.assert_array_equal(constant, values(train_dir).get_tensor(wanted))
-    assert "FeatureExtractor/MobilenetV1/Conv2d_0/act_quant/max" in frozen
+    assert RANGE in frozen
 
 
 # Damage.
