@@ -17,7 +17,7 @@ from od_qat.errors import EnvironmentProblem, OdQatError
 from od_qat.od_api import old_protos, patching, source_changes
 from tests import tiny
 from tests.conftest import REPOSITORY
-from tests.generations import fetch, record
+from tests.generations import fetch, record, road
 
 pytestmark = pytest.mark.tf1
 
@@ -33,17 +33,6 @@ def _installed():
 
 
 needs_od_api = pytest.mark.skipif(_installed() is None, reason="the OD API is not installed here")
-
-
-def _copy(source, target):
-    """A models/research folder of what a site-packages or an unpacked archive holds."""
-    leave = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(
-        os.path.join(source.root, "object_detection"), os.path.join(target, "object_detection"), False, leave
-    )
-    for name in ("nets", "deployment", "preprocessing") if source.slim else ():
-        shutil.copytree(os.path.join(source.slim, name), os.path.join(target, "slim", name), False, leave)
-    return target
 
 
 def _content(root):
@@ -67,7 +56,7 @@ def _edit(tree, name, change):
 
 @pytest.fixture(scope="module")
 def _template(tmp_path_factory):
-    return _copy(patching.find_tree(_installed()), str(tmp_path_factory.mktemp("od_api") / "research"))
+    return road.copy(patching.find_tree(_installed()), str(tmp_path_factory.mktemp("od_api") / "research"))
 
 
 @pytest.fixture
@@ -421,7 +410,7 @@ class TestTheGenerations(object):
     @pytest.mark.parametrize("pin", _generations())
     def test_patch_and_unpatch_restore_every_byte(self, pin, tmp_path):
         source = record.find(FOLDER, pin.folder)
-        tree = _copy(source, str(tmp_path / "research"))
+        tree = road.copy(source, str(tmp_path / "research"))
         before = _content(tree)
         identity = patching.identify(patching.find_tree(tree))
         assert identity.nearest == "{} {}".format(pin.name, pin.version)
@@ -492,18 +481,6 @@ class TestOldProtos(object):
         assert old_protos.modern(self.NAME, modern) == modern
 
 
-def _run(tree, slim, log, *arguments):
-    """Runs Python as the OD API's users do: in models/research, with both folders on the path."""
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([REPOSITORY, tree, slim]))
-    for own in ("OD_API", "TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL"):  # (the last two: of this process)
-        environment.pop(own, None)
-    command = [sys.executable] + list(arguments)
-    with open(log, "wb") as stream:
-        done = subprocess.call(command, cwd=tree, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-    with open(log, "rb") as stream:
-        return done, stream.read().decode("utf-8", "replace")
-
-
 def _fake_quants(path):
     from od_qat.compat import tf
 
@@ -518,53 +495,29 @@ def _fake_quants(path):
 @pytest.mark.parametrize("name", ["installed"] + [pin.folder for pin in fetch.pins()])
 def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     """Two steps of QAT, an evaluation and both exports, by scripts that know nothing of od_qat."""
-    from od_qat.compat import IS_TF1
-
     source = _tree_of(name)
-    identity = patching.identify(source)
-    if not IS_TF1 and "2" not in patching.generations()["trees"][identity.nearest]["tensorflow"]:
-        pytest.skip("trees of 2019 use tensorflow.contrib throughout")
-    if b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py"):
-        pytest.skip("a tree of early 2019, which lacks fields of the test's config")
-    tree = _copy(source, str(tmp_path / "research"))
+    reason = road.cannot(source)
+    if reason:
+        pytest.skip(reason)
+    work = str(tmp_path)
+    tree = road.copy(source, os.path.join(work, "research"))
     slim = os.path.join(tree, "slim")
     if source.slim is None:  # packaged without: one of the same year
         slim = record.find(FOLDER, record.MODELS["2019"]).slim
-    tiny.write_data(str(tmp_path))
-    config = _without_our_extension(tiny.write_config(str(tmp_path), True, "qat", steps=2))
-    out, log = str(tmp_path / "out"), str(tmp_path / "log")
+    tiny.write_data(work)
+    config = road.without_our_extension(tiny.write_config(work, True, "qat", steps=2))
     patching.patch(tree)
-
-    def run(script, *arguments):
-        script = os.path.join("object_detection", *script.split("/"))
-        status, text = _run(tree, slim, log, script, "--pipeline_config_path=" + config, *arguments)
+    for command in road.COMMANDS[:-1]:  # (model_main is in the matrix)
+        status, text = road.run(tree, slim, work, command, config)
         assert status == 0, text[-3000:]
-
-    train_dir = os.path.join(out, "train")
-    run("legacy/train.py", "--logtostderr", "--train_dir=" + train_dir)
-    with open(os.path.join(train_dir, "rewrite_report.json")) as stream:
+    with open(os.path.join(work, "train", "rewrite_report.json")) as stream:
         assert json.load(stream)["weights"]
-    run("legacy/eval.py", "--run_once", "--checkpoint_dir=" + train_dir, "--eval_dir=" + out)
-    assert os.path.exists(os.path.join(out, "metrics-2.json"))
-    for script, graph in (
+    assert os.path.exists(os.path.join(road.output(work, "legacy/eval.py"), "metrics-2.json"))
+    for command, graph in (
         ("export_inference_graph.py", "frozen_inference_graph.pb"),
         ("export_tflite_ssd_graph.py", "tflite_graph.pb"),
     ):
-        folder = os.path.join(out, script)
-        checkpoint = "--trained_checkpoint_prefix={}/model.ckpt-2".format(train_dir)
-        run(script, checkpoint, "--output_directory=" + folder)
-        assert _fake_quants(os.path.join(folder, graph)) > 20
-
-
-def _without_our_extension(path):
-    """A config as people have it (trees of early 2019 know no extensions of the block); returns its path."""
-    from od_qat.od_api import layers_proto, pipeline
-
-    config = pipeline.load(path)
-    config.graph_rewriter.ClearExtension(layers_proto.extension())
-    with open(path, "w") as stream:
-        stream.write(pipeline.to_text(config))
-    return path
+        assert _fake_quants(os.path.join(road.output(work, command), graph)) > 20
 
 
 def _tree_of(name):
@@ -621,7 +574,7 @@ def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_pat
     for quantised in (True, False):
         config = tiny.write_config(str(tmp_path), quantised, "config", steps=2)
         arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags
-        status, text = _run(tree, os.path.join(tree, "slim"), str(tmp_path / "log"), *arguments)
+        status, text = road.run_python(tree, os.path.join(tree, "slim"), arguments)
         reached = "REACHED THE LIBRARY" in text
         refused = "ignores the graph_rewriter block" in text
         assert (bool(status), refused, reached) == (quantised, quantised, not quantised), text[-3000:]

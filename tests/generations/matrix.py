@@ -1,0 +1,155 @@
+"""Upstream's five commands in a patched copy of every tree, float and QAT, on this Python's TensorFlow.
+
+    python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat]
+
+FOLDER is what `make generations` filled; `make test-matrix` calls this for each TensorFlow. Results are added
+to matrix.json beside this file, what was there of other TensorFlows and trees stays, and README.md's table is
+made anew from it:
+
+    {tree: {TensorFlow: {"float" or "qat": {command: "ok", or why not}}}}
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+
+from od_qat.od_api import patching
+from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.generations import fetch, record, road
+
+RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "matrix.json")
+_README = os.path.join(REPOSITORY, "README.md")
+_MARKS = ("<!-- matrix: made by tests/generations/matrix.py -->", "<!-- end of matrix -->")
+_SLOW_TO_SAY = 160  # characters of a reason that are kept
+
+
+def main(arguments=None) -> int:
+    """Returns an exit status: 1 when a cell failed without a reason that is known."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder")
+    parser.add_argument("--only", action="append", metavar="TREE", help="a folder's name; may be repeated")
+    parser.add_argument("--kinds", nargs="+", choices=("float", "qat"), default=("float", "qat"))
+    options = parser.parse_args(arguments)
+    from od_qat.compat import tf
+
+    failed = 0
+    for pin in fetch.pins():
+        if options.only and pin.folder not in options.only:
+            continue
+        source = record.find(options.folder, pin.folder)
+        for kind in options.kinds:
+            cells = _run(source, options.folder, kind)
+            _keep(pin.folder, tf.__version__, kind, cells)
+            bad = [command for command, said in cells.items() if said != "ok"]
+            failed += sum(not said.startswith("- ") for said in cells.values() if said != "ok")
+            print(pin.folder, tf.__version__, kind, {c: cells[c] for c in bad} or "all ok", flush=True)
+    write_table()
+    return 1 if failed else 0
+
+
+def _run(source, folder, kind):
+    """{command: 'ok', '- reason' of what cannot be had, or the last line of what went wrong}."""
+    reason = road.cannot(source)
+    if reason:
+        return {command: "- " + reason for command in road.COMMANDS}
+    work = tempfile.mkdtemp()
+    try:
+        tree = road.copy(source, os.path.join(work, "research"))
+        slim = os.path.join(tree, "slim")
+        if source.slim is None:  # packaged without: one of the same year
+            slim = record.find(folder, record.MODELS["2019"]).slim
+        patching.patch(tree)
+        tiny.write_data(work)
+        config = road.without_our_extension(tiny.write_config(work, kind == "qat", kind, steps=2))
+        cells = {}
+        for command in road.COMMANDS:
+            status, text = road.run(tree, slim, work, command, config)
+            cells[command] = "ok" if status == 0 else _last_line(text, work)
+        return cells
+    finally:
+        shutil.rmtree(work)
+
+
+def _last_line(text, work):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|error|Exception)\b", line)), "")
+    return (said or (lines or ["no output"])[-1]).replace(work, "WORK")[:_SLOW_TO_SAY]
+
+
+def _keep(tree, tensorflow, kind, cells):
+    found = load()
+    found.setdefault(tree, {}).setdefault(tensorflow, {})[kind] = cells
+    with open(RESULTS + ".tmp", "w", encoding="utf-8") as stream:
+        json.dump(found, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+    os.replace(RESULTS + ".tmp", RESULTS)
+
+
+def load():
+    """What has been run so far."""
+    if not os.path.exists(RESULTS):
+        return {}
+    with open(RESULTS, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def table(found) -> str:
+    """The results as a table: a row a tree, a column a TensorFlow, and notes for what is not ok."""
+    versions = sorted({v for of_tree in found.values() for v in of_tree}, key=_as_numbers)
+    notes = []
+    rows = ["| tree | " + " | ".join(versions) + " |", "| --- " * (len(versions) + 1) + "|"]
+    for pin in fetch.pins():
+        cells = [_cell(found.get(pin.folder, {}).get(version, {}), notes) for version in versions]
+        rows.append("| {} {} | {} |".format(pin.name, pin.version, " | ".join(cells)))
+    return "\n".join(rows + [""] + ["{}. {}".format(n, text) for n, text in enumerate(notes, 1)]).rstrip()
+
+
+def _as_numbers(version):
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def _cell(kinds, notes):
+    texts = []
+    for kind, cells in sorted(kinds.items()):
+        bad = {command: said for command, said in cells.items() if said != "ok"}
+        if len(bad) == len(cells) and len(set(bad.values())) == 1:
+            texts.append("{}: {}".format(_NAMES[kind], _note("all", next(iter(bad.values())), notes)))
+        elif bad:
+            marks = ", ".join("{} {}".format(c, _note(c, bad[c], notes)) for c in sorted(bad))
+            texts.append("{}: all but {}".format(_NAMES[kind], marks))
+        else:
+            texts.append("{}: all".format(_NAMES[kind]))
+    return "; ".join(texts) if texts else "not run"
+
+
+_NAMES = {"float": "float", "qat": "QAT"}
+
+
+def _note(what, said, notes):
+    text = said[2:] if said.startswith("- ") else said
+    if text not in notes:
+        notes.append(text)
+    return "{}({})".format("no " if what == "all" else "", notes.index(text) + 1)
+
+
+def write_table() -> None:
+    """Puts the table between its marks in README.md."""
+    with open(_README, encoding="utf-8") as stream:
+        text = stream.read()
+    before, _, rest = text.partition(_MARKS[0])
+    _, _, after = rest.partition(_MARKS[1])
+    text = "{}{}\n{}\n{}{}".format(before, _MARKS[0], table(load()), _MARKS[1], after)
+    with open(_README + ".tmp", "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(_README + ".tmp", _README)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Upstream's commands in a patched tree, run as the OD API's users run them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from od_qat.od_api import patching
+from tests.conftest import REPOSITORY
+
+# In this order: each needs what those before it left.
+COMMANDS = (
+    "legacy/train.py",
+    "legacy/eval.py",
+    "export_inference_graph.py",
+    "export_tflite_ssd_graph.py",
+    "model_main.py",
+)
+
+
+def cannot(source):
+    """Why a tree does not run on this TensorFlow, or on the test's config; None when it does."""
+    from od_qat.compat import IS_TF1
+
+    works = patching.generations()["trees"][patching.identify(source).nearest]["tensorflow"]
+    if not IS_TF1 and "2" not in works:
+        return "a tree of 2019, which uses tensorflow.contrib throughout"
+    if b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py"):
+        return "a tree of early 2019, whose protos lack fields of the test's config"
+    return None
+
+
+def copy(source, target):
+    """A models/research folder of what a site-packages or an unpacked archive holds."""
+    leave = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(
+        os.path.join(source.root, "object_detection"), os.path.join(target, "object_detection"), False, leave
+    )
+    for name in ("nets", "deployment", "preprocessing") if source.slim else ():
+        shutil.copytree(os.path.join(source.slim, name), os.path.join(target, "slim", name), False, leave)
+    return target
+
+
+def without_our_extension(path):
+    """A config as people have it (trees of early 2019 know no extensions of the block); returns its path."""
+    from od_qat.od_api import layers_proto, pipeline
+
+    config = pipeline.load(path)
+    if config.HasField("graph_rewriter"):
+        config.graph_rewriter.ClearExtension(layers_proto.extension())
+    with open(path, "w") as stream:
+        stream.write(pipeline.to_text(config))
+    return path
+
+
+def run(tree, slim, work, command, config, steps=2):
+    """Runs one of COMMANDS in models/research with both folders on the path, in and out of folders of `work`.
+
+    Returns:
+      exit status and all output.
+    """
+    train_dir = os.path.join(work, "train")
+    checkpoint = "--trained_checkpoint_prefix={}/model.ckpt-{}".format(train_dir, steps)
+    writes = output(work, command)
+    flags = {
+        "legacy/train.py": ["--logtostderr", "--train_dir=" + train_dir],
+        "legacy/eval.py": ["--run_once", "--checkpoint_dir=" + train_dir, "--eval_dir=" + writes],
+        "export_inference_graph.py": [checkpoint, "--output_directory=" + writes],
+        "export_tflite_ssd_graph.py": [checkpoint, "--output_directory=" + writes],
+        "model_main.py": ["--model_dir=" + writes],
+    }[command]
+    script = os.path.join("object_detection", *command.split("/"))
+    return run_python(tree, slim, [script, "--pipeline_config_path=" + config] + flags)
+
+
+def run_python(tree, slim, arguments):
+    """Exit status and all output of Python in models/research, with both folders on the path."""
+    # (What was on the path stays at its end: an Estimator in a folder of its own, for one.)
+    path = [REPOSITORY, tree, slim] + list(filter(None, [os.environ.get("PYTHONPATH")]))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
+    for own in ("OD_API", "TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL", "TF2_BEHAVIOR"):  # (of this process)
+        environment.pop(own, None)
+    done = subprocess.run(
+        [sys.executable] + list(arguments),
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def output(work, command):
+    """Where a command writes."""
+    return os.path.join(work, command.replace("/", "_")[: -len(".py")])
