@@ -140,7 +140,7 @@ def test_processes_are_killed_and_come_back(tmp_path, synchronous):
 @pytest.mark.slow
 @pytest.mark.skipif(
     not os.environ.get("OD_QAT_PROCESSES"),
-    reason="trains a detector in four processes, minutes where they share two cores; OD_QAT_PROCESSES=1 runs it",
+    reason="minutes, where four processes share two cores; OD_QAT_PROCESSES=1 runs it",
 )
 @both_ways
 def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
