@@ -18,8 +18,8 @@ _POLL_SECS = 1
 _LONGEST_WAIT_SECS = 7200
 # Threads that wait for other workers' gradients end with the session, not before.
 _STOP_GRACE_SECS = 5
-# How long a parameter server waits for workers once the chief has ended.
-_LAST_STEPS_SECS = 60
+# How long a parameter server waits for workers once the chief has ended: one may be building its graph still.
+_LAST_STEPS_SECS = 300
 
 
 class Place(NamedTuple):
