@@ -161,13 +161,13 @@ def _range_of_weights(
     if weight_quant.per_channel:
         absolute = _op(draft, "Abs", scope + "/Abs", tensor)
         high = _reduce_axes(draft, "Max", scope + "/BatchMax", absolute, list(range(rank - 1)))
-        largest = _reduce(draft, "Max", scope + "/largest", high)
+        largest = _reduce(draft, "Max", scope + "/largest", high, 1)
         smallest = _op(draft, "Mul", scope + "/smallest", largest, draft.constant(_SMALLEST_CHANNEL))
         smallest = _op(draft, "Maximum", scope + "/smallest_1", smallest, draft.constant(_SMALLEST_RANGE))
         high = _op(draft, "Maximum", scope + "/Maximum", high, smallest)
     else:
-        low = _reduce(draft, "Min", scope + "/BatchMin", tensor)
-        high = _reduce(draft, "Max", scope + "/BatchMax", tensor)
+        low = _reduce(draft, "Min", scope + "/BatchMin", tensor, rank)
+        high = _reduce(draft, "Max", scope + "/BatchMax", tensor, rank)
         if not symmetric:
             return around_zero(draft, scope, low, high, False, weight_quant.bits)
         high = _op(draft, "Maximum", scope + "/Maximum", _op(draft, "Neg", scope + "/Neg", low), high)
@@ -196,9 +196,10 @@ def moving_average(
     scope, low, high = _range_variables(draft, activation_quant.name, activation_quant.initial_min)
     if not training:
         return Range(scope, low + "/read:0", high + "/read:0")
-    batch_max = _reduce(draft, "Max", scope + "/BatchMax", tensor)
+    rank = activation_quant.tensor.get_shape().ndims
+    batch_max = _reduce(draft, "Max", scope + "/BatchMax", tensor, rank)
     if ceiling is None:
-        batch_min = _reduce(draft, "Min", scope + "/BatchMin", tensor)
+        batch_min = _reduce(draft, "Min", scope + "/BatchMin", tensor, rank)
         new_low, new_high = around_zero(
             draft, scope, batch_min, batch_max, config.symmetric, activation_quant.bits
         )
@@ -292,9 +293,11 @@ def _op(draft: Draft, kind: str, name: str, *inputs) -> str:
     return draft.op(kind, name, inputs, T=tf.float32)
 
 
-def _reduce(draft: Draft, kind: str, name: str, tensor) -> str:
-    """Min or Max over the whole tensor. (Flattened first: that is free, and the rank may be unknown.)"""
-    return _reduce_axes(draft, kind, name, _reshape(draft, name + "/flat", tensor, [-1]), 0)
+def _reduce(draft: Draft, kind: str, name: str, tensor, rank: Optional[int]) -> str:
+    """Min or Max over the whole tensor, of any rank where that is None."""
+    if rank is None:
+        return _reduce_axes(draft, kind, name, _reshape(draft, name + "/flat", tensor, [-1]), [0])
+    return _reduce_axes(draft, kind, name, tensor, list(range(rank)))
 
 
 def _reduce_axes(draft: Draft, kind: str, name: str, tensor, axes) -> str:
