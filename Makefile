@@ -119,7 +119,7 @@ test-matrix: setup setup-tf1 setup-tf215 generations ## every tree x TensorFlow 
 	PYTHONPATH="$$PWD/out/estimator" .venv/bin/python -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	$(TF215) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
-	export OD_QAT_WHOLE_ZOO=1 OD_QAT_PROCESSES=1 OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; \
+	export OD_QAT_WHOLE_ZOO=1 OD_QAT_MATRIX=1 OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; \
 	for target in test test-tf215 test-tf1; do $(MAKE) --no-print-directory $$target || status=1; done; \
 	exit $$status
 

@@ -28,6 +28,16 @@ def pytest_report_header(config):
     return "od_qat with: " + (", ".join(found) or "no TensorFlow")
 
 
+def pytest_collection_modifyitems(items):
+    """Leaves out what only `make test-matrix` has the time for."""
+    if os.environ.get("OD_QAT_MATRIX"):
+        return
+    skip = pytest.mark.skip(reason="minutes on two cores: `make test-matrix`, or OD_QAT_MATRIX=1, runs it")
+    for item in items:
+        if item.get_closest_marker("matrix"):
+            item.add_marker(skip)
+
+
 class Finished(NamedTuple):
     """A process that has ended: its status and what it printed."""
 

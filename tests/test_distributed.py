@@ -137,11 +137,7 @@ def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     assert slope == pytest.approx(3.0, abs=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("OD_QAT_PROCESSES"),
-    reason="minutes, where four processes share two cores; OD_QAT_PROCESSES=1 runs it",
-)
+@pytest.mark.matrix
 @both_ways
 def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     folder = str(tmp_path)

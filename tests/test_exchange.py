@@ -36,7 +36,7 @@ HEADS = [
 ]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.matrix,
     pytest.mark.skipif(IS_TF1, reason="runs on the current TensorFlow, which starts 1.15 itself"),
     pytest.mark.skipif(
         not os.path.exists(TF1_PYTHON),

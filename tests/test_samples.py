@@ -158,7 +158,7 @@ def trained(request, tmp_path_factory, data):
     return sample
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.tf1
 def test_it_is_evaluated_and_exported(trained):
     assert os.path.exists(trained.path("train", "model.ckpt-{}.index".format(STEPS)))
@@ -173,7 +173,7 @@ def test_it_is_evaluated_and_exported(trained):
         assert json.load(stream)["quantized"] is True
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.tf1
 @pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in ("ai_edge_litert", "tflite_runtime")),

@@ -8,7 +8,7 @@ import yaml
 
 pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API is not installed")
 
-pytestmark = [pytest.mark.tf1, pytest.mark.slow]
+pytestmark = [pytest.mark.tf1, pytest.mark.matrix]
 
 with open(
     os.path.join(os.path.dirname(os.path.abspath(__file__)), "upstream.yaml"), encoding="utf-8"
