@@ -111,11 +111,8 @@ def test_float_detection_checkpoint(runs, capsys):
 @pytest.mark.parametrize("all_variables", [False, True])
 def test_load_all_detection_checkpoint_vars(runs, all_variables):
     source = values(runs.float_dir)
-    moved = {
-        n: source.get_tensor(n) + (0.25 if n == HEAD else 0)
-        for n in source.get_variable_to_shape_map()
-        if n != "global_step"
-    }
+    moved = {n: source.get_tensor(n) for n in source.get_variable_to_shape_map() if n != "global_step"}
+    moved[HEAD] = moved[HEAD] + np.float32(0.25)
     prefix = save(runs.below("moved_{}.ckpt".format(all_variables)), moved)
     more = [
         "train_config.fine_tune_checkpoint_type=detection",
