@@ -167,6 +167,7 @@ def _require_everything(config, train_dir, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.matrix_on_tf1
 def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
     folder = str(tmp_path)
     tiny.write_data(folder)

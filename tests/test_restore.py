@@ -17,7 +17,7 @@ from od_qat.errors import CheckpointError  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
-pytestmark = [pytest.mark.tf1, pytest.mark.slow]
+pytestmark = [pytest.mark.tf1, pytest.mark.slow, pytest.mark.matrix_on_tf1]
 
 try:
     from od_qat import commands
