@@ -64,11 +64,13 @@ def _differences_here(row, outputs, differences, limit, folder):
     python = os.path.join(REPOSITORY, ".venv-tf1", "bin", "python")
     if not os.path.exists(python):
         return differences, limit
+    environment = dict(os.environ, PYTHONPATH=REPOSITORY)
+    environment.pop("TF2_BEHAVIOR", None)  # TensorFlow 2 sets it, and 1.15 would take itself for 2
     subprocess.run(
         [python, "-m", "tests.zoo.record_oracle", "--graphs", str(folder), "--only", row["name"]],
         check=True,
         cwd=REPOSITORY,
-        env=dict(os.environ, PYTHONPATH=REPOSITORY),
+        env=environment,
     )
     theirs = {
         name: build.digest(array) for name, array in across_versions.contrib_here(str(folder), row).items()
