@@ -500,13 +500,7 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     if reason:
         pytest.skip(reason)
     work = str(tmp_path)
-    tree = road.copy(source, os.path.join(work, "research"))
-    slim = os.path.join(tree, "slim")
-    if source.slim is None:  # packaged without: one of the same year
-        slim = record.find(FOLDER, record.MODELS["2019"]).slim
-    tiny.write_data(work)
-    config = road.without_our_extension(tiny.write_config(work, True, "qat", steps=2))
-    patching.patch(tree)
+    tree, slim, config = road.prepare(source, FOLDER, work, True)
     for command in road.COMMANDS[:-1]:  # (model_main is in the matrix)
         status, text = road.run(tree, slim, work, command, config)
         assert status == 0, text[-3000:]

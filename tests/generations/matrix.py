@@ -17,8 +17,6 @@ import shutil
 import sys
 import tempfile
 
-from od_qat.od_api import patching
-from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.generations import fetch, record, road
 
@@ -61,13 +59,7 @@ def _run(source, folder, kind):
         return {command: "- " + reason for command in road.COMMANDS}
     work = tempfile.mkdtemp()
     try:
-        tree = road.copy(source, os.path.join(work, "research"))
-        slim = os.path.join(tree, "slim")
-        if source.slim is None:  # packaged without: one of the same year
-            slim = record.find(folder, record.MODELS["2019"]).slim
-        patching.patch(tree)
-        tiny.write_data(work)
-        config = road.without_our_extension(tiny.write_config(work, kind == "qat", kind, steps=2))
+        tree, slim, config = road.prepare(source, folder, work, kind == "qat")
         cells = {}
         for command in road.COMMANDS:
             status, text = road.run(tree, slim, work, command, config)

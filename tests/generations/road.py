@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 from od_qat.od_api import patching
+from tests import tiny
 from tests.conftest import REPOSITORY
+from tests.generations import record
 
 # In this order: each needs what those before it left.
 COMMANDS = (
@@ -28,6 +30,27 @@ def cannot(source):
     if b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py"):
         return "a tree of early 2019, whose protos lack fields of the test's config"
     return None
+
+
+def prepare(source, folder, work, quantised):
+    """A patched copy of a tree, data and a config of two steps in the folder `work`.
+
+    Args:
+      source: the tree, as patching.find_tree gives it.
+      folder: what `make generations` filled; a tree that is packaged without slim gets one of its year there.
+      work: where everything goes.
+      quantised: whether the config has a graph_rewriter block.
+
+    Returns:
+      models/research, slim and the config, for `run`.
+    """
+    tree = copy(source, os.path.join(work, "research"))
+    slim = os.path.join(tree, "slim")
+    if source.slim is None:
+        slim = record.find(folder, record.MODELS["2019"]).slim
+    patching.patch(tree)
+    tiny.write_data(work)
+    return tree, slim, without_our_extension(tiny.write_config(work, quantised, "config", steps=2))
 
 
 def copy(source, target):
