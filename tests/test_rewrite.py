@@ -1,5 +1,6 @@
 """The rewriter: structure, and numerics against the float graph and tf.contrib.quantize where it runs."""
 
+import functools
 import gc
 import json
 
@@ -91,11 +92,11 @@ def _loss_and_gradients(rewrite, training=True):
     return [v.op.name for v in variables], result
 
 
-def _fake_quant_of(data, maximum, gradient):
+def _fake_quant_of(data, maximum, gradient, bits=8):
     """The node that passes.py drafts behind an absorbed ReLU, and its gradient with regard to its data."""
     tensor, low, high = tf.constant(data), tf.constant(0.0), tf.constant(np.float32(maximum))
     draft = Draft(GraphIndex(tf.get_default_graph()))
-    name = fake_quant.quantise(draft, tensor, fake_quant.Range("q", low, high), 8, False, gradient)
+    name = fake_quant.quantise(draft, tensor, fake_quant.Range("q", low, high), bits, False, gradient)
     draft.commit()
     return tensor, tf.get_default_graph().get_tensor_by_name(name)
 
@@ -115,34 +116,75 @@ def _beyond_both_ends():
     return data, random.normal(size=data.shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
-def test_gradient_behind_an_absorbed_relu_is_the_kernels_own(maximum):
-    """Ours is computed otherwise; on the range's two ends themselves it is 0, as ReLU's is."""
-    data, incoming = _beyond_both_ends()
-    (ours, our_gradient), (kernels, kernels_gradient) = (
-        _gradient_of(lambda x, g=gradient: _fake_quant_of(x, maximum, g), data, incoming)
-        for gradient in (fake_quant.RELU_GRADIENT, None)
-    )
-    np.testing.assert_array_equal(ours, kernels)
-    assert 0 < np.count_nonzero(kernels_gradient) < data.size
-    np.testing.assert_array_equal(our_gradient, kernels_gradient)
-
-
-@pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
-def test_gradient_behind_an_absorbed_relu6_is_the_relu6s_own(maximum):
-    """Of the whole net's: where the range ends below 6 too, and at 6 the fake quant kernel's as well."""
-    data, incoming = _beyond_both_ends()
-
-    def relu6(x):
+def _float_gradient(activation, data, incoming):
+    def build(x):
         tensor = tf.constant(x)
-        return tensor, tf.nn.relu6(tensor)
+        return tensor, activation(tensor)
 
-    _, ours = _gradient_of(lambda x: _fake_quant_of(x, maximum, fake_quant.RELU6_GRADIENT), data, incoming)
-    _, float_ones = _gradient_of(relu6, data, incoming)
-    _, kernels = _gradient_of(lambda x: _fake_quant_of(x, maximum, None), data, incoming)
-    np.testing.assert_array_equal(ours, float_ones)
-    assert np.array_equal(ours, kernels) == (maximum == 6.0)
-    assert np.all(ours[(data <= 0) | (data >= 6)] == 0)
+    return _gradient_of(build, data, incoming)[1]
+
+
+def _quantised_gradient(maximum, gradient, data, incoming, bits=8):
+    build = functools.partial(_fake_quant_of, maximum=maximum, gradient=gradient, bits=bits)
+    return _gradient_of(build, data, incoming)[1]
+
+
+@pytest.mark.parametrize("maximum", [0.7, 4.2, 6.0])
+def test_gradient_behind_an_absorbed_relu_is_the_relus_own(maximum):
+    """Beyond the range's end too, where the kernel's is 0."""
+    data, incoming = _beyond_both_ends()
+    ours = _quantised_gradient(maximum, fake_quant.RELU_GRADIENT, data, incoming)
+    np.testing.assert_array_equal(ours, _float_gradient(tf.nn.relu, data, incoming))
+    kernels = _quantised_gradient(maximum, None, data, incoming)
+    within = (data > 0) & (data < maximum)
+    np.testing.assert_array_equal(ours[within], kernels[within])
+    assert np.count_nonzero(ours) > np.count_nonzero(kernels) > 0
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("maximum", [0.7, 4.2, 5.9999, 6.0])
+def test_gradient_behind_an_absorbed_relu6_is_the_relu6s_own_but_half_a_step(maximum, bits):
+    """Half a step at 0 and at 6; beyond a range that ends below 6 the gradient passes."""
+    data, incoming = _beyond_both_ends()
+    half = 0.5 * maximum / (2**bits - 1)
+    ends = np.array([half * 0.99, half * 1.01, 6.0 - half * 1.01, 6.0 - half * 0.99], np.float32)
+    data.flat[: len(ends)] = ends
+    ours = _quantised_gradient(maximum, fake_quant.RELU6_GRADIENT, data, incoming, bits)
+    passes = data > half if maximum < 6 else (data > half) & (data < 6 - half)
+    np.testing.assert_array_equal(ours, np.where(passes, incoming, 0))
+    if maximum == 6:
+        float_ones = _float_gradient(tf.nn.relu6, data, incoming)
+        assert np.array_equal(np.flatnonzero(ours != float_ones), [0, 3])
+
+
+def test_gradient_behind_an_absorbed_relu6_of_few_bits_is_the_relu6s_own():
+    """Half a step is then too much to lose."""
+    data, incoming = _beyond_both_ends()
+    ours = _quantised_gradient(6.0, fake_quant.RELU6_GRADIENT, data, incoming, bits=4)
+    np.testing.assert_array_equal(ours, _float_gradient(tf.nn.relu6, data, incoming))
+
+
+@pytest.mark.parametrize("value", [5.9, 6.0])
+def test_range_of_an_activation_that_always_reaches_6_is_6(value):
+    """In any step, in spite of rounding; a smaller range stays what it is."""
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, 4, 4, 3], "images")
+        weights = tf.get_variable("weights", [1, 1, 3, 2], initializer=tf.ones_initializer())
+        tf.nn.relu6(tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME"), name="out")
+        api.create_training_graph(graph)
+        (range_,) = [v for v in graph.get_collection(QUANT_VARIABLES) if v.op.name.endswith("act_quant/max")]
+        (quantised,) = [op for op in _fake_quants(graph) if op.name.startswith("act_quant")]
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            feed = {images: np.full([1, 4, 4, 3], 50.0 if value == 6 else value / 3, np.float32)}
+            found = []
+            for _ in range(12000):
+                session.run(quantised.outputs[0], feed)
+                found.append(session.run(range_))
+    if value == 6:
+        assert set(found) == {6.0}
+    else:
+        np.testing.assert_allclose(found, value, rtol=1e-2)
 
 
 @pytest.mark.parametrize("gradient", [fake_quant.RELU_GRADIENT, fake_quant.RELU6_GRADIENT])

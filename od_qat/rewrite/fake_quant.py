@@ -21,6 +21,8 @@ RELU_GRADIENT = "OdQatFakeQuantOfRelu"
 RELU6_GRADIENT = "OdQatFakeQuantOfRelu6"
 # A layer whose outputs are all negative has the range [0, 0].
 _SMALLEST_RANGE = 1e-6
+# An average that is this part of a ReLU6's ceiling has reached it.
+_REACHED = 1.0 - 1e-4
 # A channel's range is at least this part of the tensor's largest. The bias of a channel is kept in steps of
 # (input step * weight step), 32 bits of them: TFLite loses the bias of a channel whose weights are all but 0.
 _SMALLEST_CHANNEL = 1e-3
@@ -38,33 +40,31 @@ class Range(NamedTuple):
 def _pass_through_gradient(operation, gradient):
     """For products, quotients and fake quants that hand their gradient on to their first input.
 
-    The gradient of `fq(W * s) / s` with regard to W is the incoming one where W is in range, and a symmetric
-    range of the last value holds every weight. So there is nothing to compute.
+    Straight-through (Bengio et al. 2013, section 3.1). Of weights it is the kernel's own: the gradient of
+    `fq(W * s) / s` with regard to W is the incoming one where W is in range, and a symmetric range of the
+    last value holds every weight. Of activations the kernel's is 0 beyond the range. That is an average of
+    the batches' extremes, so the few values beyond it change with the batch; to tell them apart the whole
+    tensor would have to be kept and gone over three times, a tenth of a MobileNet V3's training step.
     """
     return (gradient,) + (None,) * (len(operation.inputs) - 1)
 
 
 @tf.RegisterGradient(RELU_GRADIENT)
 def _relu_gradient(operation, gradient):
-    """Straight-through gradient of a fake quant that stands for a ReLU: 0 below 0 and above its range.
-
-    The kernel's own gradient goes over the tensor three times, for the ends' gradients too, which nobody
-    reads: they are averages, not trained. ReLU6's kernel, on data scaled to its range, takes half the time.
-    """
-    data, _, maximum = operation.inputs
-    to_six = 6.0 / tf.maximum(maximum, _SMALLEST_RANGE)
-    return tf.raw_ops.Relu6Grad(gradients=gradient, features=data * to_six), None, None
+    """Of a fake quant that stands for a ReLU: the ReLU's own. Straight-through beyond its range, as above."""
+    return tf.raw_ops.ReluGrad(gradients=gradient, features=operation.inputs[0]), None, None
 
 
 @tf.RegisterGradient(RELU6_GRADIENT)
 def _relu6_gradient(operation, gradient):
-    """Straight-through gradient of a fake quant that stands for a ReLU6: the ReLU6's own.
+    """Of a fake quant that stands for a ReLU6: the ReLU6's own, told from the quantised values.
 
-    contrib's is 0 between the range's end and 6 too. That end is an average of the batches' largest values,
-    so the few values beyond it change with the batch; to mask them the whole tensor would have to be scaled,
-    5 % of a MobileNet's training step. They cannot run away: from 6 on the gradient is 0.
+    So the tensor in front, as large, need not be kept for it: a sixth of a MobileNet's memory. What differs:
+    values within half a step of 0 and of 6 count as 0 and 6 (of 8 bits 0.012; fewer bits have larger steps,
+    so there the tensor in front is kept), and beyond a range that ends below 6, gradients pass as above.
     """
-    return tf.raw_ops.Relu6Grad(gradients=gradient, features=operation.inputs[0]), None, None
+    told_from = operation.outputs[0] if operation.get_attr("num_bits") >= 8 else operation.inputs[0]
+    return tf.raw_ops.Relu6Grad(gradients=gradient, features=told_from), None, None
 
 
 def quantise(
@@ -210,7 +210,6 @@ def moving_average(
         new_high = _op(draft, "Maximum", scope + "/Maximum", batch_max, draft.constant(0.0))
         if np.isfinite(ceiling):
             new_high = _op(draft, "Minimum", scope + "/Minimum", new_high, draft.constant(ceiling))
-    # (Rounding in the debiasing takes an average of sixes to 6.00004, hence the ceiling there too.)
     high_now = _average(draft, scope, "AssignMaxEma", high, new_high, config.ema_decay, ceiling)
     return Range(scope, low_now, high_now)
 
@@ -285,7 +284,10 @@ def _average(
     there = _op(draft, "Sub", here + "/sub_1", one, lacking)
     debiased = _op(draft, "RealDiv", here + "/truediv", average, there)
     if ceiling is not None and np.isfinite(ceiling):
-        debiased = _op(draft, "Minimum", here + "/Minimum", debiased, draft.constant(ceiling))
+        # An average of sixes is 6: rounding in the debiasing takes it to 6.00004, and rounding of the small
+        # changes keeps it at 5.9998. The gradient knows what a ReLU6 cut off by its being 6.
+        reached = _op(draft, "GreaterEqual", here + "/reached", debiased, draft.constant(ceiling * _REACHED))
+        debiased = _op(draft, "SelectV2", here + "/SelectV2", reached, draft.constant(ceiling), debiased)
     return assign(draft, here, variable, debiased)
 
 

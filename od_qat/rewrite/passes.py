@@ -276,7 +276,7 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     tensor = state.moved.get(original.name, original.name)
     # (A symmetric range reaches below 0 and would not clip as the ReLU does.)
     absorb = state.training and not config.symmetric and tensor == original.name
-    ceiling, gradient = _ABSORBED.get(original.op.type, (None, None)) if absorb else (None, None)
+    ceiling, gradient = _ABSORBED.get(original.op.type, _NONE_ABSORBED) if absorb else _NONE_ABSORBED
     source = tensor if ceiling is None else draft.current_input(original.op, 0)
     range_ = state.shared_range(activation_quant)
     if range_ is None:
@@ -286,6 +286,8 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     plain, data = source, source
     if condition and state.training:
         plain, data = draft.switch(range_.scope + "/delay", source, condition)
+    # (No gradients in an eval graph, whose attributes go to the converter.)
+    gradient = gradient if state.training else None
     result = fake_quant.quantise(draft, data, range_, activation_quant.bits, False, gradient)
     if condition and state.training:
         if ceiling is not None:
@@ -300,6 +302,7 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
 
 
 # Of the activations that a fake quant can stand for: where they end, and the gradient.
+_NONE_ABSORBED = (None, fake_quant.PASS_THROUGH_GRADIENT)
 _ABSORBED = {
     "Relu6": (6.0, fake_quant.RELU6_GRADIENT),
     "Relu": (float("inf"), fake_quant.RELU_GRADIENT),
