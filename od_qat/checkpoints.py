@@ -7,6 +7,7 @@ chosen before the rewrite, and nothing is skipped silently.
 
 import os
 import re
+import sys
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from od_qat.compat import tf
@@ -125,6 +126,8 @@ def quant_variable_names(graph=None) -> frozenset:
 def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
     """Raises unless the checkpoint holds every variable, with its shape and undamaged.
 
+    Of a quantised graph that leaves ranges of the checkpoint aside, stderr says so.
+
     Args:
       name_to_variable: name in the checkpoint -> variable.
       prefix: checkpoint prefix.
@@ -196,6 +199,20 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
             fix="use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)",
         )
     _read(prefix, name_to_variable)
+    unused = _unused_ranges(name_to_variable, available) if quant_names else []
+    if unused:
+        print(
+            "warning: {} has the ranges of {} tensors that are not quantised here, {}: was it trained with "
+            "another graph_rewriter block?".format(prefix, len(unused), _some(unused)),
+            file=sys.stderr,
+        )
+
+
+def _unused_ranges(names: Iterable[str], available: Iterable[str]) -> List[str]:
+    """Scopes in a checkpoint of a `min` and a `max` that no variable is restored from."""
+    spare = set(available) - set(names)
+    scopes = (name[: -len("/max")] for name in spare if name.endswith("/max"))
+    return sorted(scope for scope in scopes if scope + "/min" in spare)
 
 
 def _read(prefix: str, names: Iterable[str]) -> None:

@@ -189,6 +189,15 @@ def test_float_checkpoint_into_a_qat_eval_is_refused(runs):
         commands.evaluate(runs.qat_config, runs.float_dir, runs.below("no_eval"), run_once=True)
 
 
+def test_ranges_that_a_graph_leaves_aside_are_named(runs, capsys):
+    more = ["graph_rewriter.[od_qat.layers].rule=[{scope: 'BoxPredictor_0/.*' quantize: false}]"]
+    commands.export(runs.qat_config, runs.qat_dir, runs.below("fewer"), overrides=more)
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "BoxPredictor_0/" in warning and "another graph_rewriter block" in warning
+    commands.export(runs.qat_config, runs.qat_dir, runs.below("all_of_them"))
+    assert "warning: " not in capsys.readouterr().err
+
+
 # Moving averages.
 
 

@@ -27,8 +27,6 @@ def cannot(source):
     works = patching.generations()["trees"][patching.identify(source).nearest]["tensorflow"]
     if not IS_TF1 and "2" not in works:
         return "a tree of 2019, which uses tensorflow.contrib throughout"
-    if b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py"):
-        return "a tree of early 2019, whose protos lack fields of the test's config"
     return None
 
 
@@ -50,7 +48,8 @@ def prepare(source, folder, work, quantised):
         slim = record.find(folder, record.MODELS["2019"]).slim
     patching.patch(tree)
     tiny.write_data(work)
-    return tree, slim, without_our_extension(tiny.write_config(work, quantised, "config", steps=2))
+    of_six_layers = b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py")
+    return tree, slim, _config(work, quantised, of_six_layers)
 
 
 def copy(source, target):
@@ -64,13 +63,23 @@ def copy(source, target):
     return target
 
 
-def without_our_extension(path):
-    """A config as people have it (trees of early 2019 know no extensions of the block); returns its path."""
+def _config(work, quantised, of_six_layers):
+    """Path of a config as people have it: without our extension, which trees of early 2019 do not know.
+
+    Args:
+      of_six_layers: for a tree that has no field for the number of feature maps, of early 2019.
+    """
     from od_qat.od_api import layers_proto, pipeline
 
+    path = tiny.write_config(work, quantised, "config", steps=2)
     config = pipeline.load(path)
     if config.HasField("graph_rewriter"):
         config.graph_rewriter.ClearExtension(layers_proto.extension())
+    if of_six_layers:
+        config.model.ssd.feature_extractor.ClearField("num_layers")
+        anchors = config.model.ssd.anchor_generator.ssd_anchor_generator
+        anchors.num_layers = 6
+        del anchors.scales[:]
     with open(path, "w") as stream:
         stream.write(pipeline.to_text(config))
     return path
