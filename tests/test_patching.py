@@ -27,12 +27,7 @@ TRAINER = "object_detection/legacy/trainer.py"
 METRICS = "object_detection/utils/metrics.py"
 
 
-def _installed():
-    """The site-packages that hold the OD API; None without."""
-    return next((p for p in sys.path if os.path.isdir(os.path.join(p, "object_detection", "legacy"))), None)
-
-
-needs_od_api = pytest.mark.skipif(_installed() is None, reason="the OD API is not installed here")
+needs_od_api = pytest.mark.skipif(road.installed() is None, reason="the OD API is not installed here")
 
 
 def _content(root):
@@ -56,7 +51,9 @@ def _edit(tree, name, change):
 
 @pytest.fixture(scope="module")
 def _template(tmp_path_factory):
-    return road.copy(patching.find_tree(_installed()), str(tmp_path_factory.mktemp("od_api") / "research"))
+    return road.copy(
+        patching.find_tree(road.installed()), str(tmp_path_factory.mktemp("od_api") / "research")
+    )
 
 
 @pytest.fixture
@@ -516,7 +513,7 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
 
 def _tree_of(name):
     if name == "installed":
-        return patching.find_tree(_installed())
+        return patching.find_tree(road.installed())
     if not FOLDER:
         pytest.skip(NO_FOLDER)
     return record.find(FOLDER, name)

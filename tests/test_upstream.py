@@ -1,10 +1,13 @@
-"""The OD API's own tests of what od_qat touches, with the plugin in place (upstream.yaml)."""
+"""The OD API's own tests of what od_qat touches, with the plugin and in a patched tree (upstream.yaml)."""
 
 import json
 import os
 
 import pytest
 import yaml
+
+from od_qat.od_api import patching
+from tests.generations import road
 
 pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API is not installed")
 
@@ -16,11 +19,24 @@ with open(
     EXPECTED = yaml.safe_load(stream)
 
 
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory):
+    """The folders of a patched copy of the installed OD API, for PYTHONPATH."""
+    source = patching.find_tree(road.installed())
+    tree = road.copy(source, str(tmp_path_factory.mktemp("od_api") / "research"))
+    assert patching.patch(tree).files
+    return [tree, os.path.join(tree, "slim")]
+
+
+@pytest.mark.parametrize("way", ["plugin", "patches"])
 @pytest.mark.parametrize("module", EXPECTED["modules"])
-def test_upstreams_tests_pass_but_for_what_is_listed(module, run_python):
+def test_upstreams_tests_pass_but_for_what_is_listed(module, way, patched, run_python):
     expected = EXPECTED["exceptions"].get(module, {})
-    done = run_python("-m", "tests.upstream_runner", module, timeout=540)
+    path = patched if way == "patches" else []
+    path = os.pathsep.join(path + list(filter(None, [os.environ.get("PYTHONPATH")])))
+    done = run_python("-m", "tests.upstream_runner", module, timeout=540, env={"PYTHONPATH": path})
     assert done.status == 0, done.errors[-2000:]
     result = json.loads(done.output.splitlines()[-1])
+    assert result["file"].startswith(patched[0]) == (way == "patches")
     assert set(result["failed"]) == set(expected), result["failed"]
     assert result["skipped"] == {}  # (one that is skipped has not passed)

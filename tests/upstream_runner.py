@@ -1,7 +1,7 @@
 """Runs one of the OD API's own test modules with the plugin in place: python -m tests.upstream_runner NAME.
 
-The last line is JSON, {"passed": [...], "skipped": {test: reason}, "failed": {test: error}}, tests as
-`Class.method`. A process for each module: upstream's tests leave flags and default graphs behind.
+The last line is JSON, {"file": path, "passed": [...], "skipped": {test: reason}, "failed": {test: error}},
+tests as `Class.method`. A process for each module: upstream's tests leave flags and default graphs behind.
 """
 
 import importlib
@@ -67,10 +67,11 @@ def main(module):
     from absl import flags
 
     flags.FLAGS(sys.argv[:1])
-    suite = unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(module))
+    tests = importlib.import_module(module)
     result = _Result()
-    suite.run(result)
-    print(json.dumps({"passed": result.passed, "skipped": result.skipped_for, "failed": result.failed}))
+    unittest.defaultTestLoader.loadTestsFromModule(tests).run(result)
+    found = {"passed": result.passed, "skipped": result.skipped_for, "failed": result.failed}
+    print(json.dumps(dict(found, file=tests.__file__)))
 
 
 if __name__ == "__main__":
