@@ -478,14 +478,6 @@ class TestOldProtos(object):
         assert old_protos.modern(self.NAME, modern) == modern
 
 
-def _fake_quants(path):
-    from od_qat.compat import tf
-
-    with open(path, "rb") as stream:
-        graph = tf.GraphDef.FromString(stream.read())
-    return sum(node.op.startswith("FakeQuant") for node in graph.node)
-
-
 @needs_od_api
 @pytest.mark.matrix
 @pytest.mark.timeout(7200)
@@ -508,7 +500,7 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
         ("export_inference_graph.py", "frozen_inference_graph.pb"),
         ("export_tflite_ssd_graph.py", "tflite_graph.pb"),
     ):
-        assert _fake_quants(os.path.join(road.output(work, command), graph)) > 20
+        assert tiny.fake_quants(os.path.join(road.output(work, command), graph)) > 20
 
 
 def _tree_of(name):

@@ -110,6 +110,15 @@ def write_config(folder, quantised, name, steps=4, more=()):
     return path
 
 
+def fake_quants(path):
+    """How many there are in a frozen graph's file."""
+    from od_qat.compat import tf
+
+    with open(path, "rb") as stream:
+        graph_def = tf.GraphDef.FromString(stream.read())
+    return sum(node.op.startswith("FakeQuant") for node in graph_def.node)
+
+
 def start(arguments, log, env=None):
     """Starts `python arguments...` with od_qat on its path and its output in a file; returns the Popen."""
     environment = dict(os.environ)

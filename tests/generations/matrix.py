@@ -23,7 +23,7 @@ from tests.generations import fetch, record, road
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "matrix.json")
 _README = os.path.join(REPOSITORY, "README.md")
 _MARKS = ("<!-- matrix: made by tests/generations/matrix.py -->", "<!-- end of matrix -->")
-_SLOW_TO_SAY = 160  # characters of a reason that are kept
+_LONGEST_REASON = 160  # characters
 
 
 def main(arguments=None) -> int:
@@ -72,7 +72,7 @@ def _run(source, folder, kind):
 def _last_line(text, work):
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|error|Exception)\b", line)), "")
-    return (said or (lines or ["no output"])[-1]).replace(work, "WORK")[:_SLOW_TO_SAY]
+    return (said or (lines or ["no output"])[-1]).replace(work, "WORK")[:_LONGEST_REASON]
 
 
 def _keep(tree, tensorflow, kind, cells):
@@ -112,9 +112,9 @@ def _cell(kinds, notes):
     for kind, cells in sorted(kinds.items()):
         bad = {command: said for command, said in cells.items() if said != "ok"}
         if len(bad) == len(cells) and len(set(bad.values())) == 1:
-            texts.append("{}: {}".format(_NAMES[kind], _note("all", next(iter(bad.values())), notes)))
+            texts.append("{}: no ({})".format(_NAMES[kind], _note(next(iter(bad.values())), notes)))
         elif bad:
-            marks = ", ".join("{} {}".format(c, _note(c, bad[c], notes)) for c in sorted(bad))
+            marks = ", ".join("{} ({})".format(c, _note(bad[c], notes)) for c in sorted(bad))
             texts.append("{}: all but {}".format(_NAMES[kind], marks))
         else:
             texts.append("{}: all".format(_NAMES[kind]))
@@ -124,11 +124,12 @@ def _cell(kinds, notes):
 _NAMES = {"float": "float", "qat": "QAT"}
 
 
-def _note(what, said, notes):
+def _note(said, notes):
+    """The number of a reason's note, a new one where there is none yet."""
     text = said[2:] if said.startswith("- ") else said
     if text not in notes:
         notes.append(text)
-    return "{}({})".format("no " if what == "all" else "", notes.index(text) + 1)
+    return notes.index(text) + 1
 
 
 def write_table() -> None:
