@@ -118,7 +118,8 @@ step() {
 
 if [ "$KIND" = tf1 ]; then
   step "TensorFlow 1.15 and what it needs (200 MB)" install -r requirements/tf1.txt
-  step "lvis" install --no-deps lvis==0.5.3
+  # (The runtime asks for a numpy that TensorFlow 1.15 refuses, and works with 1.15's.)
+  step "lvis, the TFLite runtime" install --no-deps lvis==0.5.3 tflite-runtime==2.11.0
 elif [ "$KIND" = tf215 ]; then
   sed "s/^tensorflow-cpu/$TENSORFLOW/" requirements/tf215.txt > "$VENV/tf215.txt"
   step "TensorFlow 2.15 and what it needs (about 500 MB, some minutes)" install -r "$VENV/tf215.txt"
