@@ -164,6 +164,20 @@ def test_gradient_behind_an_absorbed_relu6_of_few_bits_is_the_relu6s_own():
     np.testing.assert_array_equal(ours, _float_gradient(tf.nn.relu6, data, incoming))
 
 
+def test_gradients_of_other_activations_go_straight_through_in_training_alone():
+    """No mask: no fake quant of an activation has the kernel's gradient. In eval nobody asks for one."""
+    data, incoming = _beyond_both_ends()
+    np.testing.assert_array_equal(
+        _quantised_gradient(4.2, fake_quant.PASS_THROUGH_GRADIENT, data, incoming), incoming
+    )
+    for training in (True, False):
+        with tf.Graph().as_default() as graph:
+            _build(training)
+            (api.create_training_graph if training else api.create_eval_graph)(graph)
+            named = ["_gradient_op_type" in op.node_def.attr for op in _fake_quants(graph)]
+        assert named and all(named) if training else not any(named)
+
+
 @pytest.mark.parametrize("value", [5.9, 6.0])
 def test_range_of_an_activation_that_always_reaches_6_is_6(value):
     """In any step, in spite of rounding; a smaller range stays what it is."""
