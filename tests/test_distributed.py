@@ -137,6 +137,32 @@ def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     assert slope == pytest.approx(3.0, abs=0.1)
 
 
+@both_ways
+def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous):
+    """Its variables are gone with it: the chief puts in those of its newest checkpoint, and all go on."""
+    steps = 250
+    program = ["-m", "tests.tiny_training"]
+    last = [str(steps), "sync" if synchronous else "async", "0.1"]
+    trained = Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
+    try:
+        for job in ("ps", "worker", "master"):
+            trained.start(job)
+        trained.wait_for(lambda: trained.step() >= 5, "first checkpoints")
+        trained.wait_for(lambda: "step " in trained.log("worker"), "step of the worker")
+        trained.kill("ps")
+        before = trained.step()
+        trained.start("ps")
+        for job in ("master", "worker", "ps"):
+            trained.wait_for(lambda job=job: trained.processes[job].poll() == 0, "end of the " + job)
+    finally:
+        trained.close()
+    assert 5 <= before < steps <= trained.step()
+    assert "Restoring parameters from " in trained.log("master")
+    assert "training has ended: 2 of 2 workers" in trained.log("ps")
+    slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
+    assert slope == pytest.approx(3.0, abs=0.1)
+
+
 @pytest.mark.matrix
 @both_ways
 def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
