@@ -132,6 +132,8 @@ def train(
             print(
                 "training has ended already, at step {}".format(checkpoints.step_of(newest)), file=sys.stderr
             )
+            if place.ps_tasks:
+                training_session.tell_servers(place)
             return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
         if is_chief:
             if on_start:

@@ -18,6 +18,8 @@ _POLL_SECS = 1
 _LONGEST_WAIT_SECS = 7200
 # Threads that wait for other workers' gradients end with the session, not before.
 _STOP_GRACE_SECS = 5
+# How long a process that finds training ended tries to tell the parameter servers, which may have ended too.
+_TELL_SECS = 15
 # How long a parameter server waits for workers once the chief has ended: one may be building its graph still.
 _LAST_STEPS_SECS = 300
 
@@ -163,6 +165,22 @@ class _TellServersHook(tf.train.SessionRunHook):
     def end(self, session) -> None:
         """Not reached by a process that is killed or fails, which will be back."""
         session.run(self._tell)
+
+
+def tell_servers(place: Place) -> None:
+    """For a process that finds training ended already: without its word the servers would wait for ever."""
+
+    def tell() -> None:
+        with tf.Graph().as_default():
+            said = [_ended(task, place.is_chief).enqueue(True) for task in range(place.ps_tasks)]
+            config = tf.ConfigProto(device_filters=["/job:ps", "/job:" + place.worker_job_name])
+            with tf.Session(place.master, config=config) as session:
+                session.run(said)
+
+    # (Connecting to a server that is gone never returns.)
+    thread = threading.Thread(target=tell, name="tell_servers", daemon=True)
+    thread.start()
+    thread.join(_TELL_SECS)
 
 
 def _ended(task: int, chief: bool):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 
 import numpy as np
@@ -25,7 +26,8 @@ try:
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
-STEPS = 40
+# So many that training goes on while a killed worker builds its graph again.
+STEPS = 300
 # A process takes a minute to build its graph where cores are shared.
 _PATIENCE = 900
 
@@ -256,6 +258,29 @@ def test_a_parameter_server_ends_soon_after_the_chief(monkeypatch, capsys):
     training_session.serve(server, 0, worker_replicas=3)
     assert 1 < time.time() - started < 60
     assert "1 of 3 workers" in capsys.readouterr().err
+
+
+def test_a_process_that_finds_training_ended_lets_the_parameter_server_end(monkeypatch, capsys):
+    """A chief that was killed between its last checkpoint and its last word, and is started again."""
+    monkeypatch.setattr(training_session, "_TELL_SECS", 60)
+    jobs = {job: ["127.0.0.1:{}".format(_free_port())] for job in ("ps", "master")}
+    servers = {job: tf.train.Server(jobs, job_name=job, task_index=0) for job in jobs}
+    served = threading.Thread(target=training_session.serve, args=(servers["ps"], 0, 1), daemon=True)
+    served.start()
+    chief = training_session.Place(servers["master"].target, 0, 1, 1, "master/task:0", True)
+    training_session.tell_servers(chief)
+    served.join(60)
+    assert not served.is_alive()
+    assert "1 of 1 workers" in capsys.readouterr().err
+
+
+def test_nobody_waits_for_a_parameter_server_that_is_gone(monkeypatch):
+    monkeypatch.setattr(training_session, "_TELL_SECS", 1)
+    jobs = {job: ["127.0.0.1:{}".format(_free_port())] for job in ("ps", "master")}
+    server = tf.train.Server(jobs, job_name="master", task_index=0)
+    started = time.time()
+    training_session.tell_servers(training_session.Place(server.target, 0, 1, 1, "master/task:0", True))
+    assert time.time() - started < 30
 
 
 def _free_port():
