@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything runs in .venv, which `make setup` fills and every target checks.
+# `make` lists the targets. What needs TensorFlow runs in .venv, which `make setup` fills and its targets check.
 #
 # Variables of the targets are given on the command line: make train CONFIG=my.config TRAIN_DIR=out/train
 
@@ -103,7 +103,7 @@ score: setup ## metrics, size and latency of a model (MODEL RECORD LABEL_MAP)
 nodes: setup ## the output nodes of a graph (GRAPH)
 	@$(RUN) nodes "$(GRAPH)" $(ARGS)
 
-doctor: ## what is installed, what is missing, how to get it
+doctor: ## what is installed, what is missing, how to get it; what your tree is (OD_API)
 	@$(SOME_PYTHON) -m od_qat doctor $(ARGS)
 
 patch: ## put od_qat into your OD API tree: your own commands then quantise (OD_API=/path/to/models/research)

@@ -50,7 +50,7 @@ def measure(config: str, workers: int, steps: int) -> float:
         half = len(cores) // 2
         try:
             trained.start("ps")
-            for job, own in zip(jobs, (cores[:half], cores[half:])):
+            for job, own in zip(jobs, (cores[:half], cores[half : 2 * half])):
                 os.sched_setaffinity(0, own)  # (a process starts with its parent's)
                 trained.start(job)
             os.sched_setaffinity(0, cores)

@@ -126,7 +126,7 @@ def quant_variable_names(graph=None) -> frozenset:
 def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
     """Raises unless the checkpoint holds every variable, with its shape and undamaged.
 
-    Of a quantised graph that leaves ranges of the checkpoint aside, stderr says so.
+    When the graph leaves ranges of its own layers aside, stderr says so.
 
     Args:
       name_to_variable: name in the checkpoint -> variable.
@@ -199,7 +199,7 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
             fix="use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)",
         )
     _read(prefix, name_to_variable)
-    unused = _unused_ranges(name_to_variable, available) if quant_names else []
+    unused = _unused_ranges(name_to_variable, available)
     if unused:
         print(
             "warning: {} has the ranges of {} tensors that are not quantised here, {}: was it trained with "
@@ -208,11 +208,28 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
         )
 
 
-def _unused_ranges(names: Iterable[str], available: Iterable[str]) -> List[str]:
-    """Scopes in a checkpoint of a `min` and a `max` that no variable is restored from."""
-    spare = set(available) - set(names)
-    scopes = (name[: -len("/max")] for name in spare if name.endswith("/max"))
-    return sorted(scope for scope in scopes if scope + "/min" in spare)
+def _unused_ranges(name_to_variable: Dict[str, object], available: Iterable[str]) -> List[str]:
+    """Scopes of ranges in a checkpoint that no variable is restored from, though the graph has their layer.
+
+    (placement 'contrib' has ranges in training that no eval graph has a place for: of dropout's products.)
+    """
+    spare = set(available) - set(name_to_variable)
+    ranges = [name[: -len("/max")] for name in spare if name.endswith("_quant/max")]
+    if not ranges or not name_to_variable:
+        return []
+    here = _scopes(next(iter(name_to_variable.values())).graph)
+    return sorted(scope for scope in ranges if scope + "/min" in spare and scope.rpartition("/")[0] in here)
+
+
+def _scopes(graph) -> frozenset:
+    """Names of a graph's operations and of all the scopes that they are in."""
+    found = set()
+    for operation in graph.get_operations():
+        name = operation.name
+        while name and name not in found:
+            found.add(name)
+            name = name.rpartition("/")[0]
+    return frozenset(found)
 
 
 def _read(prefix: str, names: Iterable[str]) -> None:

@@ -287,6 +287,9 @@ def _nodes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_GRAPHS = "give a frozen graph, such as frozen_inference_graph.pb, or the .meta of a checkpoint"
+
+
 def _read_graph(path: str) -> Any:
     """GraphDef of a .pb (binary), .pbtxt (text) or .meta (MetaGraphDef) file."""
     from google.protobuf import text_format
@@ -296,26 +299,32 @@ def _read_graph(path: str) -> Any:
 
     extension = os.path.splitext(path)[1].lower()
     if extension not in (".pb", ".pbtxt", ".meta"):
-        raise ConfigError("unknown kind of graph", where=path, allowed=".pb, .pbtxt or .meta")
+        raise ConfigError(
+            "unknown kind of graph",
+            where=path,
+            found="the extension {!r}".format(extension),
+            allowed=".pb, .pbtxt or .meta",
+            fix=_GRAPHS,
+        )
     with open(path, "rb") as stream:
         data = stream.read()
     try:
         if extension == ".meta":
-            return tf.MetaGraphDef.FromString(data).graph_def
-        if extension == ".pbtxt":
-            return text_format.Parse(data.decode("utf-8"), tf.GraphDef())
-        graph_def = tf.GraphDef.FromString(data)
+            graph_def = tf.MetaGraphDef.FromString(data).graph_def
+        elif extension == ".pbtxt":
+            graph_def = text_format.Parse(data.decode("utf-8"), tf.GraphDef())
+        else:
+            graph_def = tf.GraphDef.FromString(data)
     except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
         raise DataError(
             "cannot read the graph",
             where=path,
             found=str(error).splitlines()[0],
             allowed="a GraphDef (.pb, .pbtxt) or a MetaGraphDef (.meta)",
+            fix=_GRAPHS,
         ) from error
     if not graph_def.node:
-        raise DataError(
-            "the graph is empty", where=path, fix="give a frozen graph or the .meta of a checkpoint"
-        )
+        raise DataError("the graph is empty", where=path, found="no node", fix=_GRAPHS)
     return graph_def
 
 

@@ -226,6 +226,9 @@ def _tree(root: Optional[str], with_tf1: bool) -> List[Check]:
         return []
     try:
         tree = patching.find_tree(root)
+    except OdQatError:
+        return []  # `_od_api` has said it
+    try:
         identity = patching.identify(tree)
     except OdQatError as error:
         found = ", ".join(filter(None, [error.what, error.where, error.found]))

@@ -17,6 +17,7 @@ from od_qat.od_api import locate, refusals
 
 # The flag that all of the OD API's commands have.
 _CONFIG_FLAG = "pipeline_config_path"
+_ALLOWED = "a module such as object_detection.legacy.train, or the path of a .py script"
 
 
 def run(target: str, arguments: Sequence[str]) -> int:
@@ -34,6 +35,7 @@ def run(target: str, arguments: Sequence[str]) -> int:
       OdQatError: from what runs.
     """
     script = os.path.isfile(target)
+    _require_python(target, script)
     module = _name_in_od_api(target) if script else target
     if script and module:
         _use_tree_of(target, module)
@@ -90,6 +92,23 @@ def _of_the_program(trace):
     return trace
 
 
+def _require_python(target: str, script: bool) -> None:
+    """What no import is needed to see."""
+    extension = os.path.splitext(target)[1]
+    if script and extension not in ("", ".py"):
+        raise ConfigError(
+            "this is no Python script", where=target, found="a {} file".format(extension), allowed=_ALLOWED
+        )
+    if not script and (os.sep in target or extension == ".py"):
+        raise ConfigError(
+            "there is no such module or script",
+            where=target,
+            found="a folder" if os.path.isdir(target) else "nothing",
+            allowed=_ALLOWED,
+            fix="correct the path; it is looked for from {} on".format(os.getcwd()),
+        )
+
+
 def _require_module(name: str) -> None:
     try:
         found = importlib.util.find_spec(name) is not None
@@ -99,7 +118,7 @@ def _require_module(name: str) -> None:
         raise ConfigError(
             "there is no such module or script",
             where=name,
-            allowed="a module such as object_detection.legacy.train, or the path of a script",
+            allowed=_ALLOWED,
             fix="correct the name; a module is looked for from this folder on",
         )
 

@@ -313,13 +313,21 @@ class TestNodes(object):
 
     @pytest.mark.parametrize(
         "name, content",
-        [("a.pb", b"\xff\xff not a graph"), ("a.pbtxt", b"node {"), ("a.pb", b""), ("a.txt", b"")],
+        [
+            ("a.pb", b"\xff\xff not a graph"),
+            ("a.pbtxt", b"node {"),
+            ("a.pb", b""),
+            ("a.pbtxt", b""),
+            ("a.meta", b""),
+            ("a.txt", b""),
+        ],
     )
     def test_what_is_not_a_graph(self, name, content, tmp_path, capsys):
         path = tmp_path / name
         path.write_bytes(content)
         assert cli.main(["nodes", str(path)]) == 1
-        assert str(path) in one_error(capsys)
+        error = one_error(capsys)
+        assert str(path) in error and "Fix: give a frozen graph" in error
 
 
 class TestDoctor(object):

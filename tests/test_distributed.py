@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -142,7 +143,7 @@ def test_processes_are_killed_and_come_back(tmp_path, synchronous):
 @both_ways
 def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous):
     """Its variables are gone with it: the chief puts in those of its newest checkpoint, and all go on."""
-    steps = 250
+    steps = 400
     program = ["-m", "tests.tiny_training"]
     last = [str(steps), "sync" if synchronous else "async", "0.1"]
     trained = Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
@@ -159,7 +160,9 @@ def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous
     finally:
         trained.close()
     assert 5 <= before < steps <= trained.step()
-    assert "Restoring parameters from " in trained.log("master")
+    restored = re.findall(r"Restoring parameters from \S+model.ckpt-(\d+)", trained.log("master"))
+    assert len(restored) == 1 and int(restored[0]) >= before
+    assert not any("threads still running" in trained.log(job) for job in ("ps", "worker", "master"))
     assert "training has ended: 2 of 2 workers" in trained.log("ps")
     slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
     assert slope == pytest.approx(3.0, abs=0.1)

@@ -178,6 +178,10 @@ class TestAScriptOfTheUser(object):
         for target in ("home/none.py", "no_such_module", "no.such.module"):
             with pytest.raises(ConfigError, match="no such module or script.*" + target):
                 run.run(target, [])
+        config = folder / "home" / "my.config"
+        config.write_text("model {}")
+        with pytest.raises(ConfigError, match="no Python script: at .*my.config, found a .config file"):
+            run.run(str(config), [])
 
 
 TF2_COMMANDS = {

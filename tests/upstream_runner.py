@@ -1,7 +1,8 @@
 """Runs one of the OD API's own test modules with the plugin in place: python -m tests.upstream_runner NAME.
 
-The last line is JSON, {"file": path, "passed": [...], "skipped": {test: reason}, "failed": {test: error}},
-tests as `Class.method`. A process for each module: upstream's tests leave flags and default graphs behind.
+The last line is JSON, {"file": path, "passed": [...], "skipped": {test: reason}, "failed": {test: error},
+"in_memory": [modules whose files lack what `od-qat patch` writes, so that the plugin changed them]}, tests as
+`Class.method`. A process for each module: upstream's tests leave flags and default graphs behind.
 """
 
 import importlib
@@ -10,8 +11,9 @@ import sys
 import unittest
 
 import od_qat.plugin  # noqa: F401  (before object_detection)
-from od_qat.od_api import source_changes
+from od_qat.od_api import import_hook, source_changes
 
+_PATCHED = {name for one in source_changes.PATCHES if one.series and one.in_memory for name in one.changes}
 _QUANTIZE = (
     "from tensorflow.contrib import quantize as contrib_quantize",
     "import od_qat as contrib_quantize",
@@ -70,8 +72,10 @@ def main(module):
     tests = importlib.import_module(module)
     result = _Result()
     unittest.defaultTestLoader.loadTestsFromModule(tests).run(result)
+    imported = sorted(_PATCHED & set(sys.modules))
+    in_memory = [name for name in imported if not import_hook._is_patched(name)]
     found = {"passed": result.passed, "skipped": result.skipped_for, "failed": result.failed}
-    print(json.dumps(dict(found, file=tests.__file__)))
+    print(json.dumps(dict(found, file=tests.__file__, in_memory=in_memory)))
 
 
 if __name__ == "__main__":

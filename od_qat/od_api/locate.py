@@ -10,9 +10,22 @@ from od_qat.errors import EnvironmentProblem
 # The user's own clone: the `research` folder of tensorflow/models, which holds object_detection and slim.
 PATH_VARIABLE = "OD_API"
 
+WHICH_FOLDER = "pass --od_api=/path/to/models/research, or set {} to it".format(PATH_VARIABLE)
 _HOW_TO_GET_IT = "run `make setup`, or set {}=/path/to/models/research to use your own clone".format(
     PATH_VARIABLE
 )
+
+
+def require_folder(path: str) -> None:
+    """Raises EnvironmentProblem when there is no folder of that name."""
+    if not os.path.isdir(path):
+        raise EnvironmentProblem(
+            "no such folder",
+            where=path,
+            found="a file" if os.path.exists(path) else "nothing",
+            allowed="a models/research folder",
+            fix=WHICH_FOLDER,
+        )
 
 
 def add_to_path(root: Optional[str] = None) -> None:
@@ -28,6 +41,7 @@ def add_to_path(root: Optional[str] = None) -> None:
     root = root or os.environ.get(PATH_VARIABLE)
     if root:
         root = os.path.abspath(root)
+        require_folder(root)
         slim = os.path.join(root, "slim")
         needed_files = [os.path.join(root, "object_detection", "__init__.py")]
         if importlib.util.find_spec("nets") is None:  # (some packages of the OD API have no slim)
@@ -39,7 +53,7 @@ def add_to_path(root: Optional[str] = None) -> None:
                     where=root,
                     found="no {}".format(os.path.relpath(needed, root)),
                     allowed="a folder with object_detection/ and slim/nets/",
-                    fix="set {} to the research folder of tensorflow/models".format(PATH_VARIABLE),
+                    fix=WHICH_FOLDER,
                 )
         for folder in (slim, root):
             if folder not in sys.path:

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import od_qat
 from od_qat import files
 from od_qat.errors import EnvironmentProblem, OdQatError
+from od_qat.od_api import locate
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "patches")
 GENERATIONS = os.path.join(FOLDER, "generations.json")
@@ -110,9 +111,8 @@ def find_tree(path: Optional[str]) -> Tree:
       EnvironmentProblem: when there is none.
     """
     if not path:
-        raise EnvironmentProblem(
-            "no OD API tree given", fix="pass --od_api=/path/to/models/research, or set OD_API to it"
-        )
+        raise EnvironmentProblem("no OD API tree given", fix=locate.WHICH_FOLDER)
+    locate.require_folder(path)
     for root in (path, os.path.join(path, "research")):
         if os.path.isfile(os.path.join(root, "object_detection", "__init__.py")):
             root = os.path.realpath(root)
@@ -123,7 +123,7 @@ def find_tree(path: Optional[str]) -> Tree:
         where=path,
         found="no object_detection/__init__.py",
         allowed="a folder with object_detection/ in it",
-        fix="pass the research folder of tensorflow/models",
+        fix=locate.WHICH_FOLDER,
     )
 
 

@@ -19,7 +19,7 @@ from od_qat.rewrite.plan import ActivationQuant, WeightQuant
 PASS_THROUGH_GRADIENT = "OdQatPassThrough"
 RELU_GRADIENT = "OdQatFakeQuantOfRelu"
 RELU6_GRADIENT = "OdQatFakeQuantOfRelu6"
-# A layer whose outputs are all negative has the range [0, 0].
+# A channel's range is at least this wide: that of zeros alone would be [0, 0].
 _SMALLEST_RANGE = 1e-6
 # An average that is this part of a ReLU6's ceiling has reached it.
 _REACHED = 1.0 - 1e-4
@@ -63,7 +63,7 @@ def _relu6_gradient(operation, gradient):
     values within half a step of 0 and of 6 count as 0 and 6 (of 8 bits 0.012; fewer bits have larger steps,
     so there the tensor in front is kept), and beyond a range that ends below 6, gradients pass as above.
     """
-    told_from = operation.outputs[0] if operation.get_attr("num_bits") >= 8 else operation.inputs[0]
+    told_from = operation.outputs[0] if operation.get_attr("num_bits") == 8 else operation.inputs[0]
     return tf.raw_ops.Relu6Grad(gradients=gradient, features=told_from), None, None
 
 

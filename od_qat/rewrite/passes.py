@@ -301,8 +301,9 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
         draft.reroute(twin, result)
 
 
-# Of the activations that a fake quant can stand for: where they end, and the gradient.
+# A fake quant that stands for no activation: no ceiling, and the gradient goes straight through.
 _NONE_ABSORBED = (None, fake_quant.PASS_THROUGH_GRADIENT)
+# Of the activations that a fake quant can stand for: where they end, and the gradient.
 _ABSORBED = {
     "Relu6": (6.0, fake_quant.RELU6_GRADIENT),
     "Relu": (float("inf"), fake_quant.RELU_GRADIENT),

@@ -21,12 +21,12 @@ COMMANDS = (
 
 
 def installed():
-    """The site-packages that hold the OD API; None without."""
+    """The folder on the path that holds the OD API; None without."""
     return next((p for p in sys.path if os.path.isdir(os.path.join(p, "object_detection", "legacy"))), None)
 
 
 def cannot(source):
-    """Why a tree does not run on this TensorFlow, or on the test's config; None when it does."""
+    """Why a tree does not run on this TensorFlow; None when it does."""
     from od_qat.compat import IS_TF1
 
     works = patching.generations()["trees"][patching.identify(source).nearest]["tensorflow"]
