@@ -20,6 +20,8 @@ _LONGEST_WAIT_SECS = 7200
 _STOP_GRACE_SECS = 5
 # How long a process that finds training ended tries to tell the parameter servers, which may have ended too.
 _TELL_SECS = 15
+# How long a parameter server stays for whoever spoke last: to close a session with one that is gone can hang.
+_GOODBYE_SECS = 5
 # How long a parameter server waits for workers once the chief has ended: one may be building its graph still.
 _LAST_STEPS_SECS = 300
 
@@ -58,13 +60,13 @@ def open_session(place: Place, scaffold, train_dir: str, hooks: List, save_secs:
       summary_secs: seconds between summaries.
     """
     hooks = list(hooks)
-    if place.ps_tasks:
-        hooks.append(_TellServersHook(place))
     if place.is_chief:
         hooks.append(tf.train.CheckpointSaverHook(train_dir, save_secs=save_secs, scaffold=scaffold))
         hooks.append(
             tf.train.SummarySaverHook(save_secs=summary_secs, output_dir=train_dir, scaffold=scaffold)
         )
+    if place.ps_tasks:
+        hooks.append(_TellServersHook(place))  # last: the servers may be gone after it
     return tf.train.MonitoredSession(
         _SessionCreator(place, scaffold, train_dir), hooks, stop_grace_period_secs=_STOP_GRACE_SECS
     )
@@ -210,4 +212,5 @@ def serve(server, task: int, worker_replicas: int) -> None:
                 ended = chief + workers
                 if chief and until is None:
                     until = time.time() + _LAST_STEPS_SECS
+            time.sleep(_GOODBYE_SECS)
     print("training has ended: {} of {} workers".format(ended, worker_replicas), file=sys.stderr)
