@@ -264,8 +264,10 @@ def _converted_quietly(converter) -> bytes:
 
 
 def _last_line(text: str) -> str:
+    """What a converter gave for its reason: the last line, or the one that TensorFlow 1.15's aborted with."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no message"
+    fatal = [line.partition("] ")[2] for line in lines if ": F tensorflow/" in line]
+    return (fatal or lines or ["no message"])[-1][:300]
 
 
 class Inspection(NamedTuple):

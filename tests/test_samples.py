@@ -202,3 +202,17 @@ def test_it_becomes_a_tflite_without_a_float_tensor(trained):
 def test_int8_is_refused_where_the_converter_has_none():
     with pytest.raises(ExportError, match="does not write int8.*TensorFlow 1.15.*Fix: .*TensorFlow 2"):
         tflite.convert(compat.tf.GraphDef(), "image", [1, 8, 8, 3], ["out"], "int8", 127.5, 127.5)
+
+
+@pytest.mark.tf1
+@pytest.mark.skipif(not compat.IS_TF1, reason="the converter of TensorFlow 2 ends with an exception")
+def test_what_the_converter_of_tensorflow_1_aborted_with_is_told():
+    tf = compat.tf
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.float32, [1, 8, 8, 3], "image")
+        quantised = tf.fake_quant_with_min_max_args(image, -1.0, 1.0)
+        tf.nn.max_pool(
+            tf.add(quantised, quantised, name="sum"), [1, 2, 2, 1], [1, 2, 2, 1], "SAME", name="out"
+        )
+    with pytest.raises(ExportError, match="converter failed: found Array .*lacking min/max data"):
+        tflite.convert(graph.as_graph_def(), "image", [1, 8, 8, 3], ["out"], "uint8", 127.5, 127.5)
