@@ -202,7 +202,7 @@ def export_tflite(
     """
     from od_qat import files, freeze, tflite
     from od_qat.compat import tf
-    from od_qat.od_api import calibration, inference
+    from od_qat.od_api import calibration, graph_transforms, inference
     from od_qat.rewrite import rules
 
     config = pipeline.load(pipeline_config_path, overrides)
@@ -225,6 +225,8 @@ def export_tflite(
         mean, std = inference.input_statistics(model, height, width)
         if hook:
             excluded = rules.excluded(hook().stays_float)
+        # (One op for what the OD API builds of four, where TensorFlow 1.15's converter finds no range.)
+        graph_transforms.rewrite_nn_resize_op()
         heads = freeze.freeze(
             checkpoint,
             [inference.RAW_BOXES, inference.RAW_SCORES],

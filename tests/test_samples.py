@@ -191,6 +191,7 @@ def test_it_becomes_a_tflite_without_a_float_tensor(trained):
         with open(os.path.join(out, "detect.tflite"), "rb") as stream:
             inspection = tflite.inspect(stream.read())
         assert inspection.float_tensors == []
+        assert "PACK" not in inspection.ops  # an upsampling is one op
         if trained.name in EDGE_TPU:
             assert set(inspection.ops) - ON_CPU <= EDGE_TPU_OPS
 
