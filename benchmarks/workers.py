@@ -56,7 +56,6 @@ def measure(config: str, workers: int, steps: int) -> float:
             os.sched_setaffinity(0, cores)
             trained.wait_for(look, "end of the chief")
         finally:
-            os.sched_setaffinity(0, cores)
             trained.close()
     if len(seen) < 3:
         sys.exit(

@@ -12,6 +12,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError
+from od_qat.graph.index import names_and_scopes
 
 # The collection that the rewriter puts its range variables into.
 QUANT_VARIABLES = "quant_vars"
@@ -217,19 +218,8 @@ def _unused_ranges(name_to_variable: Dict[str, object], available: Iterable[str]
     ranges = [name[: -len("/max")] for name in spare if name.endswith("_quant/max")]
     if not ranges or not name_to_variable:
         return []
-    here = _scopes(next(iter(name_to_variable.values())).graph)
+    here = names_and_scopes(next(iter(name_to_variable.values())).graph.get_operations())
     return sorted(scope for scope in ranges if scope + "/min" in spare and scope.rpartition("/")[0] in here)
-
-
-def _scopes(graph) -> frozenset:
-    """Names of a graph's operations and of all the scopes that they are in."""
-    found = set()
-    for operation in graph.get_operations():
-        name = operation.name
-        while name and name not in found:
-            found.add(name)
-            name = name.rpartition("/")[0]
-    return frozenset(found)
 
 
 def _read(prefix: str, names: Iterable[str]) -> None:

@@ -251,7 +251,7 @@ def convert(
         raise
     except Exception as error:
         raise ExportError(
-            "the converter failed", found=_last_line(str(error)), fix="run again with --debug for all of it"
+            "the converter failed", found=_reason(str(error)), fix="run again with --debug for all of it"
         ) from error
     finally:
         os.unlink(path)
@@ -263,7 +263,7 @@ def _converted_quietly(converter) -> bytes:
         return converter.convert()
 
 
-def _last_line(text: str) -> str:
+def _reason(text: str) -> str:
     """What a converter gave for its reason: the last line, or the one that TensorFlow 1.15's aborted with."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     fatal = [line.partition("] ")[2] for line in lines if ": F tensorflow/" in line]
@@ -376,7 +376,7 @@ def run_once(model: bytes, where: str) -> None:
             interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         interpreter.invoke()
     except (RuntimeError, ValueError) as error:
-        raise ExportError("the .tflite does not run", where=where, found=_last_line(str(error))) from error
+        raise ExportError("the .tflite does not run", where=where, found=_reason(str(error))) from error
 
 
 def count_weights(graph_def) -> int:

@@ -91,9 +91,7 @@ class _SessionCreator(tf.train.SessionCreator):
             graph=tf.get_default_graph(),
             recovery_wait_secs=_POLL_SECS,
         )
-        config = tf.ConfigProto(allow_soft_placement=True)
-        if place.ps_tasks:
-            config.device_filters.extend(["/job:ps", "/job:" + place.worker_job_name])
+        config = _session_config(place)
         if not place.is_chief:
             return manager.wait_for_session(place.master, config=config, max_wait_secs=_LONGEST_WAIT_SECS)
         return manager.prepare_session(
@@ -105,6 +103,12 @@ class _SessionCreator(tf.train.SessionCreator):
             init_feed_dict=scaffold.init_feed_dict,
             init_fn=scaffold.init_fn,
         )
+
+
+def _session_config(place: Place):
+    """A worker needs the parameter servers and itself, no other worker."""
+    filters = ["/job:ps", "/job:" + place.worker_job_name] if place.ps_tasks else []
+    return tf.ConfigProto(allow_soft_placement=True, device_filters=filters)
 
 
 class SynchronousChiefHook(tf.train.SessionRunHook):
@@ -160,9 +164,7 @@ class _TellServersHook(tf.train.SessionRunHook):
 
     def begin(self) -> None:
         """Builds the ops."""
-        self._tell = [
-            _ended(task, self._place.is_chief).enqueue(True) for task in range(self._place.ps_tasks)
-        ]
+        self._tell = _tell_ops(self._place)
 
     def end(self, session) -> None:
         """Not reached by a process that is killed or fails, which will be back."""
@@ -174,15 +176,18 @@ def tell_servers(place: Place) -> None:
 
     def tell() -> None:
         with tf.Graph().as_default():
-            said = [_ended(task, place.is_chief).enqueue(True) for task in range(place.ps_tasks)]
-            config = tf.ConfigProto(device_filters=["/job:ps", "/job:" + place.worker_job_name])
-            with tf.Session(place.master, config=config) as session:
+            said = _tell_ops(place)
+            with tf.Session(place.master, config=_session_config(place)) as session:
                 session.run(said)
 
     # (Connecting to a server that is gone never returns.)
     thread = threading.Thread(target=tell, name="tell_servers", daemon=True)
     thread.start()
     thread.join(_TELL_SECS)
+
+
+def _tell_ops(place: Place) -> List:
+    return [_ended(task, place.is_chief).enqueue(True) for task in range(place.ps_tasks)]
 
 
 def _ended(task: int, chief: bool):

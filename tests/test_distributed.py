@@ -85,11 +85,37 @@ class Cluster(object):
                 pytest.fail("no {}; ended: {}\n{}".format(what, ended, logs))
             time.sleep(0.2)
 
+    def begin(self, until_step):
+        """Starts all; returns once a checkpoint of that step is there and the worker has trained too."""
+        for job in ("ps", "worker", "master"):
+            self.start(job)
+        self.wait_for(lambda: self.step() >= until_step, "checkpoint of step {}".format(until_step))
+        self.wait_for(lambda: "step " in self.log("worker"), "step of the worker")
+
+    def wait_for_the_end(self):
+        """All end by themselves, and the parameter server knows of both workers."""
+        for job in ("master", "worker", "ps"):
+            self.wait_for(lambda job=job: self.processes[job].poll() == 0, "end of the " + job)
+        assert "training has ended: 2 of 2 workers" in self.log("ps")
+
     def close(self):
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _tiny_cluster(tmp_path, synchronous, steps):
+    """Three processes whose model is one number, a tenth of a second a step."""
+    program = ["-m", "tests.tiny_training"]
+    last = [str(steps), "sync" if synchronous else "async", "0.1"]
+    return Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
+
+
+def _require_slope(trained):
+    """The number has been learnt."""
+    slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
+    assert slope == pytest.approx(3.0, abs=0.1)
 
 
 both_ways = pytest.mark.parametrize("synchronous", [False, True], ids=["asynchronous", "sync_replicas"])
@@ -102,11 +128,7 @@ def _kill_and_restart(trained):
       the step that the second chief can go on from.
     """
     try:
-        for job in ("ps", "worker", "master"):
-            trained.start(job)
-        trained.wait_for(lambda: trained.step() >= 2, "first checkpoint")
-        trained.wait_for(lambda: "step " in trained.log("worker"), "step of the worker")
-
+        trained.begin(until_step=2)
         trained.kill("worker")
         lines = trained.log("worker").count("step ")
         trained.start("worker")
@@ -115,11 +137,9 @@ def _kill_and_restart(trained):
         trained.kill("master")
         before = trained.step()
         trained.start("master")
-        for job in ("master", "worker", "ps"):
-            trained.wait_for(lambda job=job: trained.processes[job].poll() == 0, "end of the " + job)
+        trained.wait_for_the_end()
     finally:
         trained.close()
-    assert "training has ended: 2 of 2 workers" in trained.log("ps")
     for job in ("ps", "worker", "master"):
         assert "Traceback" not in trained.log(job) and "threads still running" not in trained.log(job)
     return before
@@ -128,44 +148,33 @@ def _kill_and_restart(trained):
 @both_ways
 def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     steps = 250
-    program = ["-m", "tests.tiny_training"]
-    last = [str(steps), "sync" if synchronous else "async", "0.1"]
-    trained = Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
+    trained = _tiny_cluster(tmp_path, synchronous, steps)
     before = _kill_and_restart(trained)
     assert 2 <= before < steps <= trained.step()
     restored = os.path.join(trained.train_dir, "model.ckpt-{}".format(before))
     assert "Restoring parameters from " + restored in trained.log("master")
     assert trained.log("worker").rstrip().endswith("ended")
-    slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
-    assert slope == pytest.approx(3.0, abs=0.1)
+    _require_slope(trained)
 
 
 @both_ways
 def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous):
     """Its variables are gone with it: the chief puts in those of its newest checkpoint, and all go on."""
     steps = 400
-    program = ["-m", "tests.tiny_training"]
-    last = [str(steps), "sync" if synchronous else "async", "0.1"]
-    trained = Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
+    trained = _tiny_cluster(tmp_path, synchronous, steps)
     try:
-        for job in ("ps", "worker", "master"):
-            trained.start(job)
-        trained.wait_for(lambda: trained.step() >= 5, "first checkpoints")
-        trained.wait_for(lambda: "step " in trained.log("worker"), "step of the worker")
+        trained.begin(until_step=5)
         trained.kill("ps")
         before = trained.step()
         trained.start("ps")
-        for job in ("master", "worker", "ps"):
-            trained.wait_for(lambda job=job: trained.processes[job].poll() == 0, "end of the " + job)
+        trained.wait_for_the_end()
     finally:
         trained.close()
     assert 5 <= before < steps <= trained.step()
     restored = re.findall(r"Restoring parameters from \S+model.ckpt-(\d+)", trained.log("master"))
     assert len(restored) == 1 and int(restored[0]) >= before
     assert not any("threads still running" in trained.log(job) for job in ("ps", "worker", "master"))
-    assert "training has ended: 2 of 2 workers" in trained.log("ps")
-    slope = tf.train.load_checkpoint(checkpoints.latest(trained.train_dir)).get_tensor("slope")
-    assert slope == pytest.approx(3.0, abs=0.1)
+    _require_slope(trained)
 
 
 @pytest.mark.matrix

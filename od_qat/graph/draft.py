@@ -13,7 +13,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 import numpy as np
 
 from od_qat.compat import tf
-from od_qat.graph.index import GraphIndex
+from od_qat.graph.index import GraphIndex, names_and_scopes
 
 _CONSTANTS = "quantization_constants"
 
@@ -48,7 +48,8 @@ class Draft(object):
         self._inputs: Dict[Tuple[str, int], Tuple[object, str]] = {}
         self._external: Dict[str, object] = {}
         self._own: Dict[str, object] = {}
-        self._taken = _names_in_use(index)
+        # In lower case, as TensorFlow compares them.
+        self._taken = {name.lower() for name in names_and_scopes(index.operations)}
         self._variable_scopes: List[str] = []
         self._device = ""
         self._variables: List[_Variable] = []
@@ -290,17 +291,6 @@ class Draft(object):
 def _key(array: np.ndarray, dtype) -> Tuple:
     """Equal for equal constants."""
     return dtype.name, array.shape, array.tobytes()
-
-
-def _names_in_use(index: GraphIndex) -> set:
-    """Names of operations and of the scopes they are in, in lower case as TensorFlow compares them."""
-    taken = set()
-    for operation in index.operations:
-        name = operation.name.lower()
-        while name and name not in taken:
-            taken.add(name)
-            name = name.rpartition("/")[0]
-    return taken
 
 
 def _beside(variable: str):

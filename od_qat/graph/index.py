@@ -1,6 +1,6 @@
 """A read-only index of a graph, built in one pass."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, Iterable, List, Set, Tuple
 
 Consumer = Tuple[object, int]
 
@@ -11,6 +11,17 @@ def in_control_flow(operation) -> bool:
     Nodes from outside cannot be put in its place, and its value cannot be fetched.
     """
     return operation._get_control_flow_context() is not None
+
+
+def names_and_scopes(operations: Iterable[object]) -> Set[str]:
+    """Names of operations and of all the scopes that they are in."""
+    found = set()
+    for operation in operations:
+        name = operation.name
+        while name and name not in found:
+            found.add(name)
+            name = name.rpartition("/")[0]
+    return found
 
 
 class GraphIndex(object):
