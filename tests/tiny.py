@@ -111,11 +111,18 @@ def write_config(folder, quantised, name, steps=4, more=()):
 
 
 def fake_quants(path):
-    """How many there are in a frozen graph's file."""
+    """How many there are in the file of a frozen graph, or in a saved_model.pb."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
     from od_qat.compat import tf
 
     with open(path, "rb") as stream:
-        graph_def = tf.GraphDef.FromString(stream.read())
+        data = stream.read()
+    if os.path.basename(path) == "saved_model.pb":
+        (of_one,) = saved_model_pb2.SavedModel.FromString(data).meta_graphs
+        graph_def = of_one.graph_def
+    else:
+        graph_def = tf.GraphDef.FromString(data)
     return sum(node.op.startswith("FakeQuant") for node in graph_def.node)
 
 

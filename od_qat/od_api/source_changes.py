@@ -93,7 +93,8 @@ PATCHES: Tuple[Patch, ...] = (
         "drop-ins",
         "A graph_rewriter block is carried out by od_qat, and training and evaluation are od_qat's:\n"
         "restoring is strict, ranges are watched. Each module keeps its own function and hands the name\n"
-        "over at its end. An Estimator's input is checked first.",
+        "over at its end. An Estimator's input is checked first, and the model it exports is rewritten,\n"
+        "which upstream leaves float.",
         SERIES,
         {
             "object_detection.builders.graph_rewriter_builder": (
@@ -102,6 +103,12 @@ PATCHES: Tuple[Patch, ...] = (
             "object_detection.legacy.trainer": ((END, "from od_qat.od_api.hand_over import train"),),
             "object_detection.legacy.evaluator": ((END, "from od_qat.od_api.hand_over import evaluate"),),
             "object_detection.model_lib": (
+                _before(
+                    "exported_output = exporter_lib.add_output_tensor_nodes(detections)",
+                    "if 'graph_rewriter_config' in configs:\n"
+                    "  graph_rewriter_builder.build(configs['graph_rewriter_config'], is_training=False)()",
+                    "      ",
+                ),
                 (
                     END,
                     "from od_qat.od_api import hand_over\n"

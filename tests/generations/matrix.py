@@ -63,7 +63,10 @@ def _run(source, folder, kind):
         cells = {}
         for command in road.COMMANDS:
             status, text = road.run(tree, slim, work, command, config)
-            cells[command] = "ok" if status == 0 else _last_line(text, work)
+            if status != 0:
+                cells[command] = _last_line(text, work)
+            else:
+                cells[command] = road.wrong_graph(work, command, kind == "qat") or "ok"
         return cells
     finally:
         shutil.rmtree(work)

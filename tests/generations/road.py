@@ -1,5 +1,6 @@
 """Upstream's commands in a patched tree, run as the OD API's users run them."""
 
+import glob
 import os
 import shutil
 import subprocess
@@ -18,6 +19,15 @@ COMMANDS = (
     "export_tflite_ssd_graph.py",
     "model_main.py",
 )
+
+
+# Where each leaves a graph, in its folder.
+_GRAPHS = {
+    "legacy/eval.py": "frozen_eval_graph.pb",
+    "export_inference_graph.py": "frozen_inference_graph.pb",
+    "export_tflite_ssd_graph.py": "tflite_graph.pb",
+    "model_main.py": os.path.join("export", "*", "*", "saved_model.pb"),
+}
 
 
 def installed():
@@ -130,3 +140,17 @@ def run_python(tree, slim, arguments):
 def output(work, command):
     """Where a command writes."""
     return os.path.join(work, command.replace("/", "_")[: -len(".py")])
+
+
+def wrong_graph(work, command, quantised):
+    """What is wrong with the graph that a command left behind: not there, or not (un)quantised; else None."""
+    if command not in _GRAPHS:
+        return None
+    found = glob.glob(os.path.join(output(work, command), _GRAPHS[command]))
+    if not found:
+        # A float model's evaluation freezes nothing.
+        return None if not quantised and command == "legacy/eval.py" else "no " + _GRAPHS[command]
+    count = tiny.fake_quants(found[0])
+    if quantised != (count > 20):
+        return "{} fake quants in {}".format(count, os.path.basename(found[0]))
+    return None
