@@ -24,7 +24,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
 
     Raises:
       CheckpointError: naming the variables that the checkpoint lacks.
-      ExportError: for an unknown output.
+      ExportError: for an unknown output, or a graph with a quantization delay.
       OdQatError: when a quantization range is not finite. (Other doubts about ranges are printed.)
     """
     graph = graph or tf.get_default_graph()
@@ -37,6 +37,12 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
     with graph.as_default():
         variables = variables_to_restore(use_moving_averages)
         quant_names = checkpoints.quant_variable_names(graph)
+        if checkpoints.QUANT_STEP in quant_names:
+            raise ExportError(
+                "the graph counts steps until quantization starts, which a frozen graph cannot",
+                found="variable {}".format(checkpoints.QUANT_STEP),
+                fix="rewrite the eval graph without quant_delay: create_eval_graph()",
+            )
         checkpoints.require_all(variables, checkpoint, quant_names)
         if quant_names:
             range_gates.warn_of_checkpoint(checkpoint, quant_names)

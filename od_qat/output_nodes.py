@@ -142,13 +142,18 @@ class _Finder(object):
         suppression = [n.name for n in self._graph_def.node if n.op.startswith("NonMaxSuppression")]
         if not suppression:
             return None
+        if not any("BatchMultiClassNonMaxSuppression" in name for name in suppression):
+            raise self._no_answer(
+                "a non-maximum suppression that is not the OD API's: which outputs are meant?",
+                self._candidates(),
+            )
         in_post = [name for name in suppression if "BatchMultiClassNonMaxSuppression" in name]
         scopes = sorted({_batch_scope(name) for name in in_post})
         if len(scopes) > 1:
             # A two-stage detector has two; the second is the detector's.
             scopes = [scope for scope in scopes if "SecondStage" in scope] or scopes
         if len(scopes) != 1:
-            raise self._no_answer("several non-maximum suppressions", scopes or suppression)
+            raise self._no_answer("several non-maximum suppressions", scopes)
         return self._suppression_outputs(scopes[0])
 
     def _suppression_outputs(self, scope: str) -> Optional[OutputNodes]:

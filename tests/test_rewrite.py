@@ -545,7 +545,7 @@ def test_refusals_leave_the_graph_as_it_was():
         _, _, _, loss = _build(True)
         tf.train.MomentumOptimizer(0.1, 0.9).minimize(loss)
         before = graph.as_graph_def()
-        with pytest.raises(RewriteError, match="optimizer"):
+        with pytest.raises(RewriteError, match="holds gradients.*optimizer"):
             api.create_training_graph(graph)
         assert graph.as_graph_def() == before
 

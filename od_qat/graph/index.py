@@ -1,6 +1,6 @@
 """A read-only index of a graph, built in one pass."""
 
-from typing import Dict, Iterable, List, Set, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Set, Tuple
 
 Consumer = Tuple[object, int]
 
@@ -39,7 +39,9 @@ class GraphIndex(object):
         self.operations: List[object] = graph.get_operations()
         self._consumers: Dict[str, List[Consumer]] = {}
         self._inputs: Dict[str, Tuple[object, ...]] = {}
-        for operation in self.operations:
+        self._positions: Dict[str, int] = {}
+        for at, operation in enumerate(self.operations):
+            self._positions[operation.name] = at
             inputs = tuple(operation.inputs)
             self._inputs[operation.name] = inputs
             for position, tensor in enumerate(inputs):
@@ -48,6 +50,24 @@ class GraphIndex(object):
     def inputs(self, operation) -> Tuple[object, ...]:
         """Input tensors of an operation."""
         return self._inputs[operation.name]
+
+    def operation(self, name: str) -> object:
+        """The operation of a name."""
+        return self.operations[self._positions[name]]
+
+    def position(self, operation) -> int:
+        """Of an operation among all, in creation order."""
+        return self._positions[operation.name]
+
+    def leading_to(self, tensors: Iterable[object]) -> FrozenSet[str]:
+        """Names of tensors and of all that data flows from into them."""
+        found, pending = set(), list(tensors)
+        while pending:
+            tensor = pending.pop()
+            if tensor.name not in found:
+                found.add(tensor.name)
+                pending.extend(self.inputs(tensor.op))
+        return frozenset(found)
 
     def consumers(self, tensor) -> List[Consumer]:
         """(operation, input position) pairs that read a tensor."""

@@ -204,10 +204,10 @@ def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
             fix="rewrite a graph once: either the config's graph_rewriter or your own call",
         )
     for operation in index.operations:
-        if operation.type.startswith(policy.TRAINING_OPS_PREFIXES):
+        if operation.type.startswith(policy.TRAINING_OPS_PREFIXES) or operation.type in policy.GRADIENT_OPS:
             raise RewriteError(
-                "the graph holds an optimizer's update already",
+                "the graph holds gradients already, which would stay those of the float model",
                 where=operation.name,
                 found=operation.type,
-                fix="rewrite before the optimizer's minimize() or apply_gradients()",
+                fix="rewrite before the optimizer's minimize(), compute_gradients() or tf.gradients()",
             )

@@ -102,6 +102,10 @@ class LayerMatcher(object):
         self._unfused: Dict[str, BatchNorm] = {}  # name of the last op -> the batch norm
         self._unfused_of: Dict[str, List[object]] = {}  # name of the data -> last ops
         self._find_unfused()
+        # Names of all tensors from which data flows into an op with weights.
+        self.leading_to_layers: FrozenSet[str] = index.leading_to(
+            index.inputs(operation)[0] for operation in index.operations if operation.type in policy.WEIGHTED
+        )
         self.unmatched: Dict[str, str] = {}
 
     def match_all(self) -> List[LayerMatch]:
@@ -134,6 +138,7 @@ class LayerMatcher(object):
                 self.unmatched[operation.name] = self._reason(operation)
             elif operation.type in policy.WEIGHTED_UNSUPPORTED:
                 self.unmatched[operation.name] = "{} is not a supported layer".format(operation.type)
+        self.unmatched.update(_layers_in_functions(self._index))
         return found
 
     def match_bare(self) -> List[LayerMatch]:
@@ -143,7 +148,7 @@ class LayerMatcher(object):
         """
         found = []
         for name in list(self.unmatched):
-            layer = self.layer(self._index.graph.get_operation_by_name(name))
+            layer = self.layer(self._index.operation(name))
             if layer is not None and layer.batch_norm is None:
                 end = layer.batch_to_space or layer.op
                 found.append(LayerMatch(layer, end, None, None, None))
@@ -253,11 +258,29 @@ class LayerMatcher(object):
             # An Identity in place of the layer's own normaliser; weight-shared predictors add one per level.
             behind = self._index.consumer_ops(output)
             if len(behind) == 1 and behind[0].type == "Identity":
-                norms = self._norms_behind(behind[0].outputs[0])
+                output = behind[0].outputs[0]
+                norms = self._norms_behind(output)
         norm = self._batch_norm(norms[0]) if len(norms) == 1 else None
         if norm is not None and norm.unfused is not None and not _has_channels_last(operation):
             norm = None
+        if norm is not None and not self._as_contrib and self._is_read_beside(output, norm):
+            norm = None
         return Layer(operation, weights, batch_to_space, norm)
+
+    def _is_read_beside(self, output, norm: BatchNorm) -> bool:
+        """Whether a batch norm is one of several ways from a layer to others, as in pre-activation blocks.
+
+        Folded into the layer it would change what the others read, so it is no part of the layer then.
+        """
+        of_norm = {norm.op.name}
+        if norm.unfused is not None:
+            of_norm = norm.unfused.moments | {norm.unfused.product}
+        return any(
+            reader.name not in of_norm
+            and reader.type not in policy.OF_SHAPES
+            and any(tensor.name in self.leading_to_layers for tensor in reader.outputs)
+            for reader in self._index.consumer_ops(output)
+        )
 
     def _norms_behind(self, tensor) -> List[object]:
         fused = [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
@@ -442,11 +465,19 @@ class LayerMatcher(object):
             ):
                 return layer
         elif operation.type in policy.BIAS_ADD:
-            for tensor in self._index.inputs(operation):
+            for tensor, other in self._both_ways(operation):
                 layer = self._layer_output(tensor)
-                if layer is not None and layer.batch_norm is None:
+                if layer is not None and layer.batch_norm is None and self._is_bias(operation, other):
                     return layer
         return None
+
+    def _is_bias(self, operation, tensor) -> bool:
+        """Whether what is added to a layer is a parameter, not another layer's output. (contrib: always.)"""
+        if operation.type == "BiasAdd" or self._as_contrib:
+            return True
+        while tensor.op.type in ("ExpandDims", "Identity", "Reshape") and not self._is_variable_value(tensor):
+            tensor = self._index.inputs(tensor.op)[0]
+        return tensor.op.type == "Const" or self._is_variable_value(tensor)
 
     def _biased(self, operation) -> Optional[Tuple[Layer, object]]:
         """A layer and the op that ends it: bias, batch norm, or the Identity of a batch norm."""
@@ -473,16 +504,23 @@ class LayerMatcher(object):
     def _activation(self, operation) -> Optional[LayerMatch]:
         if operation.type not in policy.ACTIVATION or self._updates_averages(operation):
             return None
-        source = self.before_noise(self._index.inputs(operation)[0]).op
+        tensor = self._index.inputs(operation)[0]
+        source, end = self.before_noise(tensor).op, operation
+        if operation.type == "Identity" and not self._as_contrib:
+            # It may be there to name a graph's output, which a fake quant behind it would not reach.
+            if len(self._index.consumers(tensor)) == 1 and tensor.name == source.outputs[0].name:
+                end = source
+            elif not self._index.consumers(operation.outputs[0]):
+                return None
         found = self._biased(source)
         if found is not None:
-            return LayerMatch(found[0], operation, None, None, found[1])
+            return LayerMatch(found[0], end, None, None, found[1])
         found = self._bypass(source)
         if found is not None:
-            return LayerMatch(found[0], operation, source, None, found[1])
+            return LayerMatch(found[0], end, source, None, found[1])
         layer = self.layer(source)
         if layer is not None and layer.batch_norm is None:
-            return LayerMatch(layer, operation, None, None, None)
+            return LayerMatch(layer, end, None, None, None)
         return None
 
     def _post_activation_bypass(self, operation) -> Optional[LayerMatch]:
@@ -522,6 +560,38 @@ class LayerMatcher(object):
         if self.layer(operation) is None:
             return "its weights are not a variable"
         return "no bias, batch norm or activation follows it"
+
+
+def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
+    """Calls of functions that hold layers -> the reason why these stay float."""
+    calls = [operation for operation in index.operations if operation.type in policy.CALLS]
+    if not calls:
+        return {}
+    nodes = {f.signature.name: f.node_def for f in index.graph.as_graph_def().library.function}
+    found = {}
+    for operation in calls:
+        pending, seen, layers = _functions(operation.node_def), set(), 0
+        while pending:
+            name = pending.pop()
+            if name not in seen:
+                seen.add(name)
+                layers += sum(node.op in policy.WEIGHTED for node in nodes.get(name, ()))
+                for node in nodes.get(name, ()):
+                    pending.extend(_functions(node))
+        if layers:
+            found[operation.name] = (
+                "{} of its ops with weights are in a function; "
+                "tf.compat.v1.disable_control_flow_v2() before the model is built names them".format(layers)
+            )
+    return found
+
+
+def _functions(node) -> List[str]:
+    """Names of the functions that a node calls."""
+    found = []
+    for value in node.attr.values():
+        found += [one.name for one in [value.func] + list(value.list.func) if one.name]
+    return found
 
 
 def _has_channels_last(operation) -> bool:

@@ -5,7 +5,7 @@ the plan and the state of the rewrite and writes into the draft; nothing here de
 graph before the draft is committed.
 """
 
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import tf
@@ -25,20 +25,17 @@ class _State(object):
         self.config = config
         self.training = training
         self.moved = {}  # tensor name -> what stands in its place: an eval fold's `add_fold`
-        self._ranges: Dict[str, List[fake_quant.Range]] = {}  # name of a fake quant -> ranges, as made
-        self._shared: Dict[Tuple[str, str], int] = {}  # (clone, name) -> how many of those it has taken
+        self._ranges: Dict[str, fake_quant.Range] = {}  # by the name of the fake quant
         self._step: Optional[str] = None
         self._quantising: Optional[str] = None
 
     def keep_range(self, quant, range_: fake_quant.Range) -> None:
         """Lets the other clones find the first one's range."""
         if not quant.clone:
-            self._ranges.setdefault(quant.name, []).append(range_)
+            self._ranges[quant.name] = range_
 
     def shared_range(self, quant) -> Optional[fake_quant.Range]:
         """The range that a clone's fake quant shares with the first clone's; None for the first clone's own.
-
-        Layers of one scope have fake quants of one name: the clone's second takes the first clone's second.
 
         Raises:
           RewriteError: when the clones differ.
@@ -46,17 +43,13 @@ class _State(object):
         clone, name = quant.clone, quant.name
         if not clone:
             return None
-        taken = self._shared.get((clone, name), 0)
-        self._shared[clone, name] = taken + 1
-        made = self._ranges.get(name, ())
-        if taken >= len(made):
+        if name not in self._ranges:
             raise RewriteError(
                 "the clones differ: there is a fake quant that the first clone has not",
                 where=clone + name,
-                found="{} of that name in the first clone".format(len(made)),
                 fix="build every clone with the same function",
             )
-        return made[taken]._replace(scope=self.draft.unique_name(clone + name))
+        return self._ranges[name]._replace(scope=self.draft.unique_name(clone + name))
 
     def replace(self, original, new: str) -> None:
         """Lets all readers of a tensor of the graph read a new one, and later passes find it."""
@@ -116,10 +109,10 @@ def quantise_training_weights(plan: Plan, state: _State) -> None:
     """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
     for weight_quant in plan.weights:
         with state.draft.on(weight_quant.layer.op.device):
-            _quantise_training_weight(weight_quant, state)
+            _quantise_training_weight(weight_quant, plan, state)
 
 
-def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
+def _quantise_training_weight(weight_quant: WeightQuant, plan: Plan, state: _State) -> None:
     draft, layer = state.draft, weight_quant.layer
     symmetric = state.config.symmetric_weights
     # Multiplied by the scale and divided by it again, a gradient is what it was.
@@ -157,14 +150,17 @@ def _quantise_training_weight(weight_quant: WeightQuant, state: _State) -> None:
     if condition:
         plain, _ = draft.switch(scope + "/when_off", layer.weights, condition)
         result = draft.merge(scope + "/delayed_quant", plain, result)
-    draft.reroute(layer.weights, result, _weights_readers(layer))
+    draft.reroute(layer.weights, result, _weights_readers(layer, plan))
 
 
-def _weights_readers(layer: Layer) -> Callable[[Reader], bool]:
-    """With a batch norm this layer alone: the scale is its own. Else all layers that share the weights."""
+def _weights_readers(layer: Layer, plan: Plan) -> Callable[[Reader], bool]:
+    """With a batch norm this layer alone: the scale is its own. Else all without one on these weights."""
     if layer.batch_norm is not None:
         return lambda reader: reader.name == layer.op.name and reader.position == 1
-    return lambda reader: reader.type == layer.op.type and reader.position == 1
+    with_norm = frozenset(other.op.name for other in plan.folds if other.weights.name == layer.weights.name)
+    return lambda reader: (
+        reader.type == layer.op.type and reader.position == 1 and reader.name not in with_norm
+    )
 
 
 def freeze_batch_norms(plan: Plan, state: _State) -> None:
@@ -240,7 +236,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         state.keep_range(weight_quant, range_)
         result = _delayed(state, range_.scope, source, result)
         if layer.batch_norm is None:
-            draft.reroute(layer.weights, result, _weights_readers(layer))
+            draft.reroute(layer.weights, result, _weights_readers(layer, plan))
         else:
             folded[layer.op.name] = result
     for layer in plan.folds:
@@ -265,7 +261,9 @@ def quantise_activations(plan: Plan, state: _State) -> None:
     In training a ReLU in front is absorbed: the fake quant's range starts at 0 and ends at the ReLU's own
     ceiling, so it clips the same and the ReLU is no longer computed.
     """
-    for activation_quant in plan.activations:
+    # In the order of the graph: what a fake quant in front gives is what an absorbed ReLU reads.
+    position = state.draft.index.position
+    for activation_quant in sorted(plan.activations, key=lambda quant: position(quant.tensor.op)):
         with state.draft.on(activation_quant.tensor.op.device):
             _quantise_activation(activation_quant, state)
 

@@ -14,9 +14,10 @@ graph of one clone asks for. (With contrib each clone had variables of its own, 
 import re
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
-from od_qat.graph.index import GraphIndex
+from od_qat.graph.index import GraphIndex, in_control_flow
 from od_qat.rewrite import policy
 from od_qat.rewrite.layers import BatchNorm, Layer, LayerMatch, LayerMatcher
 from od_qat.rewrite.rules import RuleBook, Settings
@@ -69,7 +70,7 @@ class Plan(NamedTuple):
       folds: layers with a batch norm to fold.
       norms: batch norms behind no layer, which become layers in an eval graph.
       weights, activations: the fake quants.
-      stays_float: op with weights -> reason.
+      stays_float: op with weights, or between layers -> reason.
       clones: scopes of the clones but the first, `clone_1/` and so on.
     """
 
@@ -117,19 +118,24 @@ class _Planner(object):
         self._skip_ops = set()  # ops contrib counts as quantised already
         self._rules = RuleBook(config)
         self._excluded: Dict[str, str] = {}  # name of an op with weights -> reason
+        self._float_between: Dict[str, str] = {}  # name of an op between layers -> reason
+        self._names = set()  # (clone, name) of the fake quants
         self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
 
     def plan(self) -> Plan:
-        matcher = self._matcher
-        for match in matcher.match_all():
+        matcher, full = self._matcher, self._config.placement == "full"
+        matches = matcher.match_all()
+        if full:
+            # Layers of one scope are told apart by a number in their fake quants' names. In the order of the
+            # graph it is the same in training and evaluation; as what a layer is matched may differ there.
+            matches += matcher.match_bare()
+            matches.sort(key=lambda match: self._index.position(match.layer.op))
+        for match in matches:
             self._plan_match(match)
         self._plan_adds_and_muls()
-        if self._config.placement == "full":
-            for match in matcher.match_bare():
-                self._plan_match(match)
-            to_layers = self._tensors_leading_to_layers()
-            self._plan_between_layers(to_layers)
-            self._plan_concats(to_layers)
+        if full:
+            self._plan_between_layers()
+            self._plan_concats()
         folds = {}
         for operation in self._index.operations:
             layer = matcher.layer(operation)
@@ -141,6 +147,7 @@ class _Planner(object):
         self._rules.require_all_used()
         stays_float = dict(matcher.unmatched)
         stays_float.update(self._excluded)
+        stays_float.update(self._float_between)
         return Plan(
             tuple(folds.values()),
             tuple(self._norms),
@@ -175,10 +182,19 @@ class _Planner(object):
         if not settings.quantise:
             self._excluded[layer.op.name] = settings.reason
         elif key not in self._quantised:
+            clone = self._clone_of(layer.op)
+            name = self._unique(name, clone)
             self._quantised[key] = name
-            self._weights.append(
-                WeightQuant(name, layer, settings.bits, settings.per_channel, self._clone_of(layer.op))
-            )
+            self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel, clone))
+
+    def _unique(self, name: str, clone: str) -> str:
+        """`name`, `name_1`, ...: as `tf.variable_scope(None, name)` counts, in each clone by itself."""
+        unique, number = name, 0
+        while (clone, unique) in self._names:
+            number += 1
+            unique = "{}_{}".format(name, number)
+        self._names.add((clone, unique))
+        return unique
 
     def _require_one_setting(self, layer: Layer, settings: Settings) -> None:
         """Layers that share weights share their fake quant (with a batch norm, each scales its own copy)."""
@@ -216,13 +232,15 @@ class _Planner(object):
                         return True
         return False
 
-    def _plan_between_layers(self, to_layers: frozenset) -> None:
+    def _plan_between_layers(self) -> None:
         """Arithmetic on quantised values that no pattern covers, such as a ReLU behind a sum of sums.
 
         Without a range the converter leaves it float, or takes a range that was not trained. Only between
         layers: what comes after the heads (decoding, scores) is not the network's. A batch norm behind no
-        layer counts as arithmetic, and so does a layer's end that is read by more than its activation.
+        layer counts as arithmetic, and so does a layer's end that is read by more than its activation. What
+        stands there and is none of all these is reported.
         """
+        to_layers = self._matcher.leading_to_layers
         from_quantised = set(self._quantised)
         for operation in self._index.operations:
             ends_layer = self._matcher.ends_layer(operation)
@@ -241,8 +259,20 @@ class _Planner(object):
                     if not self._feeds_only(operation, policy.RELU) and not self._is_twin(operation):
                         self._add_own_range(operation)
             elif operation.type not in policy.HANDS_ON_RANGE:
+                if self._is_float_between_layers(operation):
+                    reason = "no range is trained for {} between layers".format(operation.type)
+                    self._float_between[operation.name] = reason
                 continue
             from_quantised.update(output.name for output in operation.outputs)
+
+    def _is_float_between_layers(self, operation) -> bool:
+        known = policy.WEIGHTED | policy.WEIGHTED_UNSUPPORTED | policy.FIXED_RANGE | policy.FAKE_QUANT
+        if operation.type in known | policy.OF_SHAPES or in_control_flow(operation):
+            return False
+        return any(
+            output.name in self._matcher.leading_to_layers and output.dtype.base_dtype == tf.float32
+            for output in operation.outputs
+        )
 
     def _add_own_range(self, operation) -> None:
         if operation.type in policy.RELU:
@@ -276,7 +306,7 @@ class _Planner(object):
         consumers = self._index.consumer_ops(self._matcher.end_of(operation).outputs[0])
         return len(consumers) == 1 and consumers[0].type in types
 
-    def _plan_concats(self, to_layers: frozenset) -> None:
+    def _plan_concats(self) -> None:
         """A concat needs one range for all its inputs; untrained, the converter takes one of theirs.
 
         Named after its first source, not after itself: `concat_3` in a training graph is `concat` in the
@@ -284,6 +314,7 @@ class _Planner(object):
         does not (the OD API's `detection_features`), is no part of the network and is left alone: it exists
         in one of the two graphs only.
         """
+        to_layers = self._matcher.leading_to_layers
         for operation in self._index.operations:
             if operation.type not in policy.CONCAT or not self._in_scope(operation):
                 continue
@@ -299,26 +330,17 @@ class _Planner(object):
             )
 
     def _quantised_source(self, tensor) -> Optional[object]:
+        """The quantised tensor whose range a tensor has; None where it has none."""
         while tensor.name not in self._quantised:
-            if tensor.op.type not in policy.LAYOUT_ONLY:
+            tensor = self._matcher.before_noise(tensor)
+            if tensor.name in self._quantised:
+                break
+            kind, inputs = tensor.op.type, self._index.inputs(tensor.op)
+            if kind not in policy.HANDS_ON_RANGE or kind in policy.SEVERAL_DATA:
                 return None
-            tensor = self._index.inputs(tensor.op)[0]
+            at = tensor.value_index if kind == "IdentityN" else policy.DATA_INPUT.get(kind, 0)
+            tensor = inputs[at]
         return tensor
-
-    def _tensors_leading_to_layers(self) -> frozenset:
-        """Names of all tensors from which data flows into an op with weights."""
-        found = set()
-        pending = [
-            self._index.inputs(operation)[0]
-            for operation in self._index.operations
-            if operation.type in policy.WEIGHTED
-        ]
-        while pending:
-            tensor = pending.pop()
-            if tensor.name not in found:
-                found.add(tensor.name)
-                pending.extend(self._index.inputs(tensor.op))
-        return frozenset(found)
 
     def _add(
         self,
@@ -339,12 +361,12 @@ class _Planner(object):
         full_name = join(context, name)
         settings = self._rules.activation(full_name)
         if settings.quantise:
+            clone = self._clone_of(operation)
+            full_name = self._unique(full_name, clone)
             self._quantised[tensor.name] = full_name
             self._position_of[tensor.name] = len(self._activations)
             self._activations.append(
-                ActivationQuant(
-                    full_name, tensor, initial_min, name, settings.bits, clone=self._clone_of(operation)
-                )
+                ActivationQuant(full_name, tensor, initial_min, name, settings.bits, clone=clone)
             )
 
     def _followed_by_quant(self, tensor) -> bool:

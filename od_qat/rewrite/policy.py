@@ -11,6 +11,10 @@ PER_CHANNEL = frozenset(["Conv2D", "DepthwiseConv2dNative"])
 WEIGHTED_UNSUPPORTED = frozenset(
     ["Conv2DBackpropInput", "Conv3D", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"]
 )
+# Ops that run functions, in whose bodies nothing is rewritten: TensorFlow 2's control flow.
+CALLS = frozenset(
+    ["If", "PartitionedCall", "StatefulPartitionedCall", "StatelessIf", "StatelessWhile", "While"]
+)
 ADD = frozenset(["Add", "AddV2"])
 BIAS_ADD = frozenset(["BiasAdd"]) | ADD
 RELU = frozenset(["Relu", "Relu6"])
@@ -24,16 +28,13 @@ FAKE_QUANT = frozenset(
 )
 # A range passes through these unchanged when contrib looks for a quantised source of an Add or Mul ...
 RANGE_KEEPING = frozenset(["Reshape", "Identity", "BatchToSpaceND", "SpaceToBatchND", "MaxPool", "Max"])
-# ... and these when we look for the quantised sources of a concat.
-LAYOUT_ONLY = frozenset(["Reshape", "Identity", "Squeeze", "ExpandDims", "Transpose"])
 # ... and through these when contrib looks for a fake quant that is there already.
 ALREADY_QUANTISED_THROUGH = frozenset(["Reshape", "Identity"])
 INTERMEDIATE = ADD | frozenset(["Mul"])
 CONCAT = frozenset(["ConcatV2"])
 # placement='full': between layers, the output of these gets a range of its own where no pattern gave it one
-OWN_RANGE = RELU | INTERMEDIATE | frozenset(["Sub", "LeakyRelu", "Mean", "Maximum", "Minimum"])
+OWN_RANGE = RELU | INTERMEDIATE | frozenset(["LeakyRelu", "Maximum", "Mean", "Minimum", "RealDiv", "Sub"])
 # and these hand on values whose range is trained elsewhere: their input's, which their TFLite kernels keep.
-# (Sigmoid, Tanh and Softmax are not here: their kernels' output range is fixed.)
 HANDS_ON_RANGE = frozenset(
     [
         "AvgPool",
@@ -42,6 +43,7 @@ HANDS_ON_RANGE = frozenset(
         "DepthToSpace",
         "ExpandDims",
         "Identity",
+        "IdentityN",
         "Max",
         "MaxPool",
         "MirrorPad",
@@ -51,22 +53,45 @@ HANDS_ON_RANGE = frozenset(
         "Reshape",
         "ResizeBilinear",
         "ResizeNearestNeighbor",
+        "Slice",
         "SpaceToBatchND",
         "SpaceToDepth",
         "Split",
         "SplitV",
         "Squeeze",
+        "StopGradient",
         "StridedSlice",
         "Tile",
         "Transpose",
     ]
 )
+# ... of these not their first input's.
+SEVERAL_DATA = frozenset(["ConcatV2", "Pack"])
+DATA_INPUT = {"Split": 1}
+# The output range of these TFLite kernels is fixed.
+FIXED_RANGE = frozenset(["Sigmoid", "Softmax", "Tanh"])
+# What these read is not data.
+OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
 
 # A dropout's mask: random numbers, and the ops that make ones and zeros of them.
 RANDOM = frozenset(["RandomUniform", "StatelessRandomUniform", "StatelessRandomUniformV2"])
 OF_MASKS = frozenset(["Add", "AddV2", "Cast", "Floor", "GreaterEqual", "Less", "Mul", "Sub"])
 
 TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
+# What only the gradients of a layer, its batch norm or its activation are made of.
+GRADIENT_OPS = frozenset(
+    [
+        "BiasAddGrad",
+        "Conv2DBackpropFilter",
+        "DepthwiseConv2dNativeBackpropFilter",
+        "DepthwiseConv2dNativeBackpropInput",
+        "FusedBatchNormGrad",
+        "FusedBatchNormGradV2",
+        "FusedBatchNormGradV3",
+        "Relu6Grad",
+        "ReluGrad",
+    ]
+)
 
 _SUPPORT = (
     (WEIGHTED, "a layer, where its weights are a variable: weights quantised, per tensor or per channel"),
@@ -76,8 +101,11 @@ _SUPPORT = (
     (OWN_RANGE, "between layers: a range of its own"),
     (CONCAT, "one range for all its inputs"),
     (HANDS_ON_RANGE - CONCAT, "its input's range"),
-    (frozenset(["Sigmoid", "Softmax", "Tanh"]), "none needed: the range of its TFLite kernel is fixed"),
-    (WEIGHTED_UNSUPPORTED, "stays float; the report names it"),
+    (FIXED_RANGE, "none needed: the range of its TFLite kernel is fixed"),
+    (
+        WEIGHTED_UNSUPPORTED,
+        "stays float; the report names it, and what else is between layers",
+    ),
 )
 
 

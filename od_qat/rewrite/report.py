@@ -45,7 +45,7 @@ class RewriteReport(NamedTuple):
       weights, activations: names of the fake quants on weights and on activations.
       patterns: how many activations each pattern gave (act_quant, add_quant, concat_quant, ...).
       folded: layers whose batch norm was folded.
-      stays_float: ops with weights that stay float, with the reason.
+      stays_float: ops with weights or between layers that stay float, with the reason.
       ops_before, ops_after: size of the graph.
       ops_added: how many of each op type the rewrite put in; it takes none out.
       layers: each quantised layer, in the order they were matched.
@@ -140,7 +140,7 @@ class RewriteReport(NamedTuple):
             len(self.weights), len(self.activations), self.folded
         )
         if self.stays_float:
-            text += "; {} ops with weights stay float".format(len(self.stays_float))
+            text += "; {} ops stay float".format(len(self.stays_float))
         return text
 
 

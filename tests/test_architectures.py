@@ -1,0 +1,262 @@
+"""Nets as users bring them, trained, frozen and converted: the int8 .tflite computes what the eval graph did.
+
+Where the converter derives a range by itself, a tensor without a trained one is not seen to be float. It
+shows in the numbers as soon as what meets there differs in size, so here it does.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+from od_qat import freeze
+from od_qat.compat import IS_TF1, tf
+from od_qat.errors import ExportError, RewriteError
+from od_qat.rewrite import api
+from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
+
+pytestmark = pytest.mark.tf1
+
+SIZE = 16
+
+
+def _images(seed, batch=4):
+    return np.random.RandomState(seed).uniform(-1, 1, [batch, SIZE, SIZE, 8]).astype(np.float32)
+
+
+def _variable(name, shape, spread):
+    return tf.get_variable(name, shape, initializer=tf.random_normal_initializer(0, spread, seed=1))
+
+
+def _conv(net, name, bias=True, spread=0.3, channels=8):
+    with tf.variable_scope(name):
+        weights = _variable("w", [3, 3, int(net.shape[3]), channels], spread)
+        net = tf.nn.conv2d(net, weights, [1, 1, 1, 1], "SAME")
+        return tf.nn.bias_add(net, _variable("b", [channels], spread)) if bias else net
+
+
+def _norm(net, name, training):
+    import tf_slim as slim
+
+    return slim.batch_norm(net, is_training=training, decay=0.8, scale=True, fused=True, scope=name)
+
+
+def _pool_beside_conv(net, training):
+    net = tf.nn.relu(_conv(net, "stem", spread=0.5))
+    small = tf.nn.relu(_conv(net, "branch", spread=0.003))
+    return _conv(tf.concat([small, tf.nn.max_pool2d(net, 2, 1, "SAME")], 3), "out")
+
+
+def _upsampled_beside_skip(net, training):
+    net = tf.nn.relu(_conv(net, "stem", spread=0.5))
+    down = tf.nn.relu(_conv(tf.nn.avg_pool2d(net, 2, 2, "SAME"), "down", spread=0.5))
+    skip = tf.nn.relu(_conv(net, "skip", spread=0.003))
+    return _conv(tf.concat([skip, tf.image.resize_nearest_neighbor(down, [SIZE, SIZE])], 3), "out")
+
+
+def _half_beside_conv(net, training):
+    kept, other = tf.split(tf.nn.relu(_conv(net, "stem", spread=0.5)), 2, 3)
+    return _conv(tf.concat([tf.nn.relu(_conv(other, "branch", spread=0.003)), kept], 3), "out")
+
+
+def _pre_activation_without_bias(net, training):
+    shortcut = _conv(net, "stem", bias=False)
+    net = _conv(tf.nn.relu(_norm(shortcut, "unit/norm", training)), "unit/first", bias=False)
+    net = _conv(tf.nn.relu(_norm(net, "unit/norm_2", training)), "unit/second", bias=False)
+    return _conv(tf.nn.relu(_norm(shortcut + net, "last_norm", training)), "out")
+
+
+def _sum_of_bare_layers(net, training):
+    net = tf.nn.relu(_conv(net, "one", bias=False) + _conv(net, "two", bias=False))
+    return _conv(tf.nn.relu(_conv(net, "three", bias=False) + net), "out")
+
+
+def _swishes(net, training):
+    first = tf.nn.swish(_norm(_conv(net, "one", bias=False), "one/norm", training))
+    second = tf.nn.swish(_norm(_conv(first, "two", bias=False, spread=0.05), "two/norm", training))
+    both = tf.nn.swish(_norm(_conv(tf.concat([first, second], 3), "three", bias=False), "norm", training))
+    return _conv(both + first, "out")
+
+
+def _hard_swish_by_division(net, training):
+    net = _norm(_conv(net, "one", bias=False), "one/norm", training)
+    return _conv(net * tf.nn.relu6(net + 3.0) / 6.0, "out")
+
+
+def _outputs_with_names(net, training):
+    """The eval graph names its output, which there and only there makes an Identity of it."""
+    with tf.variable_scope("heads"):
+        layers = [
+            tf.nn.conv2d(net, _variable("w{}".format(i), [1, 1, 8, 8], s), [1, 1, 1, 1], "SAME")
+            for i, s in enumerate((0.01, 1.0, 0.1))
+        ]
+        first, second, third = [
+            tf.nn.bias_add(layer, _variable("b{}".format(i), [8], 0.1)) for i, layer in enumerate(layers)
+        ]
+    if not training:
+        second = tf.identity(second, "scores")
+    return tf.concat([tf.nn.relu(first), second, third], 3)
+
+
+NETS = [
+    _pool_beside_conv,
+    _upsampled_beside_skip,
+    _half_beside_conv,
+    _pre_activation_without_bias,
+    _sum_of_bare_layers,
+    _swishes,
+    _hard_swish_by_division,
+    _outputs_with_names,
+]
+
+
+def _trained(net, folder):
+    """Ranges and averages of a few batches; returns the checkpoint."""
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [4, SIZE, SIZE, 8])
+        output = tf.reduce_sum(net(images, True))
+        report = api.create_training_graph(graph)
+        assert report.stays_float == {}
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            for step in range(60):
+                session.run([output] + tf.get_collection(tf.GraphKeys.UPDATE_OPS), {images: _images(step)})
+            return tf.train.Saver(tf.global_variables()).save(session, os.path.join(folder, "model.ckpt"))
+
+
+def _frozen(net, checkpoint, rewrite=True):
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8], name="images")
+        tf.reshape(net(images, False), [1, -1], name="result")
+        if rewrite:
+            api.create_eval_graph(graph)
+        return freeze.freeze(checkpoint, ["result"], graph)
+
+
+def _run(graph_def):
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        return session.run("result:0", {"images:0": _images(99, batch=1)})
+
+
+def _run_tflite(model):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model)
+    interpreter.allocate_tensors()
+    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero_point = given["quantization"]
+    values = np.clip(np.round(_images(99, batch=1) / scale + zero_point), -128, 127).astype(np.int8)
+    interpreter.set_tensor(given["index"], values)
+    interpreter.invoke()
+    result, (scale, zero_point) = interpreter.get_tensor(made["index"]), made["quantization"]
+    return (result.astype(np.float32) - zero_point) * scale if scale else result
+
+
+def _distance(a, b):
+    """Root mean square, as a part of the spread of `a`."""
+    return float(np.sqrt(np.mean(np.square(a - b))) / np.std(a))
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__.strip("_"))
+def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path):
+    checkpoint = _trained(net, str(tmp_path))
+    quantised = _frozen(net, checkpoint)
+    here = _run(quantised)
+    assert _distance(_run(_frozen(net, checkpoint, rewrite=False)), here) < 0.1
+    if IS_TF1:
+        return  # (its converter makes no int8 of fake quants)
+    pytest.importorskip("ai_edge_litert")
+    from od_qat import tflite
+
+    model = tflite.convert(quantised, "images", [1, SIZE, SIZE, 8], ["result"], "int8", 127.5, 127.5)
+    assert tflite.check(model, tflite.count_weights(quantised), net.__name__).float_tensors == []
+    assert _distance(here, _run_tflite(model)) < 0.05
+
+
+def test_a_named_output_is_quantised(tmp_path):
+    def net(images, training):
+        output = _conv(tf.nn.relu6(_conv(images, "one")), "two")
+        return output if training else tf.identity(output, "scores")
+
+    checkpoint = _trained(net, str(tmp_path))
+    with tf.Graph().as_default() as graph:
+        net(tf.placeholder(tf.float32, [1, SIZE, SIZE, 8], name="images"), False)
+        api.create_eval_graph(graph)
+        frozen = freeze.freeze(checkpoint, ["scores"], graph)
+    (source,) = [node.input[0] for node in frozen.node if node.name == "scores"]
+    assert source == "two/act_quant/FakeQuantWithMinMaxVars"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_absorbed_activation_reads_what_was_quantised_in_front_of_it(training):
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        normed = _norm(_conv(images, "one", bias=False), "one/norm", training)
+        net = tf.nn.relu(_conv(tf.nn.relu6(normed), "two") + normed)
+        _conv(net, "three")
+        (api.create_training_graph if training else api.create_eval_graph)(graph)
+        behind = graph.get_operation_by_name("one/act_quant/FakeQuantWithMinMaxVars").inputs[0].op
+    in_front = behind if training else behind.inputs[0].op
+    assert in_front.name == "one/norm/output_quant/FakeQuantWithMinMaxVars"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_kernel_shared_with_a_layer_of_a_batch_norm_has_a_range_for_each(training):
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        weights = _variable("w", [1, 1, 8, 8], 0.3)
+        net = tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", name="plain")
+        net = tf.nn.relu(tf.nn.bias_add(net, _variable("b", [8], 0.3)))
+        net = tf.nn.conv2d(net, weights, [1, 1, 1, 1], "SAME", name="normed")
+        tf.nn.relu(_norm(net, "norm", training))
+        report = (api.create_training_graph if training else api.create_eval_graph)(graph)
+        names = ("plain", "normed" if training else "normed_Fold")
+        read = [graph.get_operation_by_name(name).inputs[1].op.name for name in names]
+    assert report.weights == ("weights_quant", "weights_quant_1")
+    assert [name.split("/")[0] for name in read] == ["weights_quant", "weights_quant_1"]
+
+
+def test_what_has_no_range_between_layers_is_named():
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        layers = [tf.nn.relu(_conv(images, name)) for name in ("one", "two", "three")]
+        _conv(tf.add_n(layers, name="sum"), "out")
+        report = api.create_eval_graph(graph)
+    assert report.stays_float == {"sum": "no range is trained for AddN between layers"}
+
+
+def test_a_graph_with_gradients_is_refused():
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        loss = tf.reduce_sum(_conv(tf.nn.relu6(_conv(images, "one")), "two"))
+        tf.train.GradientDescentOptimizer(0.1).compute_gradients(loss)
+        with pytest.raises(RewriteError, match="holds gradients already.*gradients/"):
+            api.create_training_graph(graph)
+
+
+def test_a_graph_that_waits_for_quantization_is_not_frozen(tmp_path):
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        tf.identity(_conv(tf.nn.relu6(_conv(images, "one")), "two"), "result")
+        api.experimental_create_eval_graph(graph, quant_delay=5)
+        with pytest.raises(ExportError, match="quant_delay"):
+            freeze.freeze(os.path.join(str(tmp_path), "model.ckpt-1"), ["result"], graph)
+
+
+@pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's control flow has no functions unless asked for")
+def test_layers_in_functions_are_named(run_python):
+    """In a process of its own: here control flow is TensorFlow 1's."""
+    code = (
+        "import tensorflow.compat.v1 as tf; from od_qat.rewrite import api\n"
+        "tf.enable_control_flow_v2()\n"
+        "with tf.Graph().as_default() as graph:\n"
+        "  x = tf.placeholder(tf.float32, [1, 4, 4, 2]); w = tf.get_variable('w', [1, 1, 2, 2])\n"
+        "  net = tf.nn.relu6(tf.nn.conv2d(x, w, [1, 1, 1, 1], 'SAME'))\n"
+        "  inside = lambda: tf.nn.relu6(tf.nn.conv2d(net, w, [1, 1, 1, 1], 'SAME'))\n"
+        "  tf.cond(tf.placeholder(tf.bool, []), inside, lambda: net, name='choice')\n"
+        "  print(api.create_eval_graph(graph).stays_float)\n"
+    )
+    status, output, errors = run_python("-c", code)
+    assert status == 0, errors
+    assert "'choice': '1 of its ops with weights" in output
