@@ -43,6 +43,14 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
     """
     if not prefix:
         raise CheckpointError("no checkpoint given", allowed="a prefix such as train_dir/model.ckpt-2000")
+    if tf.gfile.IsDirectory(prefix):
+        newest = tf.train.latest_checkpoint(prefix)
+        raise CheckpointError(
+            "a folder where a checkpoint is wanted",
+            where=prefix,
+            allowed="a prefix such as train_dir/model.ckpt-2000",
+            fix=newest and "its newest is {}".format(newest),
+        )
     if not tf.train.checkpoint_exists(prefix):
         raise CheckpointError(
             "no such checkpoint",

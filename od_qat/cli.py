@@ -287,7 +287,7 @@ def _nodes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_GRAPHS = "give a frozen graph, such as frozen_inference_graph.pb, or the .meta of a checkpoint"
+_GRAPHS = "give a frozen graph, such as frozen_inference_graph.pb, or the .meta of an inference graph"
 
 
 def _read_graph(path: str) -> Any:

@@ -1,7 +1,9 @@
 """What the OD API's scripts do around the drop-ins: config in, model and inputs built, drop-in called."""
 
+import copy
 import functools
 import os
+import sys
 from typing import Dict, Iterable, Optional
 
 from od_qat import plugin  # noqa: F401  (puts everything in place before object_detection is imported)
@@ -108,7 +110,16 @@ def evaluate(
     available = sum(models.check_inputs(config, reader).values())
     if reader.sample_1_of_n_examples > 1:
         available = -(-available // reader.sample_1_of_n_examples)
+    original = copy.deepcopy(config)
     eval_config = config.eval_config
+    if eval_config.HasField("num_examples") and not eval_config.num_examples:
+        raise ConfigError(
+            "no image would be evaluated",
+            where="eval_config.num_examples",
+            found="0",
+            allowed="1 to {}".format(available),
+            fix="--override eval_config.num_examples= takes all",
+        )
     if not eval_config.HasField("num_examples") or eval_config.num_examples > available:
         # More would count images twice.
         eval_config.num_examples = available
@@ -117,7 +128,6 @@ def evaluate(
     reader.shuffle = False
     # Several readers start a short file again before a long one has ended, and would count images twice.
     reader.num_readers = 1
-    pipeline.save(config, eval_dir)
     return evaluator.evaluate(
         models.input_fn(reader),
         models.model_fn(config, is_training=False),
@@ -126,6 +136,8 @@ def evaluate(
         checkpoint_dir,
         eval_dir,
         graph_hook_fn=_eval_hook(config),
+        # As it was given: the edits above are this run's.
+        on_start=functools.partial(pipeline.save, original, eval_dir),
     )
 
 
@@ -235,6 +247,7 @@ def export_tflite(
     if not ptq:
         tflite.require_quantised(heads, checkpoint, inference_type, excluded)
     post_process = _post_process(config.model.ssd, fast_nms, max_detections)
+    method = inference.resize_method(config.model)
     graph_def = tflite.add_post_process(
         heads,
         inference.RAW_BOXES,
@@ -247,7 +260,7 @@ def export_tflite(
     if ptq:
         files_of_train = pipeline.input_files(config.train_input_reader)
         images = functools.partial(
-            calibration.images, files_of_train, height, width, mean, std, calibration_images
+            calibration.images, files_of_train, height, width, method, mean, std, calibration_images
         )
     outputs = [tflite.POST_PROCESS] + ["{}:{}".format(tflite.POST_PROCESS, i) for i in (1, 2, 3)]
     model_bytes = tflite.convert(
@@ -260,7 +273,7 @@ def export_tflite(
         inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": inference_type}],
         outputs=[{"name": name, "role": role} for name, role in zip(outputs, tflite.POST_PROCESS_ROLES)],
         preprocessing={
-            "resize": {"method": "bilinear", "height": height, "width": width},
+            "resize": {"method": method, "height": height, "width": width},
             "mean": mean,
             "std": std,
             "channels": "RGB",
@@ -288,6 +301,15 @@ def _post_process(ssd, fast_nms: bool, max_detections: Optional[int]):
             found=ssd.box_coder.WhichOneof("box_coder_oneof"),
             allowed="faster_rcnn_box_coder",
         )
+    # (Trees of early 2019 know neither.)
+    for name in ("soft_nms_sigma", "use_class_agnostic_nms"):
+        if getattr(nms, name, 0):
+            print(
+                "warning: TFLite_Detection_PostProcess has no {}: the .tflite suppresses boxes without it, "
+                "od-qat eval and export with it. Fix: evaluate with --override "
+                "model.ssd.post_processing.batch_non_max_suppression.{}= to compare".format(name, name),
+                file=sys.stderr,
+            )
     return tflite.PostProcess(
         num_classes=ssd.num_classes,
         y_scale=coder.y_scale,

@@ -22,6 +22,7 @@ CONFIG_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__f
 _SCORE_STEP = 1.0 / 256
 _AGREEMENT_IOU = 0.9
 _PICTURES = 4
+_SETTINGS = "demo_settings.json"
 
 
 class Schedule(NamedTuple):
@@ -69,11 +70,12 @@ def run(
     schedule = schedule._replace(
         float_steps=float_steps or schedule.float_steps, qat_steps=qat_steps or schedule.qat_steps
     )
-    _keep_to_one_run(
-        work_dir, data=data, seed=seed, train_list=train_list, val_list=val_list, **schedule._asdict()
-    )
+    settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
+    _keep_to_one_run(work_dir, settings)
     _say("1/6 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list)
+    # Not before: a folder in which nothing was made is free for another try.
+    write_json(os.path.join(work_dir, _SETTINGS), settings)
     # Nothing of TensorFlow is imported before the data is known to be good.
     from od_qat import commands
 
@@ -93,15 +95,14 @@ def run(
     return _report(dataset, paths, float_metrics, qat_metrics, ptq, qat, seed, processes, started)
 
 
-def _keep_to_one_run(work_dir: str, **settings) -> None:
+def _keep_to_one_run(work_dir: str, settings: Dict[str, object]) -> None:
     """Refuses a folder with the steps of another run, which this one would take for its own.
 
     Raises:
       ConfigError: naming the setting.
     """
-    path = os.path.join(work_dir, "demo_settings.json")
+    path = os.path.join(work_dir, _SETTINGS)
     if not os.path.exists(path):
-        write_json(path, settings)
         return
     with open(path) as stream:
         former = json.load(stream)

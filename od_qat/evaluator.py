@@ -32,6 +32,7 @@ def evaluate(
     evaluator_list: Optional[List] = None,
     *,
     export_frozen_graph: bool = True,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Dict[str, float]:
     """Evaluates the newest checkpoint, and each newer one as it appears.
 
@@ -45,6 +46,7 @@ def evaluate(
       graph_hook_fn: rewrites the default graph; None for a float model.
       evaluator_list: metrics, default those of eval_config.metrics_set.
       export_frozen_graph: whether to write frozen_eval_graph.pb.
+      on_start: called before the first evaluation, when graph and config are known to be good.
 
     Returns:
       metric name -> value of the last evaluation.
@@ -72,6 +74,7 @@ def evaluate(
         saver = tf.train.Saver(variables)
         run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
         evaluated, count = None, 0
+        on_start()
         limit = 1 if eval_config.ignore_groundtruth else eval_config.max_evals
         while True:
             newest = checkpoints.latest(checkpoint_dir)

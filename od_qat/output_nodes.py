@@ -115,6 +115,12 @@ class _Finder(object):
             found = attempt()
             if found is not None:
                 return found
+        if any(node.op.startswith(("Apply", "ResourceApply")) for node in self._graph_def.node):
+            raise OdQatError(
+                "a training graph, which has no outputs",
+                found="an optimizer's updates",
+                fix="make the inference graph: od-qat export, or od-qat eval",
+            )
         raise self._no_answer("no output nodes found", self._candidates())
 
     def _post_process(self) -> Optional[OutputNodes]:

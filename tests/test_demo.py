@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from od_qat import demo
+from od_qat import demo, files
 from od_qat.compat import tf
 from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, EnvironmentProblem
@@ -86,11 +86,19 @@ def test_input_keeps_the_images_aspect_ratio():
 
 def test_a_folder_keeps_to_one_run(tmp_path):
     work_dir = str(tmp_path / "work")
-    demo._keep_to_one_run(work_dir, data="builtin", seed=0)
-    demo._keep_to_one_run(work_dir, data="builtin", seed=0)
+    demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 0})
+    files.write_json(os.path.join(work_dir, "demo_settings.json"), {"data": "builtin", "seed": 0})
+    demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 0})
     with pytest.raises(ConfigError, match="another run.*seed 0.*1.*WORK"):
-        demo._keep_to_one_run(work_dir, data="builtin", seed=1)
-    demo._keep_to_one_run(str(tmp_path / "other"), data="builtin", seed=1)
+        demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 1})
+    demo._keep_to_one_run(str(tmp_path / "other"), {"data": "builtin", "seed": 1})
+
+
+def test_a_run_that_made_nothing_leaves_the_folder_to_another(tmp_path):
+    work_dir = str(tmp_path / "work")
+    for data in ("voc:" + str(tmp_path / "missing"), "voc:", "photographs"):
+        with pytest.raises((ConfigError, DataError), match="missing|unknown data"):
+            demo.run(data, work_dir)
 
 
 def test_no_boxes_at_all():

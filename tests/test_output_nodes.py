@@ -72,3 +72,11 @@ def test_a_headless_graph_is_no_answer():
         _backbone()
         with pytest.raises(OdQatError, match="no output nodes.*backbone/last"):
             _find(graph)
+
+
+def test_a_training_graph_is_named_as_one():
+    with tf.Graph().as_default() as graph:
+        slope = tf.get_variable("slope", initializer=1.0)
+        tf.train.GradientDescentOptimizer(0.1).minimize(tf.square(slope))
+        with pytest.raises(OdQatError, match="training graph.*od-qat export"):
+            output_nodes.find_output_nodes(graph.as_graph_def())

@@ -79,10 +79,14 @@ def test_whole_lists_and_messages(config):
         assert config.graph_rewriter.quantization.delay == 7
 
 
-def test_an_optimizer_takes_the_place_of_another(config):
+def test_an_optimizer_takes_the_place_of_another(config, capsys):
     rate = "train_config.optimizer.adam_optimizer.learning_rate.constant_learning_rate.learning_rate"
     _apply(config, rate + "=0.001")
     assert config.train_config.optimizer.WhichOneof("optimizer") == "adam_optimizer"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "adam_optimizer takes the place of the config's" in said
+    _apply(config, rate + "=0.002")
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_behind_the_equals_sign_clears(config):

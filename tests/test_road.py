@@ -242,6 +242,60 @@ def test_ptq_of_the_float_checkpoint(road, tmp_path):
     assert os.path.getsize(path) < 2000000
 
 
+def test_what_a_tflite_does_otherwise_than_the_config_is_said(road, tmp_path, capsys):
+    overrides = road.small + [
+        "model.ssd.post_processing.batch_non_max_suppression.soft_nms_sigma=0.5",
+        "model.ssd.image_resizer.fixed_shape_resizer.resize_method=BICUBIC",
+    ]
+    path = commands.export_tflite(
+        road.paths.float_config,
+        road.paths.float_train,
+        str(tmp_path),
+        overrides=overrides,
+        ptq=True,
+        calibration_images=2,
+    )
+    assert "no soft_nms_sigma" in capsys.readouterr().err
+    with pytest.raises(OdQatError, match="bicubic"):
+        scoring.score(path, road.data.val_record, class_names=list(road.data.class_names), progress=False)
+
+
+@pytest.mark.parametrize(
+    "override, match",
+    [
+        ("eval_config.metrics_set=nonsense", "metrics_set, found nonsense, allowed.*coco_detection_metrics"),
+        ("eval_config.num_examples=0", "num_examples, found 0, allowed: 1 to 6"),
+    ],
+)
+def test_a_refused_evaluation_leaves_nothing_behind(road, tmp_path, override, match):
+    folder = str(tmp_path / "eval")
+    with pytest.raises(ConfigError, match=match):
+        commands.evaluate(
+            road.paths.qat_config, road.paths.qat_train, folder, True, overrides=road.small + [override]
+        )
+    assert not os.path.exists(folder)
+
+
+def test_an_evaluation_saves_the_config_that_it_was_given(evaluated):
+    saved = pipeline.load(os.path.join(evaluated.paths.qat_eval, "pipeline.config"))
+    given = pipeline.load(evaluated.paths.qat_config, evaluated.small)
+    assert saved == given and not saved.eval_config.max_evals
+
+
+def test_part_of_a_network_is_trained(road, tmp_path):
+    overrides = road.small + [
+        "train_config.update_trainable_variables=BoxPredictor",
+        "train_config.num_steps=2",
+    ]
+    folder = str(tmp_path / "train")
+    commands.train(road.paths.qat_config, folder, overrides=overrides, seed=1)
+    before = tf.train.load_checkpoint(checkpoints.latest(road.paths.float_train))
+    after = tf.train.load_checkpoint(checkpoints.latest(folder))
+    kernels = [n for n in before.get_variable_to_shape_map() if n.endswith(("weights", "depthwise_weights"))]
+    changed = {n for n in kernels if not np.array_equal(before.get_tensor(n), after.get_tensor(n))}
+    assert changed == {name for name in kernels if "BoxPredictor" in name} != set(kernels)
+
+
 def test_export_writes_the_frozen_graph_and_its_nodes_are_found(road, tmp_path):
     path = commands.export(road.paths.qat_config, road.paths.qat_train, str(tmp_path), overrides=road.small)
     nodes = output_nodes.find_output_nodes(_graph_def(path))
@@ -379,6 +433,12 @@ def test_truncated_checkpoint_is_refused(road, tmp_path):
         ("train_input_reader.label_map_path=/no/such.pbtxt", OdQatError, "no/such.pbtxt"),
         ("train_input_reader.tf_record_input_reader.input_path=/no/such.record", DataError, "no/such.record"),
         ("train_config.fine_tune_checkpoint=/no/such/model.ckpt", CheckpointError, "no such checkpoint"),
+        (
+            "train_config.fine_tune_checkpoint={}".format(os.path.dirname(__file__)),
+            CheckpointError,
+            "a folder",
+        ),
+        ("train_config.update_trainable_variables=Head", ConfigError, "no variable would be trained.*Head"),
         ("train_config.nonsense=1", ConfigError, "unknown field"),
         ("train_config.batch_size=many", ConfigError, "batch_size"),
     ],

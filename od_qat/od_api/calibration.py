@@ -8,9 +8,9 @@ from od_qat.compat import tf
 
 
 def images(
-    record_paths: Sequence[str], height: int, width: int, mean: float, std: float, count: int
+    record_paths: Sequence[str], height: int, width: int, method: str, mean: float, std: float, count: int
 ) -> Iterator[np.ndarray]:
-    """Gives the first `count` images of the records, resized and normalised.
+    """Gives the first `count` images of the records, resized by `method` and normalised.
 
     Returns:
       float32 [1, height, width, 3] each.
@@ -21,7 +21,8 @@ def images(
         encoded = tf.placeholder(tf.string, [])
         pixels = tf.cast(tf.io.decode_image(encoded, channels=3, expand_animations=False), tf.float32)
         # The OD API's own resize: corners not aligned, no half-pixel centres.
-        resized = tf.image.resize_bilinear(tf.expand_dims(pixels, 0), [height, width])
+        resize = getattr(tf.image, "resize_" + method)
+        resized = tf.cast(resize(tf.expand_dims(pixels, 0), [height, width]), tf.float32)
         normalised = (resized - mean) / std
         given = 0
         for path in record_paths:

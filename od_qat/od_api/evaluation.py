@@ -4,6 +4,8 @@ from typing import Callable, List
 
 from object_detection.legacy import evaluator as upstream
 
+from od_qat.errors import ConfigError
+
 
 def predictions_and_losses(model, create_input_dict_fn: Callable, ignore_groundtruth: bool):
     """Tensors of one image's detections and groundtruth, and its losses, in the default graph."""
@@ -13,7 +15,20 @@ def predictions_and_losses(model, create_input_dict_fn: Callable, ignore_groundt
 
 
 def evaluators(eval_config, categories: List[dict]):
-    """The metrics that eval_config.metrics_set names (COCO, VOC, Open Images)."""
+    """The metrics that eval_config.metrics_set names (COCO, VOC, Open Images).
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    known = upstream.EVAL_METRICS_CLASS_DICT
+    for name in eval_config.metrics_set:
+        if name not in known:
+            raise ConfigError(
+                "unknown metrics",
+                where="eval_config.metrics_set",
+                found=name,
+                allowed=", ".join(sorted(known)),
+            )
     return upstream.get_evaluators(eval_config, categories)
 
 

@@ -6,6 +6,7 @@ Built from a placeholder, never from the graph with the input queue.
 from typing import Dict, Tuple
 
 import numpy as np
+from object_detection.protos import image_resizer_pb2
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, ExportError
@@ -76,6 +77,12 @@ def input_size(model_config, where: str) -> Tuple[int, int]:
             allowed="fixed_shape_resizer { height: ... width: ... }",
         )
     return resizer.fixed_shape_resizer.height, resizer.fixed_shape_resizer.width
+
+
+def resize_method(model_config) -> str:
+    """How the resizer of an SSD with a fixed input size resizes: 'bilinear', 'nearest_neighbor', ..."""
+    resizer = model_config.ssd.image_resizer.fixed_shape_resizer
+    return image_resizer_pb2.ResizeType.Name(resizer.resize_method).lower()
 
 
 def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from typing import Iterator, List, Optional, Tuple
 
 from google.protobuf import descriptor_pool, text_format
@@ -53,6 +54,7 @@ def apply(config, override: str) -> None:
                 found=".".join(steps[len(taken) :]),
                 allowed="{}={}".format(".".join(taken), _kind(field)),
             )
+        _warn_of_replaced(message, field, key)
         message = _child(message, field, index, key)
 
 
@@ -71,6 +73,19 @@ def _is_repeated(message, field) -> bool:
     # (FieldDescriptor.label is deprecated in the protobuf of one TensorFlow, is_repeated is not there in the
     # other's.)
     return hasattr(_value(message, field), "extend")
+
+
+def _warn_of_replaced(message, field, key: str) -> None:
+    """A path through one of several alternatives, of which the config has another, changes over to it."""
+    alternatives = field.containing_oneof
+    former = alternatives and message.WhichOneof(alternatives.name)
+    if former and former != field.name:
+        print(
+            "warning: --override {}: {} takes the place of the config's {} and all in it".format(
+                key, field.name, former
+            ),
+            file=sys.stderr,
+        )
 
 
 def _child(message, field, index: Optional[int], key: str):

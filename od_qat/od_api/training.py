@@ -2,12 +2,14 @@
 
 from typing import Callable, Dict, List, Tuple
 
+import tf_slim as slim
 from deployment import model_deploy  # noqa: F401  (slim's; the trainer's clones)
 from object_detection.builders import optimizer_builder, preprocessor_builder
 from object_detection.legacy import trainer as upstream
 from object_detection.utils import variables_helper
 
 from od_qat.compat import tf
+from od_qat.errors import ConfigError
 
 
 def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, in_order: bool = False):
@@ -42,7 +44,13 @@ def optimizer(train_config) -> Tuple[object, List]:
 
 
 def adjust_gradients(grads_and_vars: List, train_config) -> List:
-    """Bias multiplier, frozen variables and clipping, in upstream's order."""
+    """Bias multiplier, frozen variables and clipping, in upstream's order.
+
+    update_trainable_variables too, which upstream's legacy trainer passes over and its model_main honours.
+
+    Raises:
+      ConfigError: when that matches no variable.
+    """
     if train_config.bias_grad_multiplier:
         grads_and_vars = variables_helper.multiply_gradients_matching_regex(
             grads_and_vars, [".*/biases"], multiplier=train_config.bias_grad_multiplier
@@ -51,6 +59,18 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
         grads_and_vars = variables_helper.freeze_gradients_matching_regex(
             grads_and_vars, train_config.freeze_variables
         )
+    wanted = list(train_config.update_trainable_variables)
+    if wanted:
+        every = [variable for _, variable in grads_and_vars]
+        kept = {v.op.name for v in slim.filter_variables(every, include_patterns=wanted)}
+        if not kept:
+            raise ConfigError(
+                "no variable would be trained",
+                where="train_config.update_trainable_variables",
+                found=", ".join(wanted),
+                allowed="regular expressions of names such as {}".format(every[0].op.name if every else "-"),
+            )
+        grads_and_vars = [(gradient, v) for gradient, v in grads_and_vars if v.op.name in kept]
     if train_config.gradient_clipping_by_norm > 0:
         with tf.name_scope("clip_grads"):
             limit = train_config.gradient_clipping_by_norm
