@@ -5,7 +5,7 @@ the plan and the state of the rewrite and writes into the draft; nothing here de
 graph before the draft is committed.
 """
 
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, FrozenSet, Optional, Tuple
 
 from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import tf
@@ -107,12 +107,15 @@ class _State(object):
 
 def quantise_training_weights(plan: Plan, state: _State) -> None:
     """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
+    with_norm = _layers_with_norm(plan)
     for weight_quant in plan.weights:
         with state.draft.on(weight_quant.layer.op.device):
-            _quantise_training_weight(weight_quant, plan, state)
+            _quantise_training_weight(weight_quant, with_norm, state)
 
 
-def _quantise_training_weight(weight_quant: WeightQuant, plan: Plan, state: _State) -> None:
+def _quantise_training_weight(
+    weight_quant: WeightQuant, with_norm: Dict[str, FrozenSet[str]], state: _State
+) -> None:
     draft, layer = state.draft, weight_quant.layer
     symmetric = state.config.symmetric_weights
     # Multiplied by the scale and divided by it again, a gradient is what it was.
@@ -150,17 +153,24 @@ def _quantise_training_weight(weight_quant: WeightQuant, plan: Plan, state: _Sta
     if condition:
         plain, _ = draft.switch(scope + "/when_off", layer.weights, condition)
         result = draft.merge(scope + "/delayed_quant", plain, result)
-    draft.reroute(layer.weights, result, _weights_readers(layer, plan))
+    draft.reroute(layer.weights, result, _weights_readers(layer, with_norm))
 
 
-def _weights_readers(layer: Layer, plan: Plan) -> Callable[[Reader], bool]:
+def _layers_with_norm(plan: Plan) -> Dict[str, FrozenSet[str]]:
+    """Weights -> the layers with a batch norm that read them, all by name."""
+    found: Dict[str, FrozenSet[str]] = {}
+    for layer in plan.folds:
+        name = layer.weights.name
+        found[name] = found.get(name, frozenset()) | {layer.op.name}
+    return found
+
+
+def _weights_readers(layer: Layer, with_norm: Dict[str, FrozenSet[str]]) -> Callable[[Reader], bool]:
     """With a batch norm this layer alone: the scale is its own. Else all without one on these weights."""
     if layer.batch_norm is not None:
         return lambda reader: reader.name == layer.op.name and reader.position == 1
-    with_norm = frozenset(other.op.name for other in plan.folds if other.weights.name == layer.weights.name)
-    return lambda reader: (
-        reader.type == layer.op.type and reader.position == 1 and reader.name not in with_norm
-    )
+    others = with_norm.get(layer.weights.name, frozenset())
+    return lambda reader: reader.type == layer.op.type and reader.position == 1 and reader.name not in others
 
 
 def freeze_batch_norms(plan: Plan, state: _State) -> None:
@@ -211,7 +221,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
     So are batch norms behind no layer, which become layers.
     """
     draft, config = state.draft, state.config
-    folded, biases = {}, {}
+    folded, biases, with_norm = {}, {}, _layers_with_norm(plan)
     for layer in plan.folds:
         here = folding.fold_scope(layer)
         scale = folding.scale(draft, layer.batch_norm, here)
@@ -236,7 +246,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         state.keep_range(weight_quant, range_)
         result = _delayed(state, range_.scope, source, result)
         if layer.batch_norm is None:
-            draft.reroute(layer.weights, result, _weights_readers(layer, plan))
+            draft.reroute(layer.weights, result, _weights_readers(layer, with_norm))
         else:
             folded[layer.op.name] = result
     for layer in plan.folds:

@@ -266,8 +266,7 @@ class _Planner(object):
             from_quantised.update(output.name for output in operation.outputs)
 
     def _is_float_between_layers(self, operation) -> bool:
-        known = policy.WEIGHTED | policy.WEIGHTED_UNSUPPORTED | policy.FIXED_RANGE | policy.FAKE_QUANT
-        if operation.type in known | policy.OF_SHAPES or in_control_flow(operation):
+        if operation.type in policy.NEEDS_NO_RANGE or in_control_flow(operation):
             return False
         return any(
             output.name in self._matcher.leading_to_layers and output.dtype.base_dtype == tf.float32

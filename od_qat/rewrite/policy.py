@@ -63,6 +63,7 @@ HANDS_ON_RANGE = frozenset(
         "StridedSlice",
         "Tile",
         "Transpose",
+        "Unpack",
     ]
 )
 # ... of these not their first input's.
@@ -72,6 +73,9 @@ DATA_INPUT = {"Split": 1}
 FIXED_RANGE = frozenset(["Sigmoid", "Softmax", "Tanh"])
 # What these read is not data.
 OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
+
+# What may stand between layers without a range of its own, but for what hands one on.
+NEEDS_NO_RANGE = WEIGHTED | WEIGHTED_UNSUPPORTED | FIXED_RANGE | FAKE_QUANT | OF_SHAPES
 
 # A dropout's mask: random numbers, and the ops that make ones and zeros of them.
 RANDOM = frozenset(["RandomUniform", "StatelessRandomUniform", "StatelessRandomUniformV2"])
