@@ -482,7 +482,7 @@ def write_voc(folder, annotations, lists=None):
             )
         (folder / "Annotations" / (image_id + ".xml")).write_text(content)
     for name, ids in (lists or {"train": ["a"], "val": ["b"]}).items():
-        (folder / "ImageSets" / "Main" / (name + ".txt")).write_text("\n".join(ids) + "\n")
+        (folder / "ImageSets" / "Main" / (name + ".txt")).write_text("\n".join(ids) + "\n", encoding="utf-8")
     return str(folder)
 
 
@@ -548,6 +548,12 @@ class TestVoc(object):
             tmp_path, {"a": [VOC_CAT], "b c": [VOC_CAT]}, {"train": ["a  1", ""], "val": ["b c -1"]}
         )
         assert [item.image_id for item in read_all(info.val_record)] == ["b c"]
+
+    def test_list_with_a_byte_order_mark(self, tmp_path):
+        lists = {"train": ["\ufeffa"], "val": ["\ufeffb 1"]}
+        info = self.convert(tmp_path, {"a": [VOC_CAT], "b": [VOC_CAT]}, lists)
+        assert [item.image_id for item in read_all(info.train_record)] == ["a"]
+        assert [item.image_id for item in read_all(info.val_record)] == ["b"]
 
     @pytest.mark.parametrize(
         "lists, message",

@@ -9,9 +9,11 @@ TensorFlow is imported by fixtures, not here: workers import this file too.
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 
 import numpy as np
 import pytest
@@ -22,8 +24,6 @@ from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, ExportError, OdQatError
 from od_qat.scoring import images, workers
 from od_qat.scoring.description import describe_model
-
-pytest.importorskip("ai_edge_litert")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 32
@@ -178,8 +178,16 @@ def tf():
     return tf
 
 
+@pytest.fixture(autouse=True)
+def interpreter(request):
+    """TensorFlow 1.15's environment has another one; the tests marked tf1 need none."""
+    if request.node.get_closest_marker("tf1") is None:
+        pytest.importorskip("ai_edge_litert")
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory, tf):
+    pytest.importorskip("ai_edge_litert")
     folder = str(tmp_path_factory.mktemp("models"))
     roles = [{"role": role} for role in ("boxes", "classes", "scores", "count")]
     for kind in ("float32", "int8", "uint8"):
@@ -459,6 +467,69 @@ def test_files_that_are_no_models_are_refused(tmp_path):
         scoring.detect(str(tmp_path / "b.tflite"), EXAMPLES[:1])
 
 
+def graph_with_op(tf, op, in_a_function):
+    """A frozen graph with the canonical names and an op that does not exist, in a function of it or not."""
+    from tensorflow.python.framework import function
+
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.uint8, [1, None, None, 3], name=CANONICAL["image"])
+
+        @function.Defun(tf.float32)
+        def body(value):
+            return tf.nn.relu(value)
+
+        value = tf.reduce_max(tf.cast(image, tf.float32))
+        value = body(value) if in_a_function else tf.nn.relu(value)
+        for role in ("boxes", "classes", "scores", "count"):
+            tf.identity(value, name=CANONICAL[role])
+        graph_def = graph.as_graph_def()
+    nodes = list(graph_def.node) + [node for item in graph_def.library.function for node in item.node_def]
+    (relu,) = [node for node in nodes if node.op == "Relu"]
+    relu.op = op
+    return graph_def
+
+
+@pytest.mark.tf1
+@pytest.mark.parametrize("in_a_function", [False, True])
+def test_a_graph_with_an_op_that_is_not_here_is_refused(tf, tmp_path, in_a_function):
+    """Such as TFLite_Detection_PostProcess, which only the converter registers (for its whole process)."""
+    path = str(tmp_path / "tflite_graph.pb")
+    write(path, graph_with_op(tf, "TFLite_Another", in_a_function).SerializeToString())
+    with pytest.raises(ExportError, match="op that TensorFlow does not have here") as caught:
+        scoring.detect(path, EXAMPLES[:1], processes=1, progress=False)
+    assert "{}, found TFLite_Another".format(path) in str(caught.value)
+    assert "score the .tflite" in caught.value.fix and "\n" not in str(caught.value)
+
+
+@pytest.mark.tf1
+def test_other_errors_of_a_graph_stay_as_they_are(tf, tmp_path):
+    with tf.Graph().as_default() as graph:
+        image = tf.placeholder(tf.uint8, [1, None, None, 3], name=CANONICAL["image"])
+        with tf.control_dependencies([image]):
+            value = tf.strings.to_number(tf.io.read_file(str(tmp_path / "missing.txt")))
+        for role in ("boxes", "classes", "scores", "count"):
+            tf.identity(value, name=CANONICAL[role])
+    write(str(tmp_path / "a.pb"), graph.as_graph_def().SerializeToString())
+    with pytest.raises(tf.errors.NotFoundError, match="missing.txt"):
+        scoring.detect(str(tmp_path / "a.pb"), EXAMPLES[:1], processes=1, progress=False)
+
+
+def test_a_graph_made_for_tflite_is_refused_after_a_conversion(tf, model_dir, tmp_path):
+    """Then its op is known, but has no kernel."""
+    graph_def = graph_with_op(tf, "TFLite_Detection_PostProcess", False)
+    (node,) = [node for node in graph_def.node if node.op == "TFLite_Detection_PostProcess"]
+    del node.attr["T"]
+    node.input.extend([node.input[0]] * 2)
+    for key in ("max_detections", "max_classes_per_detection", "num_classes"):
+        node.attr[key].i = 1
+    for key in ("nms_score_threshold", "nms_iou_threshold", "y_scale", "x_scale", "h_scale", "w_scale"):
+        node.attr[key].f = 1.0
+    path = str(tmp_path / "tflite_graph.pb")
+    write(path, graph_def.SerializeToString())
+    with pytest.raises(ExportError, match="does not have here: .*found TFLite_Detection_PostProcess"):
+        scoring.detect(path, EXAMPLES[:1], processes=1, progress=False)
+
+
 def test_latency(model_dir):
     for name in ("int8.tflite", "named.pb"):
         milliseconds = scoring.latency(os.path.join(model_dir, name), runs=5)
@@ -486,6 +557,37 @@ def test_decoding():
     np.testing.assert_array_equal(scoring.decode(png(pixels)), pixels)
     grey = np.arange(20, dtype=np.uint8).reshape(4, 5)
     np.testing.assert_array_equal(scoring.decode(png(grey)), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def png_of(bits, colour_type, channels, width=16, height=8):
+    """A PNG file of noise; Pillow does not write every kind."""
+    random = np.random.RandomState(bits + colour_type)
+    row = width * channels * bits // 8
+    rows = b"".join(b"\0" + random.randint(0, 256, row).astype(np.uint8).tobytes() for _ in range(height))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.tf1
+@pytest.mark.parametrize(
+    "bits, colour_type, channels",
+    [(16, 0, 1), (16, 2, 3), (16, 4, 2), (16, 6, 4), (8, 0, 1), (8, 4, 2), (8, 6, 4), (4, 0, 1), (1, 0, 1)],
+    ids=["grey16", "rgb16", "grey-alpha16", "rgba16", "grey8", "grey-alpha8", "rgba8", "grey4", "grey1"],
+)
+def test_png_pixels_are_those_of_tensorflow(tf, bits, colour_type, channels):
+    encoded = png_of(bits, colour_type, channels)
+    with tf.Graph().as_default(), tf.Session() as session:
+        expected = session.run(tf.io.decode_image(encoded, channels=3))
+    decoded = scoring.decode(encoded)
+    assert decoded.dtype == np.uint8 and decoded.flags.writeable
+    np.testing.assert_array_equal(decoded, expected)
 
 
 @pytest.mark.parametrize("zero_point", [127, 128])
@@ -728,7 +830,8 @@ def test_agreement():
 # All together.
 
 
-def write_record(tf, path, examples):
+def write_record(tf, path, examples, names=None):
+    """A record; with `names`, of the classes from 1 on, it has the classes' texts too."""
     with tf.python_io.TFRecordWriter(path) as writer:
         for example in examples:
             feature = {
@@ -746,6 +849,11 @@ def write_record(tf, path, examples):
             for column, side in enumerate(("ymin", "xmin", "ymax", "xmax")):
                 feature["image/object/bbox/" + side] = tf.train.Feature(
                     float_list=tf.train.FloatList(value=example.boxes[:, column])
+                )
+            if names is not None:
+                texts = [names[class_id - 1].encode() for class_id in example.classes]
+                feature["image/object/class/text"] = tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=texts)
                 )
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
@@ -777,6 +885,64 @@ def test_score(tf, model_dir, tmp_path):
     for arguments in ({}, {"label_map_path": label_map, "class_names": NAMES}):
         with pytest.raises(ConfigError, match="label_map_path or class_names"):
             scoring.score(path, record, **arguments)
+
+
+def written_label_map(path, names):
+    from od_qat.datasets import label_map
+
+    label_map.write_label_map(str(path), names)
+    return str(path)
+
+
+@pytest.mark.parametrize("max_images", [None, 2])
+@pytest.mark.parametrize(
+    "texts, names, message",
+    [
+        (None, ("red", "green"), "class id of the record is not in the label map.*found 3, allowed: 1, 2 of"),
+        (NAMES, ("red", "blue", "green"), "another name in the label map.*'green' for id 2.*allowed: 'blue'"),
+    ],
+)
+def test_a_label_map_of_another_record_is_refused(
+    tf, model_dir, tmp_path, monkeypatch, texts, names, message, max_images
+):
+    """Before the model is run; left out silently, the objects would make the score wrong."""
+    monkeypatch.setattr(workers, "run", None)
+    record = str(tmp_path / "val.record")
+    write_record(tf, record, EXAMPLES, texts)
+    label_map = written_label_map(tmp_path / "label_map.pbtxt", names)
+    with pytest.raises(DataError, match=message) as caught:
+        scoring.score(os.path.join(model_dir, "named.pb"), record, label_map, max_images=max_images)
+    assert "val.record, example 1" in str(caught.value) and label_map in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_other_data_is_warned_of(tf, model_dir, tmp_path, capsys):
+    record, label_map = str(tmp_path / "val.record"), str(tmp_path / "label_map.pbtxt")
+    examples = [quadrant_example(e.image_id, _classes(e), SIZE, SIZE) for e in EXAMPLES]
+    # The model finds 3 classes, of data that has only 2 of them.
+    known = [example._replace(boxes=example.boxes[example.classes < 3]) for example in examples]
+    known = [example._replace(classes=example.classes[example.classes < 3]) for example in known]
+    write_record(tf, record, known, NAMES[:2])
+    written_label_map(label_map, NAMES[:2])
+    path = os.path.join(model_dir, "named.pb")
+    unknown = sum(int(np.sum(example.classes == 3)) for example in examples)
+    everything = sum(len(example.classes) for example in examples)
+    assert 0 < unknown < everything
+    result = scoring.score(path, record, label_map, processes=1, progress=False)
+    assert result.score.map == pytest.approx(1.0) and result.score.detections == everything - unknown
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("warning: {} finds classes that {} does not".format(path, label_map))
+    assert "ids 3; these {} of its {} detections".format(unknown, everything) in printed.err
+    # An offset that is wrong by one shows as the background's id.
+    scoring.score(path, record, label_map, processes=1, progress=False, class_id_offset=-1, max_images=3)
+    assert "ids 0; these" in capsys.readouterr().err
+    # Names that are given instead of a label map may be a choice of the classes.
+    scoring.score(path, record, class_names=NAMES[:2], processes=1, progress=False)
+    write_record(tf, record, examples, NAMES)
+    written_label_map(label_map, NAMES)
+    scoring.score(path, record, label_map, processes=1, progress=False, max_images=4)
+    assert capsys.readouterr().err == ""
 
 
 def test_score_on_real_photographs(tf, model_dir):

@@ -4,6 +4,7 @@ Boxes are stored and given back normalised to the image.
 """
 
 import io
+import itertools
 import os
 import tempfile
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
@@ -379,15 +380,16 @@ def _size_of(encoded: bytes, where: str) -> Tuple[int, int]:
         raise DataError("an example's image cannot be decoded", where=where, fix=_FIX_RECORD) from error
 
 
-def check_records(record_path: str, label_map_path: str) -> int:
+def check_records(record_path: str, label_map_path: str, max_images: Optional[int] = None) -> int:
     """Reads a record through and compares it with the label map, before a graph is built.
 
     Args:
       record_path: a TFRecord file.
       label_map_path: the label map that training or scoring will use.
+      max_images: how many to look at, default all.
 
     Returns:
-      the number of examples.
+      the number of examples, of those.
 
     Raises:
       DataError: naming file and example: the record is missing, truncated, empty or not the OD API's
@@ -401,7 +403,8 @@ def check_records(record_path: str, label_map_path: str) -> int:
     fix = "use the label map that was made with this record, or convert the data again"
 
     count = 0
-    for number, serialized in enumerate(_read_serialized(record_path), start=1):
+    examples = itertools.islice(_read_serialized(record_path), max_images)
+    for number, serialized in enumerate(examples, start=1):
         features = _Features(serialized, record_path, number)
         features.encoded()
         objects = len(features.boxes())

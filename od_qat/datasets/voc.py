@@ -45,7 +45,8 @@ def _read_list(folder: str, name: str) -> List[str]:
     """The image ids of `ImageSets/Main/NAME.txt`, in order."""
     path = _find_file(os.path.join(folder, "ImageSets", "Main", name + ".txt"), "image list")
     try:
-        with open(path, encoding="utf-8") as stream:
+        # -sig: some editors put a byte order mark before the first id.
+        with open(path, encoding="utf-8-sig") as stream:
             lines = [line.strip() for line in stream]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(

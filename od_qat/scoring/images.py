@@ -15,7 +15,7 @@ from od_qat.errors import DataError
 def decode(encoded: bytes, where: str = "") -> np.ndarray:
     """JPEG or PNG bytes -> uint8 [height, width, 3], RGB.
 
-    Orientation tags are ignored, as TensorFlow's decoders do.
+    Orientation tags are ignored, and of 16-bit pixels the high byte counts, as in TensorFlow's decoders.
 
     Args:
       encoded: the file's bytes.
@@ -28,6 +28,10 @@ def decode(encoded: bytes, where: str = "") -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode.startswith("I"):
+                # 16-bit greyscale, "I" or "I;16" by Pillow's version; convert("RGB") clips it at 255.
+                grey = (np.array(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"), np.uint8)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and their own
         raise DataError(

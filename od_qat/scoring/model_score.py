@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import os
+import sys
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional
 
 import numpy as np
 
@@ -108,12 +109,14 @@ def score(
     Args:
       model_path: a .tflite or a frozen .pb, see detect.
       record_path: a TFRecord file of the OD API's tf.Examples.
-      label_map_path: the record's label map; or
-      class_names: names from id 1 on, or id -> name.
+      label_map_path: the record's label map; the record is compared with it, and a model that finds
+        classes which it does not have is warned of. Or
+      class_names: names from id 1 on, or id -> name; objects and detections of other classes are left out.
       processes, max_images, progress, mean, std, class_id_offset: as for detect.
 
     Raises:
       ConfigError: without a label map and class names, or with both.
+      DataError: when record and label map do not belong together, see records.check_records.
       ExportError, DataError, EnvironmentProblem: as detect and coco_metrics.
     """
     from od_qat.datasets import label_map, records
@@ -128,16 +131,26 @@ def score(
         raise ConfigError("max_images leaves nothing to score", found=str(max_images), allowed="1 or more")
     names = label_map.read_label_map(label_map_path) if label_map_path else names_by_id(class_names)
     description = describe_model(model_path, mean, std, class_id_offset)
-    # Read twice: once for the objects and the number of images, once for the images, which would not all
-    # fit into memory.
-    first_image = None
+    # Read twice, as the images would not all fit into memory: once to check it and to count the images,
+    # once to score them.
+    if label_map_path:
+        total = records.check_records(record_path, label_map_path, max_images)
+    else:
+        total = sum(1 for _ in itertools.islice(records.read_examples(record_path), max_images))
     truth = []
-    for example in itertools.islice(records.read_examples(record_path), max_images):
-        if first_image is None:
-            first_image = images.decode(example.encoded, str(example.image_id))
-        truth.append(example._replace(encoded=b""))
-    examples = itertools.islice(records.read_examples(record_path), max_images)
-    detections = workers.run(description, examples, len(truth), processes, 1, progress)
+    first_image = None
+
+    def examples() -> Iterator[records.Example]:
+        nonlocal first_image
+        for example in itertools.islice(records.read_examples(record_path), max_images):
+            if first_image is None:
+                first_image = images.decode(example.encoded, str(example.image_id))
+            truth.append(example._replace(encoded=b""))
+            yield example
+
+    detections = workers.run(description, examples(), total, processes, 1, progress)
+    if label_map_path:
+        _warn_of_unknown_classes(model_path, label_map_path, names, detections.values())
     return ModelScore(
         path=model_path,
         score=coco_metrics(truth, detections, names),
@@ -146,3 +159,25 @@ def score(
         detections=detections,
         class_names=names,
     )
+
+
+def _warn_of_unknown_classes(
+    model_path: str, label_map_path: str, names: Mapping[int, str], detections: Iterable[Detections]
+) -> None:
+    """Says how many detections the metrics leave out, which tells a model of other data."""
+    from od_qat.datasets.label_map import shorten
+
+    found = np.concatenate([of_image.classes for of_image in detections])
+    unknown = found[~np.isin(found, list(names))]
+    if len(unknown):
+        print(
+            "warning: {} finds classes that {} does not have, ids {}; these {} of its {} detections are not "
+            "scored: was it trained on other data?".format(
+                model_path,
+                label_map_path,
+                shorten(", ".join(map(str, np.unique(unknown)))),
+                len(unknown),
+                len(found),
+            ),
+            file=sys.stderr,
+        )

@@ -3,6 +3,7 @@
 Importing this file, or running a .tflite with it, does not import TensorFlow.
 """
 
+import re
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -235,6 +236,10 @@ class FrozenGraphRunner(_Runner):
                 found=_first_line(error),
                 fix="export it again",
             ) from error
+        except tf.errors.NotFoundError as error:
+            self._refuse_unknown_op(error)
+            raise
+        self._unknown_op_errors = (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)
         names = dict(description.output_names)
         self._input = self._tensor(graph, description.input_name)
         self._fetches = [self._tensor(graph, names[role]) for role in ROLES]
@@ -267,6 +272,27 @@ class FrozenGraphRunner(_Runner):
                 fix="export it with `od-qat export`, which writes the JSON beside it",
             ) from error
 
+    def _refuse_unknown_op(self, error: Exception) -> None:
+        """Raises when an op is what was not found.
+
+        The import says so; of an op in a function, and of one that only TensorFlow's converter knows (from a
+        conversion in this process on), the first run.
+
+        Raises:
+          ExportError: naming the op.
+        """
+        unknown = re.search(
+            r"(?:Op type not registered|No OpKernel was registered to support Op) '([^']+)'", str(error)
+        )
+        if unknown is not None:
+            raise ExportError(
+                "the frozen graph has an op that TensorFlow does not have here",
+                where=self.description.path,
+                found=unknown.group(1),
+                fix="if it was made for TFLite, score the .tflite made from it; else export it again with "
+                "`od-qat export`",
+            ) from error
+
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         description = self.description
         if description.resize is not None and pixels.shape[:2] != description.resize:
@@ -276,10 +302,12 @@ class FrozenGraphRunner(_Runner):
         ]
 
     def run(self, value: np.ndarray) -> List[np.ndarray]:
-        return [
-            np.asarray(output, np.float32)
-            for output in self._session.run(self._fetches, {self._input: value})
-        ]
+        try:
+            outputs = self._session.run(self._fetches, {self._input: value})
+        except self._unknown_op_errors as error:
+            self._refuse_unknown_op(error)
+            raise
+        return [np.asarray(output, np.float32) for output in outputs]
 
 
 def _first_line(error: Exception) -> str:
