@@ -9,10 +9,11 @@ the network between). One and two take turns; medians are printed, and their rat
 
 import argparse
 import os
+import re
 import statistics
 import sys
 import tempfile
-import time
+from typing import List, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -29,21 +30,21 @@ _DEMO = (
 
 
 def measure(config: str, workers: int, steps: int) -> float:
-    """Global steps a second, by the chief's own lines, from when all workers train to the end."""
+    """Global steps a second: the median between the chief's lines, from when all workers train.
+
+    (Not the mean: once a minute the chief writes summaries, of which a short run has more or fewer.)
+    """
     program = ["-m", "od_qat", "train", "--pipeline_config_path", config]
     program += ["--override", "train_config.num_steps={}".format(steps)]
     program += ["--override", "train_config.startup_delay_steps=0"]
     jobs = ("master", "worker")[:workers]
-    seen = []
+    alone = []  # steps of lines that came before all trained
     with tempfile.TemporaryDirectory() as folder:
         trained = Cluster(folder, lambda train_dir: program + ["--train_dir", train_dir])
 
         def look() -> bool:
-            lines = [line for line in trained.log("master").splitlines() if line.startswith("step ")]
-            if lines and all("step " in trained.log(job) for job in jobs):
-                step = int(lines[-1].split()[1].partition("/")[0].rstrip(","))
-                if not seen or seen[-1][1] != step:
-                    seen.append((time.time(), step))
+            if not all("\nstep " in trained.log(job) for job in jobs):
+                alone[:] = [step for step, _ in _lines(trained.log("master"))]
             return trained.processes["master"].poll() == 0
 
         cores = sorted(os.sched_getaffinity(0))
@@ -55,14 +56,19 @@ def measure(config: str, workers: int, steps: int) -> float:
                 trained.start(job)
             os.sched_setaffinity(0, cores)
             trained.wait_for(look, "end of the chief")
+            lines = _lines(trained.log("master"))[len(alone) :]
         finally:
             trained.close()
-    if len(seen) < 3:
-        sys.exit(
-            "workers: error: {} looks at the step while all trained; give more --steps".format(len(seen))
-        )
-    # (The first look is at a step that was made some time before.)
-    return (seen[-1][1] - seen[1][1]) / (seen[-1][0] - seen[1][0])
+    if len(lines) < 4:
+        sys.exit("workers: error: {} lines while all trained; give more --steps".format(len(lines)))
+    rates = [(after[0] - before[0]) / (after[1] - before[1]) for before, after in zip(lines, lines[1:])]
+    return statistics.median(rates)
+
+
+def _lines(log: str) -> List[Tuple[int, float]]:
+    """Step and seconds since the start of each line of progress, which says the mean rate since then."""
+    found = re.findall(r"^step (\d+)\S*  loss .*  ([\d.]+) steps/s$", log, re.MULTILINE)
+    return [(int(step), int(step) / float(rate)) for step, rate in found if float(rate)]
 
 
 def main() -> None:
