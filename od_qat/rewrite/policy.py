@@ -88,7 +88,6 @@ GRADIENT_OPS = frozenset(
         "BiasAddGrad",
         "Conv2DBackpropFilter",
         "DepthwiseConv2dNativeBackpropFilter",
-        "DepthwiseConv2dNativeBackpropInput",
         "FusedBatchNormGrad",
         "FusedBatchNormGradV2",
         "FusedBatchNormGradV3",
