@@ -2,7 +2,9 @@
 # Makes .venv (with `tf1` .venv-tf1, with `tf215` .venv-tf215) and installs what requirements/ pins. Does nothing
 # when nothing changed.
 #
-#   requirements/setup.sh [main|tf1|tf215]
+#   requirements/setup.sh [main|tf1|tf215] [--find]
+#
+# --find installs nothing: its status says whether there is a Python for it.
 #
 # Environment:
 #   PYTHON      the interpreter to make .venv with (Python 3.9 to 3.13); default: the first one found
@@ -40,6 +42,11 @@ find_python() {
   done
   return 1
 }
+
+if [ "${2:-}" = --find ]; then
+  supported "$(version_of "$VENV/bin/python")" || find_python >/dev/null
+  exit
+fi
 
 if [ "$KIND" = main ] && [ -n "${PYTHON:-}" ]; then
   CHOSEN="$PYTHON"
