@@ -35,7 +35,7 @@ def _rows(kinds, may_stay_float=True):
 
 @pytest.mark.parametrize("row", _rows(TFLITE_KINDS + ("faster_rcnn",)))
 def test_training_saves_what_evaluation_restores(row):
-    saved = {}
+    saved, names = {}, {}
     for training in (True, False):
         with tf.Graph().as_default() as graph:
             if training:
@@ -46,7 +46,10 @@ def test_training_saves_what_evaluation_restores(row):
                 report = api.create_eval_graph(graph)
             assert report.weights and report.activations
             saved[training] = {v.op.name for v in graph.get_collection(QUANT_VARIABLES)}
+            names[training] = set(report.weights + report.activations)
     assert not saved[False] - saved[True]
+    trained_alone = names[True] - names[False]
+    assert all(name.startswith(row.get("train_only", "-")) for name in trained_alone), trained_alone
 
 
 @pytest.mark.parametrize("row", _rows(TFLITE_KINDS, may_stay_float=False))

@@ -1,6 +1,6 @@
 """A read-only index of a graph, built in one pass."""
 
-from typing import Dict, FrozenSet, Iterable, List, Set, Tuple
+from typing import Dict, Iterable, List, Set, Tuple
 
 Consumer = Tuple[object, int]
 
@@ -58,16 +58,6 @@ class GraphIndex(object):
     def position(self, operation) -> int:
         """Of an operation among all, in creation order."""
         return self._positions[operation.name]
-
-    def leading_to(self, tensors: Iterable[object]) -> FrozenSet[str]:
-        """Names of tensors and of all that data flows from into them."""
-        found, pending = set(), list(tensors)
-        while pending:
-            tensor = pending.pop()
-            if tensor.name not in found:
-                found.add(tensor.name)
-                pending.extend(self.inputs(tensor.op))
-        return frozenset(found)
 
     def consumers(self, tensor) -> List[Consumer]:
         """(operation, input position) pairs that read a tensor."""

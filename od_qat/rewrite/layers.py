@@ -103,10 +103,20 @@ class LayerMatcher(object):
         self._unfused_of: Dict[str, List[object]] = {}  # name of the data -> last ops
         self._find_unfused()
         # Names of all tensors from which data flows into an op with weights.
-        self.leading_to_layers: FrozenSet[str] = index.leading_to(
-            index.inputs(operation)[0] for operation in index.operations if operation.type in policy.WEIGHTED
-        )
+        self.leading_to_layers = self._find_leading_to_layers()
         self.unmatched: Dict[str, str] = {}
+
+    def _find_leading_to_layers(self) -> FrozenSet[str]:
+        inputs = self._index.inputs
+        pending = [inputs(op)[0] for op in self._index.operations if op.type in policy.WEIGHTED]
+        found = set()
+        while pending:
+            tensor = pending.pop()
+            if tensor.name not in found:
+                found.add(tensor.name)
+                # (The range of a model's own fake quant is no data.)
+                pending.extend(inputs(tensor.op)[: 1 if tensor.op.type in policy.FAKE_QUANT else None])
+        return frozenset(found)
 
     def match_all(self) -> List[LayerMatch]:
         """All matches, in contrib's order. `unmatched` then maps left-over weighted ops to the reason."""

@@ -63,7 +63,6 @@ HANDS_ON_RANGE = frozenset(
         "StridedSlice",
         "Tile",
         "Transpose",
-        "Unpack",
     ]
 )
 # ... of these not their first input's.
