@@ -212,7 +212,7 @@ def export_tflite(
     Returns:
       path of the .tflite.
     """
-    from od_qat import files, freeze, tflite
+    from od_qat import files, freeze, tflite, tflite_difference
     from od_qat.compat import tf
     from od_qat.od_api import calibration, graph_transforms, inference
     from od_qat.rewrite import rules
@@ -268,6 +268,10 @@ def export_tflite(
     )
     path = os.path.join(output_directory, "detect.tflite")
     tflite.check(model_bytes, tflite.count_weights(heads), path, float_layers=bool(excluded))
+    if not ptq:
+        raw = (inference.RAW_BOXES, inference.RAW_SCORES)
+        found = tflite_difference.difference(model_bytes, heads, inference.TFLITE_INPUT, raw, mean, std)
+        tflite_difference.warn_if_large(found, path)
     description = freeze.describe(
         path,
         inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": inference_type}],

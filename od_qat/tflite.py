@@ -302,14 +302,24 @@ def _interpreter_module():
     )
 
 
-def inspect(model: bytes) -> Inspection:
-    """Reads a .tflite's ops and tensors through the interpreter."""
+def interpreter_without_delegates(model: bytes, **options) -> Any:
+    """An interpreter that hides no op, as delegates do those that they take over.
+
+    Args:
+      model: the .tflite.
+      **options: more of the Interpreter's.
+    """
     module = _interpreter_module()
-    # Without delegates: they would hide the ops that they take over.
-    interpreter = module.Interpreter(
+    return module.Interpreter(
         model_content=model,
         experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        **options,
     )
+
+
+def inspect(model: bytes) -> Inspection:
+    """Reads a .tflite's ops and tensors through the interpreter."""
+    interpreter = interpreter_without_delegates(model)
     interpreter.allocate_tensors()
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
     ops: Dict[str, int] = {}

@@ -36,6 +36,7 @@ ORDER = (
     "detection_export",
     "evaluator",
     "tflite",
+    "tflite_difference",
     "commands",  # what the OD API's scripts do around the drop-ins
     "run",  # those scripts themselves
     "scoring",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -14,7 +15,15 @@ try:
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
-from od_qat import checkpoints, demo, freeze, output_nodes, scoring, tflite  # noqa: E402
+from od_qat import (  # noqa: E402
+    checkpoints,
+    demo,
+    freeze,
+    output_nodes,
+    scoring,
+    tflite,
+    tflite_difference,
+)
 from od_qat.compat import tf  # noqa: E402
 from od_qat.datasets import builtin  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
@@ -209,6 +218,37 @@ def test_tflite_is_fully_quantised_and_runs(road, tmp_path, inference_type):
     nodes = output_nodes.find_output_nodes(_graph_def(str(tmp_path / "tflite_graph.pb")))
     assert nodes.kind == "tflite_detection"
     assert nodes.tensors[3] == "TFLite_Detection_PostProcess:3"
+
+
+@pytest.mark.parametrize("inference_type", ["int8", "uint8"])
+def test_a_tflite_that_computes_otherwise_is_warned_of(road, tmp_path, inference_type, monkeypatch, capsys):
+    def export(folder):
+        folder = str(tmp_path / folder)
+        commands.export_tflite(
+            road.paths.qat_config, road.paths.qat_train, folder, inference_type, overrides=road.small
+        )
+        return [line for line in capsys.readouterr().err.splitlines() if "does not compute" in line]
+
+    assert export("right") == []
+    freeze_ = freeze.freeze
+
+    def with_other_ranges(*args, **options):
+        """As if the converter had taken other ranges than those that were trained."""
+        heads = freeze_(*args, **options)
+        converted.append(tf.GraphDef.FromString(heads.SerializeToString()))
+        for node in heads.node:
+            if node.name.endswith("act_quant/max"):
+                node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.float32(1e-3)))
+        return heads
+
+    converted = []
+    monkeypatch.setattr(freeze, "freeze", with_other_ranges)
+    right = tflite_difference.difference
+    monkeypatch.setattr(
+        tflite_difference, "difference", lambda model, heads, *more: right(model, converted[0], *more)
+    )
+    (said,) = export("wrong")
+    assert re.search(r"wrong.detect.tflite does not.*raw_outputs/box_encodings differ by \d+ %", said)
 
 
 def test_tflite_heads_equal_the_frozen_graphs(evaluated, tmp_path):

@@ -1,0 +1,81 @@
+"""Whether a .tflite computes what the graph did that it was made of.
+
+No check of its tensors shows it: where a range was not trained the converter takes another tensor's, and all
+is 8 bits. The heads of both, for one picture, show it.
+"""
+
+import sys
+from typing import Dict, Sequence
+
+import numpy as np
+
+from od_qat import tflite
+from od_qat.compat import tf
+
+# Rounding in another order makes .005 (scores) to .04 (boxes) of a trained MobileNet; a concat with another
+# tensor's range made 1.
+_LARGE = 0.3
+
+
+def difference(
+    model: bytes, graph_def, input_name: str, heads: Sequence[str], mean: float, std: float
+) -> Dict[str, float]:
+    """Runs both on a picture of noise.
+
+    Args:
+      model: a .tflite that ends in TFLite_Detection_PostProcess.
+      graph_def: the frozen graph that it was made of, with its fake quants.
+      input_name: op name of its input, float32 [1, height, width, 3].
+      heads: op names of the box encodings and scores.
+      mean, std: of the preprocessing, real = (pixel - mean) / std.
+
+    Returns:
+      head -> root mean square of the difference, as part of the graph's own spread (of two quantization steps
+      where those are larger: a net that has hardly been trained gives one score to all).
+    """
+    interpreter = tflite.interpreter_without_delegates(model, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    (given,) = interpreter.get_input_details()
+    pixels = np.random.RandomState(0).randint(0, 256, given["shape"])
+    lowest = np.iinfo(given["dtype"]).min
+    interpreter.set_tensor(given["index"], (pixels + lowest).astype(given["dtype"]))
+    interpreter.invoke()
+    (last,) = [op for op in interpreter._get_ops_details() if op["op_name"] == tflite.POST_PROCESS]
+    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        wanted = session.run(
+            [name + ":0" for name in heads], {input_name + ":0": ((pixels - mean) / std).astype(np.float32)}
+        )
+    found = {}
+    for name, expected, index in zip(heads, wanted, last["inputs"]):
+        value, (scale, zero_point) = interpreter.get_tensor(index), details[index]["quantization"]
+        if value.dtype != np.float32:
+            value = (value.astype(np.float32) - zero_point) * scale
+        spread = max(float(np.std(expected)), 2 * _step(value))
+        found[name] = float(np.sqrt(np.mean(np.square(value - expected)))) / spread
+    return found
+
+
+def _step(values: np.ndarray) -> float:
+    """The quantization step of values on a grid."""
+    gaps = np.diff(np.unique(values))
+    return float(min(gaps[gaps > 1e-6], default=1e-6))
+
+
+def warn_if_large(found: Dict[str, float], where: str) -> None:
+    """Says so on standard error; an error would stop who knows why."""
+    large = {name: part for name, part in found.items() if not part < _LARGE}
+    if large:
+        print(
+            "warning: {} does not compute what its graph does: on a picture of noise {}; usual: below 10 %. "
+            "Fix: compare its mAP (od-qat score) with that of frozen_inference_graph.pb; if it is lower, the "
+            "likely cause is a tensor whose range was not trained: see rewrite_report.json".format(
+                where,
+                ", ".join(
+                    "{} differ by {:.0f} % of their spread".format(name, 100 * part)
+                    for name, part in large.items()
+                ),
+            ),
+            file=sys.stderr,
+        )
