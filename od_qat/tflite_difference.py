@@ -15,6 +15,8 @@ from od_qat.compat import tf
 # Rounding in another order makes .005 (scores) to .04 (boxes) of a trained MobileNet; a concat with another
 # tensor's range made 1.
 _LARGE = 0.3
+# Two of the steps that a score is kept in: a net that has hardly been trained gives one score to all.
+_SMALLEST_SPREAD = 2.0 / 256
 
 
 def difference(
@@ -30,8 +32,7 @@ def difference(
       mean, std: of the preprocessing, real = (pixel - mean) / std.
 
     Returns:
-      head -> root mean square of the difference, as part of the graph's own spread (of two quantization steps
-      where those are larger: a net that has hardly been trained gives one score to all).
+      head -> root mean square of the difference, as part of the graph's own spread.
     """
     interpreter = tflite.interpreter_without_delegates(model, experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
@@ -52,15 +53,9 @@ def difference(
         value, (scale, zero_point) = interpreter.get_tensor(index), details[index]["quantization"]
         if value.dtype != np.float32:
             value = (value.astype(np.float32) - zero_point) * scale
-        spread = max(float(np.std(expected)), 2 * _step(value))
+        spread = max(float(np.std(expected)), _SMALLEST_SPREAD)
         found[name] = float(np.sqrt(np.mean(np.square(value - expected)))) / spread
     return found
-
-
-def _step(values: np.ndarray) -> float:
-    """The quantization step of values on a grid."""
-    gaps = np.diff(np.unique(values))
-    return float(min(gaps[gaps > 1e-6], default=1e-6))
 
 
 def warn_if_large(found: Dict[str, float], where: str) -> None:
