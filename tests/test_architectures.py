@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from od_qat import freeze
-from od_qat.compat import IS_TF1, tf
+from od_qat.compat import IS_TF1, TF_VERSION, tf
 from od_qat.errors import ExportError, RewriteError
 from od_qat.rewrite import api
 from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
@@ -106,7 +106,14 @@ NETS = [
     _sum_of_bare_layers,
     _swishes,
     _hard_swish_by_division,
-    _outputs_with_names,
+    pytest.param(
+        _outputs_with_names,
+        marks=pytest.mark.xfail(
+            TF_VERSION == (2, 15),
+            reason="its converter gives a concat straight behind layers the first one's range",
+            strict=True,
+        ),
+    ),
 ]
 
 
