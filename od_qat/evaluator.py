@@ -32,7 +32,7 @@ def evaluate(
     evaluator_list: Optional[List] = None,
     *,
     export_frozen_graph: bool = True,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Optional[Callable] = None,
 ) -> Dict[str, float]:
     """Evaluates the newest checkpoint, and each newer one as it appears.
 
@@ -74,7 +74,8 @@ def evaluate(
         saver = tf.train.Saver(variables)
         run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
         evaluated, count = None, 0
-        on_start()
+        if on_start:
+            on_start()
         limit = 1 if eval_config.ignore_groundtruth else eval_config.max_evals
         while True:
             newest = checkpoints.latest(checkpoint_dir)

@@ -14,6 +14,7 @@ The last layer of the backbone is never an answer: it has readers, or is no outp
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.errors import OdQatError
+from od_qat.rewrite import policy
 
 DETECTION_NAMES = (
     "detection_boxes",
@@ -115,7 +116,7 @@ class _Finder(object):
             found = attempt()
             if found is not None:
                 return found
-        if any(node.op.startswith(("Apply", "ResourceApply")) for node in self._graph_def.node):
+        if any(node.op.startswith(policy.TRAINING_OPS_PREFIXES) for node in self._graph_def.node):
             raise OdQatError(
                 "a training graph, which has no outputs",
                 found="an optimizer's updates",
@@ -148,12 +149,12 @@ class _Finder(object):
         suppression = [n.name for n in self._graph_def.node if n.op.startswith("NonMaxSuppression")]
         if not suppression:
             return None
-        if not any("BatchMultiClassNonMaxSuppression" in name for name in suppression):
+        in_post = [name for name in suppression if "BatchMultiClassNonMaxSuppression" in name]
+        if not in_post:
             raise self._no_answer(
                 "a non-maximum suppression that is not the OD API's: which outputs are meant?",
                 self._candidates(),
             )
-        in_post = [name for name in suppression if "BatchMultiClassNonMaxSuppression" in name]
         scopes = sorted({_batch_scope(name) for name in in_post})
         if len(scopes) > 1:
             # A two-stage detector has two; the second is the detector's.

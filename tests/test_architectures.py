@@ -13,6 +13,7 @@ from od_qat import freeze
 from od_qat.compat import IS_TF1, TF_VERSION, tf
 from od_qat.errors import ExportError, RewriteError
 from od_qat.rewrite import api
+from od_qat.scoring.images import dequantize
 from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
 
 pytestmark = pytest.mark.tf1
@@ -156,8 +157,7 @@ def _run_tflite(model):
     values = np.clip(np.round(_images(99, batch=1) / scale + zero_point), -128, 127).astype(np.int8)
     interpreter.set_tensor(given["index"], values)
     interpreter.invoke()
-    result, (scale, zero_point) = interpreter.get_tensor(made["index"]), made["quantization"]
-    return (result.astype(np.float32) - zero_point) * scale if scale else result
+    return dequantize(interpreter.get_tensor(made["index"]), *made["quantization"])
 
 
 def _distance(a, b):

@@ -13,7 +13,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 import numpy as np
 
 from od_qat.compat import tf
-from od_qat.graph.index import GraphIndex, names_and_scopes
+from od_qat.graph.index import GraphIndex, first_free, names_and_scopes
 
 _CONSTANTS = "quantization_constants"
 
@@ -201,10 +201,7 @@ class Draft(object):
 
     def unique_name(self, name: str) -> str:
         """A name that neither the graph nor the draft uses: `name`, `name_1`, ..."""
-        unique, number = name, 0
-        while unique.lower() in self._taken:
-            number += 1
-            unique = "{}_{}".format(name, number)
+        unique = first_free(name, lambda one: one.lower() in self._taken)
         self._taken.add(unique.lower())
         return unique
 
@@ -213,10 +210,8 @@ class Draft(object):
 
         They differ where ops of the graph have the name already.
         """
-        unique, number = name, 0
-        while unique in self._variable_scopes or _scope_store().variable_scope_count(unique) > 0:
-            number += 1
-            unique = "{}_{}".format(name, number)
+        count = _scope_store().variable_scope_count
+        unique = first_free(name, lambda one: one in self._variable_scopes or count(one) > 0)
         self._variable_scopes.append(unique)
         return unique, self.unique_name(name)
 

@@ -1,6 +1,6 @@
 """A read-only index of a graph, built in one pass."""
 
-from typing import Dict, Iterable, List, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Set, Tuple
 
 Consumer = Tuple[object, int]
 
@@ -22,6 +22,15 @@ def names_and_scopes(operations: Iterable[object]) -> Set[str]:
             found.add(name)
             name = name.rpartition("/")[0]
     return found
+
+
+def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
+    """`name`, or the first of `name_1`, `name_2`, ... that is not taken."""
+    unique, number = name, 0
+    while is_taken(unique):
+        number += 1
+        unique = "{}_{}".format(name, number)
+    return unique
 
 
 class GraphIndex(object):
@@ -50,10 +59,6 @@ class GraphIndex(object):
     def inputs(self, operation) -> Tuple[object, ...]:
         """Input tensors of an operation."""
         return self._inputs[operation.name]
-
-    def operation(self, name: str) -> object:
-        """The operation of a name."""
-        return self.operations[self._positions[name]]
 
     def position(self, operation) -> int:
         """Of an operation among all, in creation order."""

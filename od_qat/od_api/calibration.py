@@ -22,7 +22,7 @@ def images(
         pixels = tf.cast(tf.io.decode_image(encoded, channels=3, expand_animations=False), tf.float32)
         # The OD API's own resize: corners not aligned, no half-pixel centres.
         resize = getattr(tf.image, "resize_" + method)
-        resized = tf.cast(resize(tf.expand_dims(pixels, 0), [height, width]), tf.float32)
+        resized = resize(tf.expand_dims(pixels, 0), [height, width])
         normalised = (resized - mean) / std
         given = 0
         for path in record_paths:

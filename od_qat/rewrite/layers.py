@@ -158,7 +158,7 @@ class LayerMatcher(object):
         """
         found = []
         for name in list(self.unmatched):
-            layer = self.layer(self._index.operation(name))
+            layer = self.layer(self._index.graph.get_operation_by_name(name))
             if layer is not None and layer.batch_norm is None:
                 end = layer.batch_to_space or layer.op
                 found.append(LayerMatch(layer, end, None, None, None))

@@ -17,7 +17,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
-from od_qat.graph.index import GraphIndex, in_control_flow
+from od_qat.graph.index import GraphIndex, first_free, in_control_flow
 from od_qat.rewrite import policy
 from od_qat.rewrite.layers import BatchNorm, Layer, LayerMatch, LayerMatcher
 from od_qat.rewrite.rules import RuleBook, Settings
@@ -189,10 +189,7 @@ class _Planner(object):
 
     def _unique(self, name: str, clone: str) -> str:
         """`name`, `name_1`, ...: as `tf.variable_scope(None, name)` counts, in each clone by itself."""
-        unique, number = name, 0
-        while (clone, unique) in self._names:
-            number += 1
-            unique = "{}_{}".format(name, number)
+        unique = first_free(name, lambda one: (clone, one) in self._names)
         self._names.add((clone, unique))
         return unique
 
@@ -330,15 +327,13 @@ class _Planner(object):
 
     def _quantised_source(self, tensor) -> Optional[object]:
         """The quantised tensor whose range a tensor has; None where it has none."""
+        tensor = self._matcher.before_noise(tensor)
         while tensor.name not in self._quantised:
-            tensor = self._matcher.before_noise(tensor)
-            if tensor.name in self._quantised:
-                break
             kind, inputs = tensor.op.type, self._index.inputs(tensor.op)
             if kind not in policy.HANDS_ON_RANGE or kind in policy.SEVERAL_DATA:
                 return None
             at = tensor.value_index if kind == "IdentityN" else policy.DATA_INPUT.get(kind, 0)
-            tensor = inputs[at]
+            tensor = self._matcher.before_noise(inputs[at])
         return tensor
 
     def _add(

@@ -104,10 +104,7 @@ _SUPPORT = (
     (CONCAT, "one range for all its inputs"),
     (HANDS_ON_RANGE - CONCAT, "its input's range"),
     (FIXED_RANGE, "none needed: the range of its TFLite kernel is fixed"),
-    (
-        WEIGHTED_UNSUPPORTED,
-        "stays float; the report names it, and what else is between layers",
-    ),
+    (WEIGHTED_UNSUPPORTED, "stays float; the report names it, and what else is between layers"),
 )
 
 
