@@ -6,6 +6,7 @@ TransformGraph, which TF 2 does not have.
 
 import importlib
 import os
+import re
 import tempfile
 from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional
 
@@ -266,7 +267,7 @@ def _converted_quietly(converter) -> bytes:
 def _reason(text: str) -> str:
     """What a converter gave for its reason: the last line, or the one that TensorFlow 1.15's aborted with."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    fatal = [line.partition("] ")[2] for line in lines if ": F tensorflow/" in line]
+    fatal = [line.partition("] ")[2] for line in lines if re.search(r": F (\./)?tensorflow/", line)]
     return (fatal or lines or ["no message"])[-1][:300]
 
 

@@ -244,7 +244,7 @@ class Draft(object):
                 reader.node.input[reader.position] = self._reference(new)
             else:
                 self._inputs[reader.name, reader.position] = (reader.operation, new)
-        self._readers[new] = self._readers.get(new, []) + chosen
+        self._readers[new] = self.readers(new) + chosen
 
     def _name(self, tensor) -> str:
         return tensor if isinstance(tensor, str) else tensor.name

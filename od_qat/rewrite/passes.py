@@ -12,7 +12,7 @@ from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
 from od_qat.graph.draft import Draft, Reader
-from od_qat.rewrite import fake_quant, folding
+from od_qat.rewrite import fake_quant, folding, policy
 from od_qat.rewrite.layers import BatchNorm, Layer
 from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
 
@@ -257,6 +257,19 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         state.replace(norm.op.outputs[0], folding.norm_as_layer(draft, norm))
 
 
+def leave_out_identities(plan: Plan, state: _State) -> None:
+    """Readers of an IdentityN, which tf.nn.swish ends in, read what it hands on: there are no gradients here.
+
+    TensorFlow 1.15's converter does not know the op, and finds no range behind it.
+    """
+    if state.config.placement != "full":
+        return
+    for operation in state.draft.index.operations:
+        if operation.type == "IdentityN":
+            for position, output in enumerate(operation.outputs):
+                state.draft.reroute(output, state.draft.current_input(operation, position))
+
+
 def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
     """In an eval graph both are computed: nothing there is in a hurry, and the converter knows Select."""
     condition = state.quantising()
@@ -307,6 +320,23 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     draft.reroute(tensor, result)
     for twin in activation_quant.twins:
         draft.reroute(twin, result)
+    if original.op.type in policy.CONCAT and not state.training:
+        _keep_in_front_of_reshapes(draft, range_.scope, result)
+
+
+def _keep_in_front_of_reshapes(draft: Draft, scope: str, result: str) -> None:
+    """Lets a Reshape read a concat's fake quant through two ops that cancel each other.
+
+    The converter moves a fake quant behind a Reshape that reads it. A concat whose own is gone takes an
+    input's range: in TensorFlow 2.15 the first one's, so the others clip; in 2.21 the widest, and a QUANTIZE
+    op follows. What it finds here it leaves in place, and makes no op of it.
+    """
+    if not any(reader.type == "Reshape" for reader in draft.readers(result)):
+        return
+    dimension = draft.constant(0, tf.int32)
+    more = draft.op("ExpandDims", scope + "/ExpandDims", (result, dimension), T=tf.float32, Tdim=tf.int32)
+    same = draft.op("Squeeze", scope + "/Squeeze", (more,), T=tf.float32, squeeze_dims=[0])
+    draft.reroute(result, same, lambda reader: reader.type == "Reshape")
 
 
 # A fake quant that stands for no activation: no ceiling, and the gradient goes straight through.
@@ -325,7 +355,8 @@ TRAINING_PASSES: Tuple[Tuple[Pass, str], ...] = (
     (quantise_activations, "last: its readers are those that are left"),
 )
 EVAL_PASSES: Tuple[Tuple[Pass, str], ...] = (
-    (fold_and_quantise_eval_weights, "first: copies layers, whose inputs the activations then reroute"),
+    (leave_out_identities, "first: what reads through them is then found by all others"),
+    (fold_and_quantise_eval_weights, "before activations: copies layers, whose inputs these then reroute"),
     (quantise_activations, "last: its readers include the copies"),
 )
 
