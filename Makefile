@@ -48,8 +48,7 @@ KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
 .PHONY: help setup setup-tf1 setup-tf215 demo test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
-        export-tflite score nodes doctor patch unpatch test-matrix generations \
-        lock clean
+        export-tflite score nodes doctor patch unpatch test-matrix matrix-table matrix-tests generations lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -112,14 +111,21 @@ patch: ## put od_qat into your OD API tree: your own commands then quantise (OD_
 unpatch: ## take it out again, to the byte (OD_API=/path/to/models/research)
 	@$(SOME_PYTHON) -m od_qat unpatch --od_api="$(OD_API)" $(ARGS)
 
-# (An Estimator beside, not in, the environments: in there TensorFlow would be without one, as users' is.)
+# Both halves at once: most of either keeps one core busy.
 test-matrix: setup setup-tf1 setup-tf215 generations ## every tree x TensorFlow x command, all samples, the whole zoo (hours)
+	@$(MAKE) --no-print-directory --keep-going -j2 matrix-table matrix-tests
+
+# (An Estimator beside, not in, the environments: in there TensorFlow would be without one, as users' is.)
+matrix-table: setup setup-tf1 setup-tf215 generations
 	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator tensorflow-estimator==2.15.0
 	@status=0; \
 	PYTHONPATH="$$PWD/out/estimator" .venv/bin/python -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	$(TF215) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
-	export OD_QAT_WHOLE_ZOO=1 OD_QAT_MATRIX=1 OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; \
+	exit $$status
+
+matrix-tests: setup setup-tf1 setup-tf215 generations
+	@export OD_QAT_WHOLE_ZOO=1 OD_QAT_MATRIX=1 OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; status=0; \
 	for target in test-main test-tf215 test-tf1; do $(MAKE) --no-print-directory $$target || status=1; done; \
 	exit $$status
 
