@@ -27,6 +27,8 @@ NOTE = "note"
 _IMPORT_SECONDS = 300
 
 _TENSORFLOW_NAMES = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-intel", "tf-nightly")
+_TENSORFLOW_NAMES += ("tensorflow-cpu-aws", "tensorflow-aarch64", "tensorflow-macos", "tensorflow-rocm")
+_TENSORFLOW_NAMES += ("intel-tensorflow", "nvidia-tensorflow")
 _PYTHON_VERSIONS = ((3, 7), (3, 9), (3, 10), (3, 11), (3, 12), (3, 13))
 
 _EVERYTHING = """
@@ -266,6 +268,10 @@ def _patches(root: str, identity: patching.Identity) -> Check:
         outcome = patching.patch(root, check=True)
     except OdQatError as error:
         return Check(name, NOTE, ": ".join(filter(None, [error.what, error.found])), purpose, error.fix or "")
+    if identity.record is not None and outcome.files:
+        # The user believes that the tree is patched; its commands would ignore the block.
+        fix = "od-qat patch --od_api={}".format(root)
+        return Check(name, PROBLEM, "no longer in; " + outcome.message, purpose, fix)
     if identity.record is not None:
         return Check(name, OK, outcome.message, purpose)
     return Check(

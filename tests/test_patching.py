@@ -127,6 +127,32 @@ class TestATree(object):
         assert refusal.value.found.count("(") == 3
         assert _content(tree) == before
 
+    def test_an_edit_that_only_the_nearest_series_touches_is_refused_too(self, tree):
+        path = "object_detection/models/keras_models/resnet_v1.py"
+        _edit(tree, path, lambda data: data + b"# mine\n")
+        before = _content(tree)
+        with pytest.raises(patching.PatchError) as refusal:
+            patching.patch(tree)
+        assert refusal.value.found == path + " (edited)"
+        assert _content(tree) == before
+
+    @pytest.mark.parametrize("how_many", [1, None])
+    def test_a_tree_that_was_restored_by_other_means_is_patched_again(self, tree, how_many):
+        originals = shutil.copytree(tree, tree + "-original")
+        names = patching.patch(tree).files
+        patched = _content(tree)
+        for name in names[:how_many]:  # (the record is no file of git's, and stays)
+            shutil.copy2(os.path.join(originals, name), os.path.join(tree, name))
+        (patches,) = [c for c in doctor.examine(tree, quick=True) if c.name == "patches"]
+        assert (patches.status, "no longer in" in patches.found) == ("problem", True)
+        assert patching.patch(tree, check=True).files == names
+        assert patching.patch(tree).files == names
+        assert _content(tree) == patched
+        shutil.copy2(os.path.join(originals, names[0]), os.path.join(tree, names[0]))
+        _edit(tree, names[1], lambda data: data + b"# mine\n")
+        with pytest.raises(patching.PatchError, match="restored: {}; edited: {}".format(*names[:2])):
+            patching.patch(tree)
+
     def test_edits_beside_the_hunks_are_taken_when_asked(self, tree):
         _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
         before = _content(tree)

@@ -24,6 +24,8 @@ FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 GENERATIONS = os.path.join(FOLDER, "generations.json")
 RECORD = "object_detection/od_qat_patch.json"
 _FORMAT = "od_qat/patched/1"
+# Said of a file whose content is of no known tree.
+_EDITED = " (edited)"
 # Of files that are written beside their destination.
 _ASIDE = ".od_qat_patch-"
 
@@ -316,8 +318,15 @@ def patch(
     """
     tree = find_tree(path)
     found = identify(tree)
+    if found.record is not None and not restored(tree, found.record):
+        return _patched_already(tree, found.record)
     if found.record is not None:
-        return _patched_already(tree, found.record, check)
+        # What git or a copy put back has no patches, whatever the record says.
+        if check:
+            return Outcome("can be patched again: files were restored since", tuple(found.record["files"]))
+        compile_protos = compile_protos or bool(found.record["created"])
+        unpatch(path)
+        found = identify(tree)
     if found.series is None:
         raise PatchError(
             "no known generation of the OD API is like this tree",
@@ -389,6 +398,8 @@ def _try_series(tree: Tree, found: Identity, accept_unknown: bool):
         if not answer[3]:
             return answer
         first = first or answer
+        if any(why.endswith(_EDITED) for why in answer[3]):
+            break  # another series may not touch that file, and the user's commands would lack what is in it
     return first
 
 
@@ -408,11 +419,34 @@ def _try(tree: Tree, series: Dict[str, List[Hunk]], unknown: Sequence[str], acce
                 "{} ({})".format(name, "changed already, without a record" if done else "no match")
             )
         elif name in unknown and not accept_unknown:
-            refused.append("{} (edited)".format(name))
+            refused.append(name + _EDITED)
     return changed, edits, refused
 
 
-def _patched_already(tree: Tree, record: Dict[str, Any], check: bool) -> Outcome:
+def restored(tree: Tree, record: Dict[str, Any]) -> List[str]:
+    """The files of a finished patching that are as before it again, by something else than unpatch.
+
+    Raises:
+      PatchError: when the tree has files edited after the patching beside them: then it is neither.
+    """
+    if record["state"] != "done":
+        return []
+    found, edited = [], []
+    for name, known in sorted(record["files"].items()):
+        state = _sha256(tree.read(name))
+        if state != known["patched"]:
+            (found if state == known["original"] else edited).append(name)
+    if found and edited:
+        raise PatchError(
+            "a part of the patched files was restored, others were edited",
+            where=tree.root,
+            found="restored: {}; edited: {}".format(", ".join(found), ", ".join(edited)),
+            fix="undo the edits, then run od-qat patch again",
+        )
+    return found
+
+
+def _patched_already(tree: Tree, record: Dict[str, Any]) -> Outcome:
     names = tuple(sorted(record["files"]))
     if record["state"] != "done":
         raise PatchError(
