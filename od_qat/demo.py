@@ -16,7 +16,7 @@ import numpy as np
 from od_qat.errors import ConfigError, DataError
 from od_qat.files import write_atomically, write_json
 
-CONFIG_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+CONFIG_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 
 # A score of a uint8 or int8 sigmoid has steps of 1/256.
 _SCORE_STEP = 1.0 / 256
@@ -74,6 +74,7 @@ def run(
     _keep_to_one_run(work_dir, settings)
     _say("1/6 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list)
+    _say("1/6 data: " + dataset.summary())
     # Not before: a folder in which nothing was made is free for another try.
     write_json(os.path.join(work_dir, _SETTINGS), settings)
     # Nothing of TensorFlow is imported before the data is known to be good.

@@ -404,11 +404,14 @@ class TestLabelMap(object):
 class TestSources(object):
     """What every kind of data goes through."""
 
-    def encode(self, tmp_path, *objects, **options):
+    def encode(self, tmp_path, *objects, stated_size=None, **options):
         path = tmp_path / "a.jpg"
         path.write_bytes(image_bytes())
-        source = sources.SourceImage("a", str(path), objects, "notes.xml", (30, 20))
+        source = sources.SourceImage("a", str(path), objects, "notes.xml", stated_size)
         return sources.encode_source(source, {"cat": 1}, **options)
+
+    def boxes(self, tmp_path, encoded):
+        return read_all(write_raw_records(tmp_path / "a.record", encoded.serialized))[0].boxes.tolist()
 
     @pytest.mark.parametrize(
         "item, message",
@@ -419,7 +422,7 @@ class TestSources(object):
             (CAT._replace(ymax=2), "box is empty"),
             (CAT._replace(xmin=-1.5), "outside the image"),
             (CAT._replace(ymin=-2), "outside the image"),
-            (CAT._replace(xmax=61.5), "outside the image.*60x40 pixels .the annotation claims 30x20"),
+            (CAT._replace(xmax=61.5), "outside the image.*60x40 pixels"),
             (CAT._replace(ymax=42), "outside the image"),
             (CAT._replace(xmin=60, xmax=61), "outside the image"),
             (CAT._replace(xmin=float("nan")), "not made of numbers"),
@@ -435,8 +438,41 @@ class TestSources(object):
 
     def test_one_pixel_too_far_is_clipped(self, tmp_path):
         encoded = self.encode(tmp_path, sources.SourceObject("cat", -1, -0.5, 61, 40.5))
-        path = write_raw_records(tmp_path / "a.record", encoded.serialized)
-        assert read_all(path)[0].boxes.tolist() == [[0, 0, 1, 1]]
+        assert self.boxes(tmp_path, encoded) == [[0, 0, 1, 1]]
+
+    @pytest.mark.parametrize("size", [(60, 40), (30, 20), (120, 80), (600, 400), (0, 0)])
+    def test_boxes_are_in_the_image_that_was_annotated(self, tmp_path, size):
+        """The file may be a resized copy."""
+        width, height = size if size[0] else (60, 40)
+        box = sources.SourceObject("cat", width * 0.1, height * 0.25, width + 1, height * 0.5)
+        encoded = self.encode(tmp_path, box, stated_size=size)
+        np.testing.assert_allclose(self.boxes(tmp_path, encoded), [[0.25, 0.1, 0.5, 1.0]], rtol=1e-6)
+        outside = box._replace(xmax=width + 1.5)
+        with pytest.raises(DataError, match="outside the image.*{}x{} pixels".format(width, height)):
+            self.encode(tmp_path, outside, stated_size=size)
+
+    @pytest.mark.parametrize("size", [(40, 60), (60, 60), (600, 385), (33, 20)])
+    def test_an_annotation_of_an_image_of_another_shape(self, tmp_path, size):
+        for skip_invalid in (False, True):  # no object is wrong, all are
+            with pytest.raises(DataError, match="another shape: at notes.xml.*{}x{}.*60x40".format(*size)):
+                self.encode(tmp_path, CAT, stated_size=size, skip_invalid=skip_invalid)
+
+    def test_a_resized_copy_rounds_its_sides(self, tmp_path):
+        for size in ((1000, 660), (7, 5)):
+            self.encode(tmp_path, sources.SourceObject("cat", 1, 1, 5, 4), stated_size=size)
+
+    def test_a_jpeg_with_more_pictures_behind_it(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        pictures = [PIL_Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
+        pictures[0].save(str(path), "MPO", save_all=True, append_images=pictures[1:])
+        with PIL_Image.open(str(path)) as image:
+            assert image.format == "MPO"
+        image = sources.read_image(str(path))
+        assert (image.format, image.width, image.height) == ("jpeg", 60, 40)
+        from od_qat.compat import tf
+
+        with tf.Graph().as_default(), tf.Session() as session:
+            assert session.run(tf.image.decode_jpeg(image.encoded))[20, 30, 0] > 200
 
     @pytest.mark.parametrize(
         "content, message",
@@ -734,10 +770,13 @@ class TestCoco(object):
         evaluation.summarize()
         assert evaluation.stats[0] == pytest.approx(1.0)
 
-    def test_crowds_are_left_out_by_default(self, tmp_path):
+    def test_crowds_are_not_trained_on_but_scored(self, tmp_path, capsys):
         info = self.convert(tmp_path)
         assert info.skipped_objects == 0
         assert read_all(info.train_record)[0].classes.tolist() == [2]
+        (scored,) = read_all(info.val_record)
+        assert scored.classes.tolist() == [2, 1] and scored.is_crowd.tolist() == [False, True]
+        assert "train.json: 1 boxes around crowds are not trained on" in capsys.readouterr().err
 
     def test_categories_of_one_file_only(self, tmp_path):
         more = coco_content()

@@ -7,6 +7,7 @@ taken over, so small, medium and large objects are told apart by their boxes.
 import json
 import os
 import re
+import sys
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from od_qat.datasets import sources
@@ -24,6 +25,7 @@ class _Annotations(NamedTuple):
     images: List[Tuple[int, str, Any]]
     objects: Dict[int, List[sources.SourceObject]]
     skipped: Dict[int, int]
+    crowds_left_out: int
 
 
 def _is_id(value: Any) -> bool:
@@ -151,6 +153,7 @@ def _read(path: str, skip_invalid: bool, include_crowd: bool) -> _Annotations:
     categories, images = _read_categories(content, path), _read_images(content, path)
     objects: Dict[int, List[sources.SourceObject]] = {identifier: [] for identifier, _, _ in images}
     skipped: Dict[int, int] = {}
+    crowds_left_out = 0
     for number, entry in enumerate(_entries(content, "annotations", path), start=1):
         where = "{}, annotation {}".format(path, entry.get("id", "number {}".format(number)))
         image_id = entry.get("image_id")
@@ -173,7 +176,9 @@ def _read(path: str, skip_invalid: bool, include_crowd: bool) -> _Annotations:
             continue
         if include_crowd or not item.is_crowd:
             objects[image_id].append(item)
-    return _Annotations(path, categories, images, objects, skipped)
+        else:
+            crowds_left_out += 1
+    return _Annotations(path, categories, images, objects, skipped, crowds_left_out)
 
 
 def _merged_categories(train: _Annotations, val: _Annotations) -> List[str]:
@@ -229,7 +234,8 @@ def convert(
       skip_invalid: leave objects out, and count them, whose image or category is unknown or whose box is
         unreadable, empty (COCO has some) or outside the image. Files that are missing or damaged are
         errors all the same.
-      include_crowd: keep the boxes around crowds (`iscrowd`), marked as `image/object/is_crowd`.
+      include_crowd: train on the boxes around crowds (`iscrowd`) too. The validation images have them in any
+        case, marked as `image/object/is_crowd`: COCO's metrics count no detection within as wrong.
       progress: show progress bars on a terminal.
 
     Raises:
@@ -237,7 +243,10 @@ def convert(
       OdQatError: when the output cannot be written.
     """
     train = _read(train_annotations, skip_invalid, include_crowd)
-    val = _read(val_annotations, skip_invalid, include_crowd)
+    val = _read(val_annotations, skip_invalid, include_crowd=True)
+    if train.crowds_left_out:
+        text = "{}: {} boxes around crowds are not trained on (--include_crowd trains on them)"
+        print(text.format(train_annotations, train.crowds_left_out), file=sys.stderr)
     names = _merged_categories(train, val)
     return sources.write_sources(
         output_dir, names, _sources(train, train_images), _sources(val, val_images), skip_invalid, progress

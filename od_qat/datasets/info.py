@@ -35,6 +35,13 @@ class DatasetInfo:
     val_images: int
     skipped_objects: int = 0
 
+    def summary(self) -> str:
+        """How much there is, and what was left out, in a line."""
+        skipped = ", {} invalid objects left out".format(self.skipped_objects) if self.skipped_objects else ""
+        return "{} training and {} validation images, {} classes{}".format(
+            self.train_images, self.val_images, len(self.class_names), skipped
+        )
+
     def save(self, path: str) -> None:
         """Writes `dataset.json`; files are named relative to it, so that the folder can be moved.
 

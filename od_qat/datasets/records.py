@@ -173,8 +173,13 @@ class RecordWriter(object):
         self._temporary = None
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a path may stand for several files, as in the OD API's configs: `val.record-?????-of-00010`."""
+    return any(sign in path for sign in "*?[")
+
+
 def _read_serialized(path: str) -> Iterator[bytes]:
-    """The records of a TFRecord file.
+    """The records of a TFRecord file, or of all that a pattern names, sorted.
 
     Raises:
       DataError: naming the file, when it is missing, truncated or not a TFRecord file.
@@ -183,6 +188,13 @@ def _read_serialized(path: str) -> Iterator[bytes]:
 
     compat.quiet_logging()  # the iterator is deprecated, but the only one that needs no graph or session
     tf = compat.tf
+    if is_pattern(path) and not tf.gfile.Exists(path):
+        shards = sorted(tf.gfile.Glob(path))
+        if shards:
+            for shard in shards:
+                for serialized in _read_serialized(shard):
+                    yield serialized
+            return
     if not tf.gfile.Exists(path) or tf.gfile.IsDirectory(path):
         raise DataError(
             "cannot find the record file",

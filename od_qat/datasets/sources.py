@@ -19,7 +19,8 @@ from od_qat.errors import DataError
 # VOC counts pixels from 1 and some tools write a last pixel of `width`, others of `width + 1`, so a box
 # may overshoot the image by one pixel and is clipped; beyond that the box belongs to another image or size.
 _OVERSHOOT_PIXELS = 1.0
-_IMAGE_FORMATS = {"JPEG": "jpeg", "PNG": "png"}
+# (MPO: a JPEG with more pictures behind it, as telephones make; TensorFlow reads the first, as Pillow does.)
+_IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 _FIX_OBJECT = "correct the annotation, or leave such objects out with --skip-invalid"
 
 
@@ -45,7 +46,7 @@ class SourceImage(NamedTuple):
       path: of the image file.
       objects: the annotated objects.
       annotation: the file that the objects come from, for messages.
-      stated_size: (width, height) that the annotation claims, for messages; the image's own size counts.
+      stated_size: (width, height) of the image that was annotated; None for the file's own.
       skipped: objects that were left out already when the annotation was read.
     """
 
@@ -125,10 +126,8 @@ def _image_problem(error: Exception) -> str:
     return shorten(" ".join(text.split())) or type(error).__name__
 
 
-def _checked(
-    item: SourceObject, image: EncodedImage, ids: Dict[str, int], where: str, size_note: str
-) -> SourceObject:
-    """The object with its box clipped to the image.
+def _checked(item: SourceObject, size: Tuple[int, int], ids: Dict[str, int], where: str) -> SourceObject:
+    """The object with its box clipped to an image of that width and height.
 
     Raises:
       DataError: when class or box are not valid.
@@ -153,21 +152,21 @@ def _checked(
             allowed="xmin < xmax, ymin < ymax",
             fix=_FIX_OBJECT,
         )
-    slack = _OVERSHOOT_PIXELS
+    slack, (width, height) = _OVERSHOOT_PIXELS, size
     clipped = (
-        min(max(item.xmin, 0.0), image.width),
-        min(max(item.ymin, 0.0), image.height),
-        min(max(item.xmax, 0.0), image.width),
-        min(max(item.ymax, 0.0), image.height),
+        min(max(item.xmin, 0.0), width),
+        min(max(item.ymin, 0.0), height),
+        min(max(item.xmax, 0.0), width),
+        min(max(item.ymax, 0.0), height),
     )
     outside = min(item.xmin, item.ymin) < -slack
-    outside = outside or item.xmax > image.width + slack or item.ymax > image.height + slack
+    outside = outside or item.xmax > width + slack or item.ymax > height + slack
     if outside or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise DataError(
             "an object's box lies outside the image",
             where=where,
             found=found,
-            allowed="the image's {}x{} pixels{}".format(image.width, image.height, size_note),
+            allowed="the image's {}x{} pixels".format(width, height),
             fix=_FIX_OBJECT,
         )
     return item._replace(xmin=clipped[0], ymin=clipped[1], xmax=clipped[2], ymax=clipped[3])
@@ -225,6 +224,32 @@ def encode_example(
     return EncodedExample(image_id, example.SerializeToString(deterministic=True), len(objects))
 
 
+def _annotated_size(source: SourceImage, image: EncodedImage) -> Tuple[int, int]:
+    """Width and height that the boxes are in: the file may have been resized since it was annotated.
+
+    Raises:
+      DataError: when the file is no resized copy but turned (by a camera's note on how it was held, which
+        training does not read), cropped or another image.
+    """
+    width, height = source.stated_size or (0, 0)
+    if width <= 0 or height <= 0:
+        return image.width, image.height  # (tools that do not know write 0)
+    across, down = image.width / float(width), image.height / float(height)
+    # Within a pixel of either: resizing rounds.
+    off = (width * down - image.width, height * across - image.height)
+    off += (image.width / down - width, image.height / across - height)
+    if min(map(abs, off)) > 1.0:
+        raise DataError(
+            "the annotation is of an image of another shape",
+            where=source.annotation,
+            found="{}x{} pixels; {} has {}x{}".format(width, height, source.path, image.width, image.height),
+            allowed="the file's size, or that of an image of which it is a resized copy",
+            fix="turn the pixels as the camera's note says (EXIF orientation) and save, or correct the "
+            "annotation's size",
+        )
+    return width, height
+
+
 def encode_source(source: SourceImage, ids: Dict[str, int], skip_invalid: bool = False) -> EncodedExample:
     """Reads the image of a source, checks its objects against it and encodes both.
 
@@ -237,14 +262,21 @@ def encode_source(source: SourceImage, ids: Dict[str, int], skip_invalid: bool =
       DataError: naming file and object.
     """
     image = read_image(source.path)
-    size_note = ""
-    if source.stated_size and source.stated_size != (image.width, image.height):
-        size_note = " (the annotation claims {}x{})".format(*source.stated_size)
+    size = _annotated_size(source, image)
+    across, down = image.width / float(size[0]), image.height / float(size[1])
     kept, skipped = [], source.skipped
     for number, item in enumerate(source.objects, start=1):
         where = "{}, {}".format(source.annotation, item.label or "object {}".format(number))
         try:
-            kept.append(_checked(item, image, ids, where, size_note))
+            item = _checked(item, size, ids, where)
+            kept.append(
+                item._replace(
+                    xmin=item.xmin * across,
+                    ymin=item.ymin * down,
+                    xmax=item.xmax * across,
+                    ymax=item.ymax * down,
+                )
+            )
         except DataError:
             if not skip_invalid:
                 raise

@@ -2,8 +2,8 @@
 
     FOLDER/JPEGImages/ID.jpg  FOLDER/Annotations/ID.xml  FOLDER/ImageSets/Main/{train,val}.txt
 
-Coordinates are taken as the OD API's own VOC script takes them, divided by the image's size without VOC's
-shift by one, so that scores compare. A box that overshoots the image by one pixel is clipped.
+Coordinates are taken as the OD API's own VOC script takes them, divided by the annotation's <size> without
+VOC's shift by one, so that scores compare. A box that overshoots the image by one pixel is clipped.
 """
 
 import os
