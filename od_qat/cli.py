@@ -239,7 +239,9 @@ def _export_tflite(arguments: argparse.Namespace) -> int:
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FILE", help="a .tflite or a frozen .pb")
-    parser.add_argument("--record", required=True, metavar="FILE", help="the records to score on")
+    parser.add_argument(
+        "--record", required=True, metavar="FILE", help="the records to score on; 'val.record-*' for shards"
+    )
     parser.add_argument("--label_map", required=True, metavar="FILE", help="the label map of the records")
     parser.add_argument("--processes", type=_positive, metavar="N", help="default: one a core")
     parser.add_argument("--max_images", type=_positive, metavar="N", help="score the first N images only")
@@ -247,15 +249,18 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from od_qat import files, report, scoring
+    from od_qat.datasets import records
+
     for path, what in (
         (arguments.model, "model"),
         (arguments.record, "record file"),
         (arguments.label_map, "label map"),
     ):
-        _require_file(path, what)
-    import dataclasses
-
-    from od_qat import files, report, scoring
+        if what != "record file" or not records.is_pattern(path):
+            _require_file(path, what)
 
     result = scoring.score(
         arguments.model,
@@ -264,11 +269,11 @@ def _score(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         max_images=arguments.max_images,
     )
-    report.print_table([report.row(os.path.basename(arguments.model), result)])
     if arguments.json:
         content = {"model": arguments.model, "size_bytes": result.size_bytes, "latency_ms": result.latency_ms}
         content.update(dataclasses.asdict(result.score))
         files.write_json(arguments.json, content)
+    report.print_table([report.row(os.path.basename(arguments.model), result)])
     return 0
 
 
@@ -344,6 +349,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     for name in ("train_images", "train_annotations", "val_images", "val_annotations"):
         metavar = "FOLDER" if name.endswith("images") else "FILE"
         coco.add_argument("--" + name, required=True, metavar=metavar)
+    _switch(coco, "--include_crowd", "train on the boxes around crowds too; validation has them in any case")
     for kind in (voc, coco):
         kind.add_argument(
             "--skip_invalid",
@@ -382,13 +388,9 @@ def _data(arguments: argparse.Namespace) -> int:
             arguments.val_annotations,
             arguments.output_dir,
             skip_invalid=arguments.skip_invalid,
+            include_crowd=arguments.include_crowd,
         )
-    skipped = ", {} invalid objects left out".format(info.skipped_objects) if info.skipped_objects else ""
-    print(
-        "{} training and {} validation images, {} classes{}".format(
-            info.train_images, info.val_images, len(info.class_names), skipped
-        )
-    )
+    print(info.summary())
     for path in (info.train_record, info.val_record, info.label_map):
         print(path)
     return 0

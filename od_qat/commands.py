@@ -267,7 +267,8 @@ def export_tflite(
         graph_def, inference.TFLITE_INPUT, [1, height, width, 3], outputs, inference_type, mean, std, images
     )
     path = os.path.join(output_directory, "detect.tflite")
-    tflite.check(model_bytes, tflite.count_weights(heads), path, float_layers=bool(excluded))
+    weights = tflite.count_weights(heads)
+    tflite.check(model_bytes, weights, path, float_layers=bool(excluded), other_bytes=anchors.nbytes)
     if not ptq:
         raw = (inference.RAW_BOXES, inference.RAW_SCORES)
         found = tflite_difference.difference(model_bytes, heads, inference.TFLITE_INPUT, raw, mean, std)

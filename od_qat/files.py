@@ -8,14 +8,36 @@ from typing import Any, Union
 from od_qat.errors import OdQatError
 
 
+def read(path: str) -> bytes:
+    """A file's bytes; with a scheme (`gs://`, `hdfs://`, ...) as TensorFlow reads it.
+
+    Raises:
+      OSError: when it cannot be read.
+    """
+    if "://" not in path:
+        with open(path, "rb") as stream:
+            return stream.read()
+    # (Not od_qat.compat's, which turns eager execution off: upstream's TF 2 commands read configs here too.)
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(path, "rb") as stream:
+            return stream.read()
+    except tf.errors.OpError as error:
+        raise OSError(0, error.message) from error
+
+
 def write_atomically(path: str, content: Union[bytes, str]) -> None:
-    """Writes beside `path`, then renames.
+    """Writes beside `path`, then renames; with a scheme as TensorFlow does.
 
     Raises:
       OdQatError: naming the file, when the disk is full or the folder cannot be written.
     """
-    folder = os.path.dirname(os.path.abspath(path))
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if "://" in path:
+        _write_elsewhere(path, data)
+        return
+    folder = os.path.dirname(os.path.abspath(path))
     temporary = None
     try:
         os.makedirs(folder, exist_ok=True)
@@ -37,6 +59,21 @@ def write_atomically(path: str, content: Union[bytes, str]) -> None:
             where=path,
             found=error.strerror or str(error),
             fix="free {:,} bytes there or choose another folder".format(len(data)),
+        ) from error
+
+
+def _write_elsewhere(path: str, data: bytes) -> None:
+    import tensorflow as tf
+
+    temporary = "{}.{}.tmp".format(path, os.getpid())
+    try:
+        tf.io.gfile.makedirs(path.rpartition("/")[0])
+        with tf.io.gfile.GFile(temporary, "wb") as stream:
+            stream.write(data)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    except tf.errors.OpError as error:
+        raise OdQatError(
+            "cannot write the file", where=path, found=error.message, fix="choose another folder"
         ) from error
 
 

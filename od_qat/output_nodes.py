@@ -205,9 +205,9 @@ class _Finder(object):
             if self._used(node.name) or node.op in _NOT_OUTPUTS:
                 continue
             source = node
-            while source.op in _LAYOUT and source.input:
-                source = self._nodes[_op_name(source.input[0])]
-            if source.op in _FINAL_ACTIVATIONS:
+            while source is not None and source.op in _LAYOUT and source.input:
+                source = self._nodes.get(_op_name(source.input[0]))  # None: the graph is cut off there
+            if source is not None and source.op in _FINAL_ACTIVATIONS:
                 finals.append(node.name)
         if len(finals) == 1:
             return self._answer(tuple(finals), "classifier", "the only final activation that nothing reads")
@@ -250,7 +250,7 @@ class _Finder(object):
                     for name in names
                     if graph.get_operation_by_name(name).outputs
                 }
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, tf.errors.OpError):
             return {}  # an op that this TensorFlow does not know; the names are still of use
 
 

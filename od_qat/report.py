@@ -136,13 +136,16 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None) -> None:
     """
     stream = stream or sys.stdout
     cells = _cells(rows)
-    if not stream.isatty():
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:  # (an optional package)
+        box = None
+    if box is None or not stream.isatty():
         stream.write(to_text(rows))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(_HEADERS):
@@ -406,6 +409,7 @@ def _picture(example: Any, of_image: Sequence[Tuple[str, Any]], names: Mapping[i
     title_font = _font(_TITLE_SIZE)
     title_height = _TITLE_SIZE + 2 * _GAP
     # A tall, narrow image still needs room for its title.
+    panels = [(_drawable(title_font, title), boxes) for title, boxes in panels]
     panel_width = max([size[0]] + [_text_size(title_font, title)[0] for title, _ in panels])
     sheet = Image.new(
         "RGB",
@@ -444,6 +448,7 @@ def _draw_boxes(panel: Any, boxes: Sequence[Tuple[Any, int, str]]) -> None:
     # Labels go on top of all boxes, each to the first of a few places beside its box that is still free.
     occupied = []  # type: List[Tuple[int, int, int, int]]
     for edge, colour, label in edges:
+        label = _drawable(font, label)
         text_width, text_height = _text_size(font, label)
         place = _label_place(edge, (text_width + 5, text_height + 3), panel.size, occupied)
         occupied.append(place)
@@ -495,6 +500,15 @@ def _font(size: int):
         return ImageFont.truetype("DejaVuSans.ttf", size)
     except OSError:
         return ImageFont.load_default()
+
+
+def _drawable(font, text: str) -> str:
+    """What a font has of a text: the small bitmap font knows Latin letters only, and fails on others."""
+    from PIL import ImageFont
+
+    if isinstance(font, ImageFont.FreeTypeFont):
+        return text
+    return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def _text_size(font, text: str) -> Tuple[int, int]:

@@ -66,7 +66,8 @@ def run(target: str, arguments: Sequence[str]) -> int:
         return 1
     finally:
         sys.argv = former
-        sys.path.remove(first)
+        if first in sys.path:  # (it is the program's to change)
+            sys.path.remove(first)
     return 0
 
 

@@ -336,7 +336,9 @@ def inspect(model: bytes) -> Inspection:
     return Inspection(ops, sorted(set(floats)), len(model))
 
 
-def check(model: bytes, weight_count: int, where: str, float_layers: bool = False) -> Inspection:
+def check(
+    model: bytes, weight_count: int, where: str, float_layers: bool = False, other_bytes: int = 0
+) -> Inspection:
     """Raises unless a .tflite is fully quantised up to its post-processing, small, and runs.
 
     Args:
@@ -344,6 +346,7 @@ def check(model: bytes, weight_count: int, where: str, float_layers: bool = Fals
       weight_count: parameters of the network; one byte each is expected.
       where: for the message.
       float_layers: the config's rules leave layers float, so float tensors and four bytes a weight are right.
+      other_bytes: what the file holds beside the network, its anchors.
 
     Raises:
       ExportError: naming what is wrong.
@@ -361,8 +364,8 @@ def check(model: bytes, weight_count: int, where: str, float_layers: bool = Fals
             ),
             fix="their ranges were not trained: see the rewrite's report for what stays float",
         )
-    # One byte a weight, four a bias; anchors and the format itself are the rest.
-    if inspection.size > (4 if float_layers else 2) * weight_count + 200000:
+    # One byte a weight, four a bias; the format itself is the rest.
+    if inspection.size > (4 if float_layers else 2) * weight_count + other_bytes + 200000:
         raise ExportError(
             "the .tflite is too large for 8 bits",
             where=where,

@@ -372,6 +372,21 @@ class TestDoctor(object):
         assert checks["OD API"]["status"] == "ok"
         assert "your own clone" in checks["OD API"]["found"] and str(tmp_path) in checks["OD API"]["found"]
 
+    def test_an_own_clone_comes_before_another_on_the_path(self, tmp_path, run_python):
+        for name in ("mine", "other"):
+            for path in ("object_detection/protos", "slim/nets", "slim/deployment"):
+                (tmp_path / name / path).mkdir(parents=True)
+            for path in ("object_detection", "object_detection/protos", "slim/nets", "slim/deployment"):
+                (tmp_path / name / path / "__init__.py").write_text("")
+            (tmp_path / name / "object_detection/protos/pipeline_pb2.py").write_text("")
+        mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
+        code = (
+            "import sys; sys.path[:0] = [{1!r}, {0!r}]; from od_qat import cli; "
+            "cli.main(['doctor', '--quick', '--json', '--od_api', {0!r}])".format(mine, other)
+        )
+        checks = {check["name"]: check for check in json.loads(run_python("-c", code).output)["checks"]}
+        assert "your own clone ({})".format(mine) in checks["OD API"]["found"]
+
     def test_two_versions_of_tensorflow_are_a_problem(self, monkeypatch):
         versions = {"tensorflow": "2.21.0", "tensorflow-cpu": "2.20.0"}
         monkeypatch.setattr(doctor, "installed_version", versions.get)

@@ -460,7 +460,11 @@ def test_the_converter_keeps_weights_per_channel(tmp_path):
     graph_def, _ = _frozen(prefix, per_channel=True)
     tflite.require_quantised(graph_def, "here", "int8")
     model = _convert(graph_def)
-    inspection = tflite.check(model, tflite.count_weights(graph_def), "here")
+    weights = tflite.count_weights(graph_def)
+    inspection = tflite.check(model, weights, "here")
+    with pytest.raises(ExportError, match="too large for 8 bits.*{:,} bytes".format(inspection.size)):
+        tflite.check(model, (inspection.size - 200001) // 2, "here")
+    tflite.check(model, (inspection.size - 200001) // 2, "here", other_bytes=2)
     assert inspection.float_tensors == []
     assert inspection.ops["CONV_2D"] + inspection.ops["DEPTHWISE_CONV_2D"] == nets.LAYERS
     assert inspection.ops["DEPTHWISE_CONV_2D"] == 2

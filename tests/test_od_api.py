@@ -6,13 +6,35 @@ import os
 import numpy as np
 import pytest
 
-from od_qat import compat
+from od_qat import compat, files
 from od_qat.compat import IS_TF1, tf
-from od_qat.errors import EnvironmentProblem
-from od_qat.od_api import bipartite, graph_transforms, import_hook, locate, moving_average, source_changes
+from od_qat.errors import ConfigError, EnvironmentProblem
+from od_qat.od_api import (
+    bipartite,
+    graph_transforms,
+    import_hook,
+    locate,
+    moving_average,
+    pipeline,
+    source_changes,
+)
 
 compat.enable_tf1_behaviour()
 pytestmark = pytest.mark.tf1
+
+
+@pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15 has no file system in memory")
+def test_files_of_other_file_systems(tmp_path):
+    """What a config may name as gs://..., TensorFlow reads; `ram://` is one that is everywhere."""
+    path = "ram://folder/below/a.config"
+    with pytest.raises(ConfigError, match="cannot read the pipeline config: at ram://folder/below/a.config"):
+        pipeline.load(path)
+    files.write_atomically(path, "model { ssd { num_classes: 3 } }")
+    assert pipeline.load(path).model.ssd.num_classes == 3
+    files.write_atomically(path, "model { ssd { num_classes: 4 } }")
+    assert pipeline.load(path).model.ssd.num_classes == 4
+    assert tf.gfile.ListDirectory("ram://folder/below") == ["a.config"]
+    assert not os.path.exists("ram:")
 
 
 def _run_match(distance, valid):

@@ -58,6 +58,24 @@ def test_a_classifier_without_names():
         assert _find(graph).names == ("out",)
 
 
+def test_a_graph_with_an_op_unknown_here_has_candidates_without_shapes():
+    with tf.Graph().as_default() as graph:
+        tf.nn.softmax(tf.reduce_mean(_backbone(), [1, 2]), name="first")
+        definition = graph.as_graph_def()
+    definition.node.add(name="mine", op="NobodyKnowsIt", input=["first"])
+    for name in ("one", "two"):
+        definition.node.add(name=name, op="Softmax", input=["mine"])
+    with pytest.raises(OdQatError, match="candidates: one.*two"):
+        output_nodes.find_output_nodes(definition)
+
+
+def test_a_graph_that_is_cut_off_has_candidates():
+    definition = tf.GraphDef()
+    definition.node.add(name="end", op="Reshape", input=["not_there", "neither"])
+    with pytest.raises(OdQatError, match="candidates: end"):
+        output_nodes.find_output_nodes(definition)
+
+
 def test_several_answers_are_listed_with_their_shapes():
     with tf.Graph().as_default() as graph:
         logits = tf.reduce_mean(_backbone(), [1, 2])

@@ -134,6 +134,8 @@ def test_a_block_that_was_not_there_is_made():
         ),
         ("train_config.batch_size=-2", r"found '-2', allowed: a whole number from 0"),
         ("train_config.batch_size=2 num_steps: 3", r"found '2 num_steps: 3', allowed: a whole number"),
+        ("train_config.data_augmentation_options=[]", r"found '\[\]'. Fix: \S+options= clears the field"),
+        ("train_config.freeze_variables=[]", r"found '\[\]'. Fix: \S+variables= clears the field"),
         ("train_config.sync_replicas=maybe", r"found 'maybe', allowed: true or false"),
         ("model.ssd.post_processing.score_converter=SIGMOIDAL", r"allowed: IDENTITY, SIGMOID"),
         ("train_config.batch_size.x=2", r"found x, allowed: train_config.batch_size=a whole number"),

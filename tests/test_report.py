@@ -49,6 +49,13 @@ def test_long_labels_and_large_numbers_fit_80_columns():
     assert max(len(line) for line in report.to_text(rows).splitlines()) <= 80
 
 
+def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    terminal = Terminal()
+    report.print_table(ROWS, terminal)
+    assert terminal.getvalue() == report.to_text(ROWS)
+
+
 def test_a_pipe_gets_plain_text_and_a_terminal_a_table(capsys, monkeypatch):
     report.print_table(ROWS)
     assert capsys.readouterr().out == report.to_text(ROWS)

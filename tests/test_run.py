@@ -174,6 +174,11 @@ class TestAScriptOfTheUser(object):
         assert status == 1
         assert "IllegalFlagValueError: flag --status=many" in last_line(errors)
 
+    def test_may_change_the_import_path(self, folder):
+        (folder / "home" / "pops.py").write_text("import sys\nsys.path[:] = sys.path[1:]\nprint('fine')\n")
+        status, output, errors = od_qat_run(folder, "home/pops.py")
+        assert (status, last_line(output)) == (0, "fine"), errors
+
     def test_what_is_not_there_is_named(self, folder):
         for target in ("home/none.py", "no_such_module", "no.such.module"):
             with pytest.raises(ConfigError, match="no such module or script.*" + target):

@@ -722,10 +722,11 @@ def od_api():
 
 
 def od_api_metrics(evaluator, examples, detections):
-    for example in examples:
+    """Numbers the images, as the OD API's evaluation does: the order of equal scores depends on it."""
+    for number, example in enumerate(examples):
         size = np.array([example.height, example.width, example.height, example.width], np.float32)
         evaluator.add_single_ground_truth_image_info(
-            example.image_id,
+            number,
             {
                 "groundtruth_boxes": example.boxes * size,
                 "groundtruth_classes": example.classes,
@@ -735,7 +736,7 @@ def od_api_metrics(evaluator, examples, detections):
         )
         found = detections[example.image_id]
         evaluator.add_single_detected_image_info(
-            example.image_id,
+            number,
             {
                 "detection_boxes": found.boxes * size,
                 "detection_scores": found.scores,
@@ -856,6 +857,27 @@ def write_record(tf, path, examples, names=None):
                     bytes_list=tf.train.BytesList(value=texts)
                 )
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+
+def test_records_in_several_files(tf, model_dir, tmp_path, capsys):
+    """As the OD API's scripts write them: val.record-00000-of-00002 and so on."""
+    from od_qat import cli
+    from od_qat.datasets import label_map
+
+    examples = [quadrant_example(e.image_id, _classes(e), SIZE, SIZE) for e in EXAMPLES]
+    for number, part in enumerate((examples[:2], examples[2:])):
+        write_record(tf, str(tmp_path / "val.record-0000{}-of-00002".format(number)), part)
+    labels = str(tmp_path / "label_map.pbtxt")
+    label_map.write_label_map(labels, NAMES)
+    model, pattern = os.path.join(model_dir, "named.pb"), str(tmp_path / "val.record-?????-of-00002")
+    result = scoring.score(model, pattern, labels, processes=1, progress=False)
+    assert list(result.detections) == [example.image_id for example in examples]
+    assert result.score.map == pytest.approx(1.0)
+    arguments = ["score", "--model", model, "--label_map", labels, "--processes", "1"]
+    assert cli.main(arguments + ["--record", pattern]) == 0
+    capsys.readouterr()
+    assert cli.main(arguments + ["--record", str(tmp_path / "none-*")]) != 0
+    assert "cannot find the record file" in capsys.readouterr().err
 
 
 def test_score(tf, model_dir, tmp_path):

@@ -56,8 +56,8 @@ def add_to_path(root: Optional[str] = None) -> None:
                     fix=WHICH_FOLDER,
                 )
         for folder in (slim, root):
-            if folder not in sys.path:
-                sys.path.insert(0, folder)
+            # In front, also of another tree that PYTHONPATH names.
+            sys.path[:] = [folder] + [other for other in sys.path if other != folder]
     for package in ("object_detection", "nets", "deployment"):
         if importlib.util.find_spec(package) is None:
             raise EnvironmentProblem(

@@ -143,6 +143,9 @@ def _parsed(message, field, value: str, key: str):
     try:
         text_format.Merge("{}: {}".format(name, text), parsed)
         found = [other.name for other, _ in parsed.ListFields()]
+        if not found:  # `[]`
+            fix = "{}= clears the field".format(key)
+            raise ConfigError("the override holds no value", where=key, found=repr(value), fix=fix)
         if found != [field.name]:
             raise text_format.ParseError("{!r} is more than one value".format(value))
     except text_format.ParseError as error:

@@ -6,6 +6,7 @@ from typing import Iterable, Tuple
 
 from google.protobuf import text_format
 
+from od_qat import files
 from od_qat.errors import ConfigError
 from od_qat.od_api import layers_proto
 from od_qat.od_api import overrides as overriding
@@ -38,8 +39,7 @@ def load(path: str, overrides: Iterable[str] = ()):
     if not path:
         raise ConfigError("no pipeline config given", fix="pass --pipeline_config_path=FILE")
     try:
-        with open(path, "rb") as stream:
-            text = stream.read().decode("utf-8")
+        text = files.read(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "cannot read the pipeline config",

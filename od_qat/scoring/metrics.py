@@ -88,19 +88,21 @@ def coco_metrics(
     examples = _matched(examples, detections)
     names = names_by_id(class_names)
     objects, found = [], []  # type: List[Dict[str, Any]], List[Dict[str, Any]]
-    for example in examples:
+    # Numbered as the OD API's evaluators number them: pycocotools takes images in the order of their ids, and
+    # equal scores, of which a quantized model has many, in the order of the images.
+    for number, example in enumerate(examples):
         crowd = _flags(example, "is_crowd")
         boxes = _absolute(example, example.boxes)
         for box, class_id, is_crowd in zip(boxes, example.classes, crowd):
             if int(class_id) in names:
                 # COCO's matching takes id 0 for "not matched", so ids start at 1.
-                objects.append(_annotation(len(objects) + 1, example.image_id, class_id, box, int(is_crowd)))
+                objects.append(_annotation(len(objects) + 1, number, class_id, box, int(is_crowd)))
         of_image = detections[example.image_id]
         for box, class_id, score in zip(
             _absolute(example, of_image.boxes), of_image.classes, of_image.scores
         ):
             if int(class_id) in names:
-                annotation = _annotation(len(found) + 1, example.image_id, class_id, box, 0)
+                annotation = _annotation(len(found) + 1, number, class_id, box, 0)
                 annotation["score"] = float(score)
                 found.append(annotation)
     _require_objects(objects, examples, names)
@@ -109,7 +111,7 @@ def coco_metrics(
         truth, result = COCO(), COCO()
         for index, annotations in ((truth, objects), (result, found)):
             index.dataset = {
-                "images": [{"id": example.image_id} for example in examples],
+                "images": [{"id": number} for number in range(len(examples))],
                 "categories": [{"id": key, "name": names[key]} for key in sorted(names)],
                 "annotations": annotations,
             }
