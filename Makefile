@@ -31,6 +31,9 @@ GRAPH ?= $(OUT)/frozen_inference_graph.pb
 # What the tests are taken from: make test TESTS=tests/test_rewrite.py
 TESTS ?= tests
 
+# Seconds that a test may take.
+TIMEOUT ?= 600
+
 # Trees of the OD API of other years, for the tests of the patches.
 GENERATIONS ?= out/generations
 
@@ -126,7 +129,7 @@ matrix-table: setup setup-tf1 setup-tf215 generations
 
 matrix-tests: setup setup-tf1 setup-tf215 generations
 	@export OD_QAT_WHOLE_ZOO=1 OD_QAT_MATRIX=1 OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; status=0; \
-	for target in test-main test-tf215 test-tf1; do $(MAKE) --no-print-directory $$target || status=1; done; \
+	for target in test-main test-tf215 test-tf1; do $(MAKE) --no-print-directory TIMEOUT=3000 $$target || status=1; done; \
 	exit $$status
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)
@@ -136,15 +139,15 @@ test: setup ## all tests, on the current TensorFlow and, where a Python 3.7 is f
 	@bash tests/run.sh
 
 test-main: setup ## all tests, on the current TensorFlow only
-	@.venv/bin/python -m pytest $(TESTS) --timeout=600 $(ARGS)
+	@.venv/bin/python -m pytest $(TESTS) --timeout=$(TIMEOUT) $(ARGS)
 
 # (5: none of TESTS is marked so.)
 test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5 only
-	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest $(TESTS) -m tf1 --timeout=600 $(ARGS) || \
+	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest $(TESTS) -m tf1 --timeout=$(TIMEOUT) $(ARGS) || \
 	  [ $$? -eq 5 ]
 
 test-tf215: setup-tf215 ## all tests, on TensorFlow 2.15.1 (TESTS)
-	@PATH="$$PWD/.venv-tf215/bin:$$PATH" PYTHONPATH="$$PWD" $(TF215) -m pytest $(TESTS) --timeout=600 $(ARGS)
+	@PATH="$$PWD/.venv-tf215/bin:$$PATH" PYTHONPATH="$$PWD" $(TF215) -m pytest $(TESTS) --timeout=$(TIMEOUT) $(ARGS)
 
 oracle-check: setup setup-tf1 ## contrib still does what was recorded, and od_qat computes what its graphs compute here
 	@graphs="$$(mktemp -d)"; trap 'rm -rf "$$graphs"' EXIT; status=0; \

@@ -8,7 +8,7 @@ The chief is called `master`, and is a worker too.
 
 import json
 import os
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Sequence
 
 from od_qat import training_session
 from od_qat.compat import tf
@@ -30,7 +30,7 @@ def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_s
     Raises:
       ConfigError: for a TF_CONFIG that describes no such cluster.
     """
-    text = (environment or os.environ).get(_VARIABLE, "")
+    text = (os.environ if environment is None else environment).get(_VARIABLE, "")
     try:
         config = json.loads(text or "{}")
         cluster = dict(config.get("cluster") or {})
@@ -52,7 +52,7 @@ def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_s
         )
     if job not in cluster or not 0 <= index < len(cluster[job]):
         raise _bad("task {} of {}".format(index, job), "a task of the cluster")
-    server = tf.train.Server(tf.train.ClusterSpec(cluster), protocol="grpc", job_name=job, task_index=index)
+    server = _server(cluster, job, index)
     replicas = len(cluster.get("worker", ())) + 1
     if job == "ps":
         training_session.serve(server, index, replicas)
@@ -66,6 +66,22 @@ def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_s
         job == "master",
         server,
     )
+
+
+def _server(cluster: Mapping[str, Sequence[str]], job: str, index: int):
+    for name, tasks in cluster.items():
+        if not isinstance(tasks, list) or not all(isinstance(address, str) for address in tasks):
+            raise _bad("{}: {!r}".format(name, tasks), "a list of host:port for each job")
+    try:
+        return tf.train.Server(tf.train.ClusterSpec(cluster), protocol="grpc", job_name=job, task_index=index)
+    except (tf.errors.OpError, ValueError) as error:
+        raise ConfigError(
+            "cannot start this process's TensorFlow server",
+            where="{}/task:{} at {}".format(job, index, cluster[job][index]),
+            found=getattr(error, "message", str(error)).splitlines()[0],
+            allowed="host:port, where the port is free on this machine, and host:port of all others",
+            fix="end what uses the port, or give another in {}, the same in all processes".format(_VARIABLE),
+        ) from error
 
 
 def _bad(found: str, allowed: str) -> ConfigError:

@@ -181,8 +181,9 @@ def export(
 
 def _resolve(prefix: str) -> str:
     from od_qat import checkpoints
+    from od_qat.compat import tf
 
-    return checkpoints.latest(prefix) if os.path.isdir(prefix) else checkpoints.normalised(prefix)
+    return checkpoints.latest(prefix) if tf.gfile.IsDirectory(prefix) else checkpoints.normalised(prefix)
 
 
 def export_tflite(

@@ -56,27 +56,29 @@ def evaluate(
     """
     from od_qat.od_api import evaluation
 
-    if eval_config.ignore_groundtruth and not eval_config.export_path:
+    if eval_config.ignore_groundtruth:
         raise ConfigError(
-            "ignore_groundtruth leaves nothing to report", where="eval_config", fix="set export_path too"
+            "an evaluation without ground truth has nothing to report",
+            where="eval_config.ignore_groundtruth",
+            found="true (upstream's evaluator ends in an error there)",
+            allowed="false",
         )
-    checkpoints.latest(checkpoint_dir)  # before the graph is built: a wrong folder is seen at once
+    # Before the graph is built: a wrong folder is seen at once.
+    first = checkpoints.latest(checkpoint_dir)
     evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
     metrics: Dict[str, float] = {}
     with tf.Graph().as_default():
-        tensors, losses = evaluation.predictions_and_losses(
-            create_model_fn(), create_input_dict_fn, eval_config.ignore_groundtruth
-        )
+        tensors, losses = evaluation.predictions_and_losses(create_model_fn(), create_input_dict_fn)
         tf.train.get_or_create_global_step()
         if graph_hook_fn:
             graph_hook_fn()
-        variables = freeze.variables_to_restore(eval_config.use_moving_averages)
+        variables = freeze.variables_to_restore(eval_config.use_moving_averages, first)
         saver = tf.train.Saver(variables)
         run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
         evaluated, count = None, 0
         if on_start:
             on_start()
-        limit = 1 if eval_config.ignore_groundtruth else eval_config.max_evals
+        limit = eval_config.max_evals
         while True:
             newest = checkpoints.latest(checkpoint_dir)
             if newest != evaluated:
@@ -89,7 +91,7 @@ def evaluate(
                             create_model_fn, graph_hook_fn, newest, path, eval_config.use_moving_averages
                         )
                         print("wrote {} and the .json beside it".format(path), file=sys.stderr)
-                except (CheckpointError, tf.errors.NotFoundError):
+                except CheckpointError:
                     # A training keeps its last five: this one may have gone while it was looked at.
                     if checkpoints.latest(checkpoint_dir) == newest:
                         raise
@@ -135,7 +137,7 @@ class _Run(object):
         with tf.Session(self._config.eval_master) as session:
             session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
             session.run(tf.tables_initializer())
-            self._saver.restore(session, checkpoint)
+            checkpoints.restore(self._saver, session, checkpoint)
             threads = tf.train.start_queue_runners(session, coordinator)
             try:
                 for number in tqdm(
@@ -144,7 +146,7 @@ class _Run(object):
                     unit="image",
                     disable=not sys.stderr.isatty(),
                 ):
-                    result, image_losses = self._one(session, number)
+                    result, image_losses = self._one(session, number, coordinator, threads)
                     for name, value in image_losses.items():
                         losses.setdefault(name, []).append(value)
                     for evaluator in self._evaluators:
@@ -153,20 +155,21 @@ class _Run(object):
                     if number < self._config.num_visualizations:
                         self._draw(result, number, step)
             finally:
-                coordinator.request_stop()
-                coordinator.join(threads, stop_grace_period_secs=10, ignore_live_threads=True)
+                _stop(coordinator, threads)
         metrics = self._metrics(losses)
         self._write(metrics, step)
         return metrics
 
-    def _one(self, session, number: int):
+    def _one(self, session, number: int, coordinator, threads):
         try:
             return session.run([self._tensors, self._losses])
         except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+            # Why a thread of the input ended says more than that there is no image.
+            cause = _stop(coordinator, threads) or error
             raise DataError(
                 "cannot read image {} of the eval input".format(number),
                 where="eval_input_reader",
-                found=error.message.splitlines()[0],
+                found=cause.message.splitlines()[0],
                 allowed="eval_config.num_examples ({}) readable images".format(self._config.num_examples),
                 fix="check the records with `od-qat data`",
             ) from error
@@ -174,6 +177,8 @@ class _Run(object):
     def _draw(self, result, number: int, step: int) -> None:
         from od_qat.od_api import evaluation
 
+        if self._config.visualization_export_dir:
+            tf.gfile.MakeDirs(self._config.visualization_export_dir)
         tag = "image-{}".format(number)
         evaluation.write_images(result, tag, step, self._categories, self._eval_dir, self._config)
 
@@ -198,3 +203,13 @@ class _Run(object):
             )
         writer.flush()
         files.write_json(os.path.join(self._eval_dir, "metrics-{}.json".format(step)), metrics)
+
+
+def _stop(coordinator, threads) -> Optional[tf.errors.OpError]:
+    """Stops the threads of the input; returns what had ended one of them before."""
+    coordinator.request_stop()
+    try:
+        coordinator.join(threads, stop_grace_period_secs=10, ignore_live_threads=True)
+    except tf.errors.OpError as error:
+        return error
+    return None

@@ -1,6 +1,7 @@
 """Writing files so that nothing half-written is ever left behind."""
 
 import json
+import math
 import os
 import tempfile
 from typing import Any, Union
@@ -78,5 +79,13 @@ def _write_elsewhere(path: str, data: bytes) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes a value as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+    """Writes a value as indented JSON, atomically; numbers that are not finite, which it has not, as null."""
+    write_atomically(path, json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

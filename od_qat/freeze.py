@@ -35,7 +35,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
         except KeyError:
             raise ExportError("no such node in the graph", found=name) from None
     with graph.as_default():
-        variables = variables_to_restore(use_moving_averages)
+        variables = variables_to_restore(use_moving_averages, checkpoint)
         quant_names = checkpoints.quant_variable_names(graph)
         if checkpoints.QUANT_STEP in quant_names:
             raise ExportError(
@@ -48,7 +48,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
             range_gates.warn_of_checkpoint(checkpoint, quant_names)
         saver = tf.train.Saver(variables)
         with tf.Session(graph=graph) as session:
-            saver.restore(session, checkpoint)
+            checkpoints.restore(saver, session, checkpoint)
             frozen = tf.graph_util.convert_variables_to_constants(
                 session, graph.as_graph_def(add_shapes=False), names
             )
@@ -57,10 +57,27 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
     return frozen
 
 
-def variables_to_restore(use_moving_averages: bool) -> Dict[str, object]:
-    """Name in the checkpoint -> variable, for the default graph; the global step is not needed."""
+def variables_to_restore(use_moving_averages: bool, checkpoint: str) -> Dict[str, object]:
+    """Name in the checkpoint -> variable, for the default graph; the global step is not needed.
+
+    Args:
+      use_moving_averages: take trained variables from their averages. Those that the training did not change
+        (train_config.freeze_variables) have none, and are their own.
+      checkpoint: prefix of one of the training.
+
+    Raises:
+      CheckpointError: when it cannot be read.
+    """
     if use_moving_averages:
         found = tf.train.ExponentialMovingAverage(0.0).variables_to_restore()
+        available = checkpoints.shapes(checkpoint)
+        averages = {name for name in found if name.endswith(checkpoints.AVERAGE)}
+        if averages & set(available):
+            end = -len(checkpoints.AVERAGE)
+            found = {
+                name[:end] if name in averages and name not in available else name: variable
+                for name, variable in found.items()
+            }
     else:
         found = {variable.op.name: variable for variable in tf.global_variables()}
     return {

@@ -7,18 +7,23 @@ of the Supervisor. The graph is built in training_graph.py, the session opened i
 
 import ctypes
 import os
+import re
 import sys
 from typing import Callable, NamedTuple, Optional
 
 from od_qat import checkpoints, files, nan_trace, training_session
 from od_qat.compat import tf
 from od_qat.config import QatConfig
-from od_qat.errors import CheckpointError, ConfigError, OdQatError
+from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
 from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
 from od_qat.training_graph import Built, add_summaries, aggregates, build, seed_the_unseeded
 
 REPORT_FILE = "rewrite_report.json"
+# What tf.check_numerics says.
+_NOT_FINITE = re.compile(r"\b(Inf|NaN)\b")
+# Ops whose failure is that of a record or of an image in it. (An error of the input's threads has no op.)
+_OF_INPUT = re.compile(r"\b(IteratorGetNext|DecodeImage|DecodeJpeg|DecodePng)\b")
 
 
 class TrainResult(NamedTuple):
@@ -96,6 +101,8 @@ def train(
             file=sys.stderr,
         )
     _require_delay_below(train_config.num_steps, graph_hook_fn)
+    if train_config.fine_tune_checkpoint:
+        training.fine_tune_type(train_config)
     deploy = training.model_deploy.DeploymentConfig(
         num_clones=num_clones,
         clone_on_cpu=clone_on_cpu,
@@ -127,7 +134,7 @@ def train(
         )
         # A worker finds everything restored by the chief; its train_dir may be another machine's.
         init_fn = _initializer(train_config, built.detection_model, train_dir) if is_chief else None
-        newest = tf.train.latest_checkpoint(train_dir)
+        newest = checkpoints.newest(train_dir)
         if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
             print(
                 "training has ended already, at step {}".format(checkpoints.step_of(newest)), file=sys.stderr
@@ -177,7 +184,8 @@ def _run(
     progress = ProgressHook(
         num_steps or None, built.global_step, built.total_loss, built.rates[0] if built.rates else None
     )
-    finite = FiniteVariablesHook(tf.trainable_variables())
+    # (Model variables are the batch norms' averages too.)
+    finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
     hooks = built.session_hooks + [progress, finite]
     if num_steps:
         hooks.append(tf.train.StopAtStepHook(last_step=num_steps))
@@ -189,16 +197,23 @@ def _run(
         decay = getattr(built.report, "ema_decay", QatConfig().ema_decay)
         hooks.append(RangeGatesHook(train_dir, built.global_step, decay))
     step = 0
-    with training_session.open_session(place, scaffold, train_dir, hooks, **intervals) as session:
-        while not session.should_stop():
-            try:
-                _, step = session.run([built.train_op, built.global_step])
-            except tf.errors.InvalidArgumentError as error:
-                if "Inf" not in error.message and "NaN" not in error.message:
-                    raise
-                raise _not_finite(error, finite, session, built, train_dir) from error
+    try:
+        with training_session.open_session(place, scaffold, train_dir, hooks, **intervals) as session:
+            while not session.should_stop():
+                try:
+                    _, step = session.run([built.train_op, built.global_step])
+                except tf.errors.InvalidArgumentError as error:
+                    if not _NOT_FINITE.search(error.message):
+                        raise
+                    raise _not_finite(error, finite, session, built, train_dir) from error
+    except BaseException as error:
+        if place.is_chief:
+            checkpoints.remove_unfinished(train_dir)
+        if isinstance(error, tf.errors.OpError) and _OF_INPUT.search(error.message):
+            raise _unreadable(error) from error
+        raise
     # (The session takes the end of the input for the end of training, without a word.)
-    newest = tf.train.latest_checkpoint(train_dir)
+    newest = checkpoints.newest(train_dir)
     if newest:
         step = checkpoints.step_of(newest) or step
     return TrainResult(int(step), progress.last_loss, newest)
@@ -234,7 +249,7 @@ def _initializer(train_config, detection_model, train_dir: str) -> Optional[Call
     from od_qat.od_api import training
 
     quant_names = checkpoints.quant_variable_names()
-    newest = tf.train.latest_checkpoint(train_dir)
+    newest = checkpoints.newest(train_dir)
     if newest:
         checkpoints.require_all({v.op.name: v for v in tf.global_variables()}, newest, quant_names)
         print("resuming from {}".format(newest), file=sys.stderr)
@@ -324,9 +339,7 @@ def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train
         bad = []
     found = "not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite"
     try:
-        traced = nan_trace.trace(
-            session, built.losses, built.gradients, tf.train.latest_checkpoint(train_dir)
-        )
+        traced = nan_trace.trace(session, built.losses, built.gradients, checkpoints.newest(train_dir))
     except Exception as trouble:  # noqa: BLE001  (the same; the loss is named all the same)
         found += "; not traced to a layer ({})".format(type(trouble).__name__)
     else:
@@ -342,6 +355,16 @@ def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train
         found=found,
         fix="lower the learning rate, or set train_config.gradient_clipping_by_norm (10.0 is usual); "
         "the newest checkpoint is from before",
+    )
+
+
+def _unreadable(error) -> OdQatError:
+    return DataError(
+        "cannot read an image of the training input",
+        where="train_input_reader",
+        found=error.message.splitlines()[0],
+        allowed="tf.Examples with JPEG or PNG images",
+        fix="make the records anew (`od-qat data` decodes each image once)",
     )
 
 

@@ -100,6 +100,7 @@ def build(
         ]
         computed = list(grads_and_vars)
         grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
+        _update_only_after(checks, update_ops)
         with tf.control_dependencies(checks):
             apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
         train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
@@ -114,6 +115,24 @@ def build(
         computed,
         report,
     )
+
+
+def _update_only_after(checks: List, update_ops: List) -> None:
+    """Keeps batch norms' averages from a batch that is not finite: those of several workers are shared.
+
+    (The averages that a loss depends on, of a model that asks for its updates first, cannot wait for it.)
+    """
+    before, pending = set(), [check.op for check in checks]
+    while pending:
+        operation = pending.pop()
+        if operation.name not in before:
+            before.add(operation.name)
+            pending.extend(tensor.op for tensor in operation.inputs)
+            pending.extend(operation.control_inputs)
+    for update in update_ops:
+        operation = getattr(update, "op", update)
+        if operation.name not in before:
+            operation._add_control_inputs([check.op for check in checks])
 
 
 def seed_the_unseeded(graph, seed: int) -> None:

@@ -10,10 +10,14 @@ import threading
 import time
 from typing import List, NamedTuple
 
+from od_qat import checkpoints
 from od_qat.compat import tf
+from od_qat.errors import OdQatError
 
 # The chief restores or initialises in seconds; 30 seconds between looks is longer than a short training.
 _POLL_SECS = 1
+# How long a process waits for others before it says so.
+_PATIENCE_SECS = 20
 # How long a worker waits for the chief: a chief that is restarted on another machine takes its time.
 _LONGEST_WAIT_SECS = 7200
 # Threads that wait for other workers' gradients end with the session, not before.
@@ -92,17 +96,52 @@ class _SessionCreator(tf.train.SessionCreator):
             recovery_wait_secs=_POLL_SECS,
         )
         config = _session_config(place)
+        if place.ps_tasks:
+            # (TensorFlow's own notes of it are in the log that od_qat silences.)
+            told = threading.Timer(_PATIENCE_SECS, _say_what_is_waited_for, [place])
+            told.daemon = True
+            told.start()
+            try:
+                return self._session(manager, config)
+            except tf.errors.DeadlineExceededError as error:
+                raise OdQatError(
+                    "the chief has not started the training",
+                    where=place.worker_job_name,
+                    found="nothing after {} minutes".format(_LONGEST_WAIT_SECS // 60),
+                    fix="start the process that TF_CONFIG calls master, then this one again",
+                ) from error
+            finally:
+                told.cancel()
+        return self._session(manager, config)
+
+    def _session(self, manager, config):
+        scaffold, place = self._scaffold, self._place
         if not place.is_chief:
             return manager.wait_for_session(place.master, config=config, max_wait_secs=_LONGEST_WAIT_SECS)
+        # By the folder where its list names it, so that the saver knows the older ones too; in a folder that
+        # was moved, by its own path.
+        newest = checkpoints.newest(self._train_dir)
+        moved = newest and newest != tf.train.get_checkpoint_state(self._train_dir).model_checkpoint_path
         return manager.prepare_session(
             place.master,
             saver=scaffold.saver,
-            checkpoint_dir=self._train_dir,
+            checkpoint_dir=None if moved else self._train_dir,
+            checkpoint_filename_with_path=newest if moved else None,
             config=config,
             init_op=scaffold.init_op,
             init_feed_dict=scaffold.init_feed_dict,
             init_fn=scaffold.init_fn,
         )
+
+
+def _say_what_is_waited_for(place: Place) -> None:
+    print(
+        "{} waits for {}: are they started, and reachable from here at the addresses in TF_CONFIG?".format(
+            place.worker_job_name,
+            "the parameter servers" if place.is_chief else "the parameter servers and the chief",
+        ),
+        file=sys.stderr,
+    )
 
 
 def _session_config(place: Place):

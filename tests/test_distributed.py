@@ -254,6 +254,21 @@ class TestTfConfig(object):
         with pytest.raises(ConfigError, match="TF_CONFIG.*" + says):
             self.join(jobs, task, index)
 
+    def test_a_job_that_is_no_list_is_named(self):
+        with pytest.raises(ConfigError, match="TF_CONFIG.*found ps: '127.0.0.1:1', allowed: a list"):
+            self.join({"ps": self.PS[0], "master": self.CHIEF})
+
+    def test_an_address_that_cannot_be_served_is_named(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen(1)
+            used = "127.0.0.1:{}".format(taken.getsockname()[1])
+            for address in (used, "localhost"):
+                with pytest.raises(
+                    ConfigError, match="server: at master/task:0 at {}, found".format(address)
+                ):
+                    self.join({"ps": self.PS, "master": [address]})
+
     @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps"}}'])
     def test_what_is_no_json_is_named(self, text):
         with pytest.raises(ConfigError, match="TF_CONFIG.*JSON"):

@@ -222,6 +222,30 @@ def averaged(runs):
     return train_dir
 
 
+def test_what_training_froze_is_its_own_average(runs):
+    more = [
+        "train_config.freeze_variables=.*FeatureExtractor.*",
+        "train_config.optimizer.use_moving_average=true",
+        "train_config.num_steps=1",
+    ]
+    train_dir = runs.below("frozen_averaged")
+    commands.train(runs.qat_config, train_dir, overrides=more, seed=1)
+    trained = values(train_dir)
+    assert not trained.has_tensor(AVERAGE) and trained.has_tensor(HEAD + checkpoints.AVERAGE)
+    more = ["eval_config.use_moving_averages=true"]
+    path = commands.export(runs.qat_config, train_dir, runs.below("frozen_averaged_out"), overrides=more)
+    graph_def = tf.GraphDef()
+    with open(path, "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    frozen = {node.name: node for node in graph_def.node}
+    for name, wanted in ((BACKBONE, BACKBONE), (HEAD, HEAD + checkpoints.AVERAGE)):
+        constant = tf.make_ndarray(frozen[name].attr["value"].tensor)
+        np.testing.assert_array_equal(constant, trained.get_tensor(wanted))
+    commands.evaluate(
+        runs.qat_config, train_dir, runs.below("frozen_averaged_eval"), overrides=more, run_once=True
+    )
+
+
 def test_averages_are_kept_of_weights_and_not_of_ranges(averaged):
     names = values(averaged).get_variable_to_shape_map()
     assert AVERAGE in names
@@ -313,6 +337,66 @@ def test_a_damaged_checkpoint(runs, damage):
     more = ["train_config.fine_tune_checkpoint_type=detection"]
     with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
         runs.fine_tune(prefix, "from_damaged" + damage.__name__, more)
+
+
+def _lose(path):
+    os.remove(path)
+
+
+def _empty(path):
+    open(path, "w").close()
+
+
+def _garble(path):
+    with open(path, "w") as stream:
+        stream.write("model_checkpoint_path: model.ckpt")
+
+
+def _name_another(path):
+    with open(path, "w") as stream:
+        stream.write('model_checkpoint_path: "/home/old/model.ckpt-9"\n')
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (_lose, "found missing; in that folder: model.ckpt-0, model.ckpt-2"),
+        (_empty, "found damaged; in that folder: model.ckpt-0, model.ckpt-2"),
+        (_garble, "found damaged; in that folder: model.ckpt-0, model.ckpt-2"),
+        (_name_another, "found naming /home/old/model.ckpt-9, which is not there; in that folder: model"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_lost_list_of_checkpoints(runs, damage, says):
+    """Training would start anew, and overwrite what is there."""
+    folder, prefix = _copy_of(runs, "list" + damage.__name__)
+    listed = os.path.join(folder, "checkpoint")
+    damage(listed)
+    before = sorted(os.listdir(folder))
+    for call in (
+        lambda: commands.train(runs.qat_config, folder, overrides=["train_config.num_steps=3"]),
+        lambda: commands.export(runs.qat_config, folder, os.path.join(folder, "out")),
+        lambda: commands.evaluate(runs.qat_config, folder, os.path.join(folder, "eval"), run_once=True),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(says)) as caught:
+            call()
+        assert listed in str(caught.value)
+    assert sorted(os.listdir(folder)) == before
+    with open(listed, "w") as stream:  # what the message says to do
+        stream.write(re.search("put the line (.*) into it", str(caught.value)).group(1))
+    assert checkpoints.latest(folder) == prefix
+
+
+def test_a_moved_folder(runs):
+    """With a list of absolute paths, as upstream's and contrib's savers write them."""
+    folder, _ = _copy_of(runs, "moved")
+    with open(os.path.join(folder, "checkpoint"), "w") as stream:
+        for key in ("model_checkpoint_path", "all_model_checkpoint_paths"):
+            stream.write('{}: "/home/old/train/model.ckpt-2"\n'.format(key))
+    assert commands.export(runs.qat_config, folder, os.path.join(folder, "out"))
+    result = commands.train(runs.qat_config, folder, overrides=["train_config.num_steps=3"], seed=1)
+    assert (result.global_step, os.path.dirname(result.checkpoint)) == (3, folder)
+    assert same(values(folder), values(runs.qat_dir), BACKBONE)
 
 
 def test_a_checkpoint_that_is_being_written_is_not_looked_at(runs):

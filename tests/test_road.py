@@ -23,6 +23,7 @@ from od_qat import (  # noqa: E402
     scoring,
     tflite,
     tflite_difference,
+    training_graph,
 )
 from od_qat.compat import tf  # noqa: E402
 from od_qat.datasets import builtin  # noqa: E402
@@ -478,6 +479,11 @@ def test_truncated_checkpoint_is_refused(road, tmp_path):
             CheckpointError,
             "a folder",
         ),
+        (
+            ["train_config.fine_tune_checkpoint=/no/such", "train_config.fine_tune_checkpoint_type=full"],
+            ConfigError,
+            "fine_tune_checkpoint_type, found 'full', allowed: detection",
+        ),
         ("train_config.update_trainable_variables=Head", ConfigError, "no variable would be trained.*Head"),
         ("train_config.nonsense=1", ConfigError, "unknown field"),
         ("train_config.batch_size=many", ConfigError, "batch_size"),
@@ -485,7 +491,8 @@ def test_truncated_checkpoint_is_refused(road, tmp_path):
 )
 def test_bad_training_configs_end_in_one_line(road, tmp_path, override, error, match):
     with pytest.raises(error, match=match) as caught:
-        commands.train(road.paths.qat_config, str(tmp_path / "train"), overrides=road.small + [override])
+        overrides = [override] if isinstance(override, str) else override
+        commands.train(road.paths.qat_config, str(tmp_path / "train"), overrides=road.small + overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -515,6 +522,74 @@ def test_unquantised_graph_is_refused_before_the_converter():
         tf.nn.conv2d(image, tf.ones([3, 3, 3, 4]), 1, "SAME", name="conv")
         with pytest.raises(ExportError, match="not quantised.*conv"):
             tflite.require_quantised(graph.as_graph_def(), "model", "int8")
+
+
+def _with_a_broken_image(road, path):
+    """The validation records, with one that begins as a PNG does and goes on otherwise."""
+    from od_qat.datasets import records
+
+    with tf.python_io.TFRecordWriter(path) as writer:
+        for number, serialized in enumerate(records._read_serialized(road.data.val_record)):
+            example = tf.train.Example.FromString(serialized)
+            if number == 1:
+                example.features.feature["image/encoded"].bytes_list.value[0] = (
+                    b"\x89PNG\r\n\x1a\n" + b"?" * 99
+                )
+            writer.write(example.SerializeToString())
+
+
+def test_a_broken_image_is_that_of_its_reader(road, tmp_path):
+    broken = str(tmp_path / "broken.record")
+    _with_a_broken_image(road, broken)
+    field = "{}.tf_record_input_reader.input_path=" + broken
+    with pytest.raises(DataError, match="training input: at train_input_reader, found .*PNG") as caught:
+        more = road.small + [field.format("train_input_reader"), "train_config.num_steps=50"]
+        commands.train(road.paths.qat_config, str(tmp_path / "train"), overrides=more)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="image [01] of the eval input: at eval_input_reader, found .*PNG"):
+        commands.evaluate(
+            road.paths.qat_config,
+            road.paths.qat_train,
+            str(tmp_path / "eval"),
+            overrides=road.small + [field.format("eval_input_reader[0]")],
+            run_once=True,
+        )
+
+
+def test_a_batch_that_is_not_finite_leaves_averages_alone():
+    with tf.Graph().as_default(), tf.Session() as session:
+        batch = tf.placeholder(tf.float32, [])
+        late, early = tf.Variable(1.0), tf.Variable(1.0)
+        updates = [tf.assign(late, batch), tf.assign(early, 2.0).op]
+        with tf.control_dependencies([updates[1]]):  # a loss that asks for its updates first
+            check = tf.check_numerics(batch * 2.0, "the loss")
+        training_graph._update_only_after([check], updates)
+        session.run(tf.global_variables_initializer())
+        step = tf.group(check, *updates)
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            session.run(step, {batch: float("nan")})
+        assert session.run(late) == 1.0
+        session.run(step, {batch: 3.0})
+        assert session.run([late, early]) == [3.0, 2.0]
+
+
+def test_what_the_saver_could_not_finish_is_removed(road, tmp_path, monkeypatch):
+    """As on a full disk: TensorFlow leaves the files that it writes beside their names."""
+    train_dir = tmp_path / "train"
+    unfinished = ("graph.pbtxt.tmp" + "0a" * 16, "model.ckpt-2.meta.tmp" + "b1" * 16)
+
+    def full(*args, **kwargs):
+        train_dir.mkdir(exist_ok=True)
+        for name in unfinished:
+            (train_dir / name).write_bytes(b"half")
+        (train_dir / "model.ckpt-2_temp_0123").mkdir()
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.train.Saver, "save", full)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        commands.train(road.paths.qat_config, str(train_dir), overrides=road.small)
+    left = sorted(name for name in os.listdir(str(train_dir)) if "tmp" in name or "temp" in name)
+    assert left == []
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_saves_nothing(road, tmp_path):

@@ -7,10 +7,10 @@ from object_detection.legacy import evaluator as upstream
 from od_qat.errors import ConfigError
 
 
-def predictions_and_losses(model, create_input_dict_fn: Callable, ignore_groundtruth: bool):
+def predictions_and_losses(model, create_input_dict_fn: Callable):
     """Tensors of one image's detections and groundtruth, and its losses, in the default graph."""
     return upstream._extract_predictions_and_losses(
-        model=model, create_input_dict_fn=create_input_dict_fn, ignore_groundtruth=ignore_groundtruth
+        model=model, create_input_dict_fn=create_input_dict_fn, ignore_groundtruth=False
     )
 
 

@@ -82,10 +82,23 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
 
 
 def fine_tune_type(train_config) -> str:
-    """'detection' or 'classification' (and others of upstream's): what the fine-tune checkpoint is of."""
-    return train_config.fine_tune_checkpoint_type or (
+    """'detection' or 'classification': what the fine-tune checkpoint is of.
+
+    Raises:
+      ConfigError: for another; upstream's TF 2 half has more ('full', 'fine_tune').
+    """
+    kind = train_config.fine_tune_checkpoint_type or (
         "detection" if train_config.from_detection_checkpoint else "classification"
     )
+    if kind not in ("detection", "classification"):
+        raise ConfigError(
+            "unknown kind of fine-tune checkpoint",
+            where="train_config.fine_tune_checkpoint_type",
+            found=repr(kind),
+            allowed="detection (of this model), classification (of its feature extractor)",
+            fix="use one of these; a checkpoint of upstream's TF 2 half cannot be restored here",
+        )
+    return kind
 
 
 def restore_map(detection_model, train_config) -> Dict[str, object]:
