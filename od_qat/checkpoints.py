@@ -103,9 +103,8 @@ def _neighbours(prefix: str) -> str:
 
 def _all_in(folder: str) -> List[str]:
     """Names of a folder's checkpoints, by step."""
-    names = (
-        os.path.basename(path)[: -len(".index")] for path in tf.gfile.Glob(os.path.join(folder, "*.index"))
-    )
+    paths = tf.gfile.Glob(os.path.join(folder, "*.index"))
+    names = [os.path.basename(path)[: -len(".index")] for path in paths]
     return sorted(names, key=lambda name: (step_of(name) or 0, name))
 
 
@@ -138,9 +137,7 @@ def newest(folder: str) -> Optional[str]:
     state_file = os.path.join(folder, "checkpoint")
     named = None
     try:
-        state = tf.train.get_checkpoint_state(
-            folder
-        )  # (None, and a line in the log, for one it cannot parse)
+        state = tf.train.get_checkpoint_state(folder)  # (None for one that cannot be parsed)
         named = state.model_checkpoint_path if state else None
     except (tf.errors.OpError, ValueError):
         pass

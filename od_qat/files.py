@@ -73,6 +73,8 @@ def _write_elsewhere(path: str, data: bytes) -> None:
             stream.write(data)
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except tf.errors.OpError as error:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
         raise OdQatError(
             "cannot write the file", where=path, found=error.message, fix="choose another folder"
         ) from error
