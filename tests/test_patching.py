@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from od_qat import doctor
+from od_qat.compat import IS_TF1
 from od_qat.errors import EnvironmentProblem, OdQatError
 from od_qat.od_api import old_protos, patching, source_changes
 from tests import tiny
@@ -563,11 +564,26 @@ runpy.run_path("object_detection/" + script, run_name="__main__")
 
 
 @needs_od_api
+def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_path):
+    tiny.write_data(str(tmp_path))
+    patching.patch(tree)
+    code = (
+        "import sys; from object_detection.tpu_exporters import export_saved_model_tpu_lib as exporter; "
+        "print(exporter.parse_pipeline_config(sys.argv[1])[1])"
+    )
+    if not IS_TF1:  # (by itself it cannot be imported there)
+        code = "import od_qat.plugin; " + code
+    for quantised in (True, False):
+        config = tiny.write_config(str(tmp_path), quantised, "config", steps=2)
+        status, text = road.run_python(tree, os.path.join(tree, "slim"), ["-c", code, config])
+        refused = "export_saved_model_tpu ignores the graph_rewriter block" in text
+        assert (bool(status), refused) == (quantised, quantised), text[-3000:]
+
+
+@needs_od_api
 @pytest.mark.parametrize("script", sorted(_TF2_COMMANDS))
 def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_path):
     """It would train or export a float model without a word."""
-    from od_qat.compat import IS_TF1
-
     if IS_TF1:
         pytest.skip("the TF 2 half needs TensorFlow 2")
     tiny.write_data(str(tmp_path))

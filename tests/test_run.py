@@ -255,6 +255,14 @@ class TestNothingIsIgnoredSilently(object):
         text = self.refused(folder, "object_detection.model_tpu_main", "qat.config")
         assert "TPU" in text and "object_detection.legacy.train" in text
 
+    def test_the_exporter_for_tpus(self, folder):
+        command = "object_detection.tpu_exporters.export_saved_model_tpu"
+        flags = ["--pipeline_config_file=qat.config", "--ckpt_path=none", "--export_dir=out"]
+        status, _, errors = od_qat_run(folder, command, "--", *flags)
+        assert status == 1
+        assert "export_saved_model_tpu ignores the graph_rewriter block: at qat.config" in last_line(errors)
+        assert "od-qat export" in last_line(errors) and not (folder / "out").exists()
+
     def test_their_functions_in_a_notebook(self, folder):
         done = subprocess.run(
             [sys.executable, "-c", NOTEBOOK],

@@ -21,7 +21,9 @@ TF2_COMMANDS = {
     "object_detection.exporter_main_v2": _EXPORT,
     "object_detection.export_tflite_graph_tf2": _TFLITE,
 }
-# Of the TF 1 half, but without quantization.
+# Of the TF 1 half, but without quantization; it has no other flag for its config than --pipeline_config_file.
+_TPU_EXPORTER = {"object_detection.tpu_exporters.export_saved_model_tpu": "{}; {}".format(_EXPORT, _TFLITE)}
+# The same, told by its config.
 UNABLE = {"object_detection.model_tpu_main": "{}; {}".format(_TRAINING, _EVALUATION)}
 
 
@@ -43,10 +45,11 @@ def refuse_command(command: str, config_path: Optional[str]) -> None:
 
 
 def refuse_block(command: str, config_path: str) -> None:
-    """Stops a TF 2 command whose config has the block, in a patched tree, where that half runs otherwise.
+    """Stops a command whose config has the block: of the TF 2 half, in a patched tree, where that half runs
+    otherwise, and the exporter for TPUs, anywhere.
 
     Args:
-      command: one of TF2_COMMANDS.
+      command: which.
       config_path: its --pipeline_config_path, wherever tf.gfile can read it.
 
     Raises:
@@ -56,7 +59,7 @@ def refuse_block(command: str, config_path: str) -> None:
 
     layers_proto.extension()  # known, so that a block that has it is parsed and refused
     if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path):
-        raise _tf2(command, TF2_COMMANDS[command], config_path)
+        raise _tf2(command, dict(TF2_COMMANDS, **_TPU_EXPORTER)[command], config_path)
 
 
 def _tf2(what: str, instead: str, quantised_config: Optional[str]) -> ConfigError:

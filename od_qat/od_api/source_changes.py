@@ -263,6 +263,21 @@ PATCHES: Tuple[Patch, ...] = (
         in_memory=False,
     ),
     Patch(
+        "tpu-export",
+        "The exporter for TPUs builds a float graph, whatever the config says. It stops at a graph_rewriter\n"
+        "block and says what to run.",
+        SERIES,
+        {
+            "object_detection.tpu_exporters.export_saved_model_tpu_lib": (
+                _before(
+                    "with tf.gfile.GFile(pipeline_config_file, 'r') as config_file:",
+                    _REFUSE.format("tpu_exporters.export_saved_model_tpu", "pipeline_config_file"),
+                    "  ",
+                ),
+            ),
+        },
+    ),
+    Patch(
         "tf2-half",
         "Under the plugin TensorFlow is in graph mode, and the TF 2 half is refused altogether.",
         (),
