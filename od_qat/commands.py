@@ -220,6 +220,7 @@ def export_tflite(
 
     config = pipeline.load(pipeline_config_path, overrides)
     if ptq:
+        pipeline.require_paths(config.train_input_reader, "train_input_reader")
         config.ClearField("graph_rewriter")
     elif not config.HasField("graph_rewriter"):
         raise ConfigError(

@@ -163,6 +163,13 @@ def aggregates(train_config, worker_replicas: int) -> bool:
 
 def _clone_batch_size(train_config, num_clones: int, worker_replicas: int) -> int:
     replicas = train_config.replicas_to_aggregate if aggregates(train_config, worker_replicas) else 1
+    if replicas < 1:
+        raise ConfigError(
+            "a synchronous step needs gradients",
+            where="train_config.replicas_to_aggregate",
+            found=str(replicas),
+            allowed="1 to the number of workers, {}".format(worker_replicas),
+        )
     batch_size = train_config.batch_size // (num_clones * replicas)
     if batch_size < 1:
         raise ConfigError(

@@ -229,6 +229,16 @@ def test_clones_with_synchronous_workers_are_refused(tmp_path):
         commands.train(config, os.path.join(folder, "train"), num_clones=2, clone_on_cpu=True)
 
 
+def test_a_synchronous_step_of_no_gradients_is_refused():
+    from object_detection.protos import train_pb2
+
+    from od_qat import training_graph
+
+    config = train_pb2.TrainConfig(batch_size=4, sync_replicas=True, replicas_to_aggregate=0)
+    with pytest.raises(ConfigError, match="replicas_to_aggregate, found 0, allowed: 1 to .* workers, 2"):
+        training_graph._clone_batch_size(config, num_clones=1, worker_replicas=2)
+
+
 class TestTfConfig(object):
     PS, CHIEF, WORKER = ["127.0.0.1:1"], ["127.0.0.1:2"], ["127.0.0.1:3"]
 

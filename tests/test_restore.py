@@ -222,7 +222,7 @@ def averaged(runs):
     return train_dir
 
 
-def test_what_training_froze_is_its_own_average(runs):
+def test_what_training_froze_is_its_own_average(runs, capsys):
     more = [
         "train_config.freeze_variables=.*FeatureExtractor.*",
         "train_config.optimizer.use_moving_average=true",
@@ -230,6 +230,7 @@ def test_what_training_froze_is_its_own_average(runs):
     ]
     train_dir = runs.below("frozen_averaged")
     commands.train(runs.qat_config, train_dir, overrides=more, seed=1)
+    assert "freeze_variables" not in capsys.readouterr().err
     trained = values(train_dir)
     assert not trained.has_tensor(AVERAGE) and trained.has_tensor(HEAD + checkpoints.AVERAGE)
     more = ["eval_config.use_moving_averages=true"]

@@ -524,6 +524,19 @@ def test_unquantised_graph_is_refused_before_the_converter():
             tflite.require_quantised(graph.as_graph_def(), "model", "int8")
 
 
+def test_frozen_variables_that_are_none_are_said(capsys):
+    from object_detection.protos import train_pb2
+
+    from od_qat.od_api import training
+
+    with tf.Graph().as_default():
+        pairs = [(tf.constant(1.0), tf.get_variable("FeatureExtractor/w", []))]
+        for pattern, said in (("Backbone", True), ("FeatureExtractor", False)):
+            config = train_pb2.TrainConfig(freeze_variables=[pattern])
+            assert len(training.adjust_gradients(pairs, config)) == said
+            assert ("matches no variable, all are trained: found Backbone" in capsys.readouterr().err) == said
+
+
 def _with_a_broken_image(road, path):
     """The validation records, with one that begins as a PNG does and goes on otherwise."""
     from od_qat.datasets import records

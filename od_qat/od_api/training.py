@@ -1,5 +1,6 @@
 """The OD API's half of a training graph: input queue, losses, optimizer and what train_config asks of it."""
 
+import sys
 from typing import Callable, Dict, List, Tuple
 
 import tf_slim as slim
@@ -56,9 +57,13 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
             grads_and_vars, [".*/biases"], multiplier=train_config.bias_grad_multiplier
         )
     if train_config.freeze_variables:
+        count = len(grads_and_vars)
         grads_and_vars = variables_helper.freeze_gradients_matching_regex(
             grads_and_vars, train_config.freeze_variables
         )
+        if len(grads_and_vars) == count:
+            text = "warning: train_config.freeze_variables matches no variable, all are trained: found {}"
+            print(text.format(", ".join(train_config.freeze_variables)), file=sys.stderr)
     wanted = list(train_config.update_trainable_variables)
     if wanted:
         every = [variable for _, variable in grads_and_vars]

@@ -1,6 +1,6 @@
 """Scores of frozen graphs and .tflite files: detections, COCO and VOC metrics, agreement, latency.
 
-Importing this package, and scoring a .tflite with it, does not import TensorFlow.
+Importing this package, and detecting with a .tflite, does not import TensorFlow. (Reading records does.)
 """
 
 from od_qat.scoring.description import ModelDescription, describe_model, json_path
