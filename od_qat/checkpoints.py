@@ -103,6 +103,8 @@ def _neighbours(prefix: str) -> str:
 
 def _all_in(folder: str) -> List[str]:
     """Names of a folder's checkpoints, by step."""
+    if not tf.gfile.IsDirectory(folder):  # (TensorFlow 1.15's Glob fails there)
+        return []
     paths = tf.gfile.Glob(os.path.join(folder, "*.index"))
     names = [os.path.basename(path)[: -len(".index")] for path in paths]
     return sorted(names, key=lambda name: (step_of(name) or 0, name))

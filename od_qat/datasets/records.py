@@ -188,7 +188,7 @@ def _read_serialized(path: str) -> Iterator[bytes]:
 
     compat.quiet_logging()  # the iterator is deprecated, but the only one that needs no graph or session
     tf = compat.tf
-    if is_pattern(path) and not tf.gfile.Exists(path):
+    if is_pattern(path) and not tf.gfile.Exists(path) and tf.gfile.IsDirectory(os.path.dirname(path) or "."):
         shards = sorted(tf.gfile.Glob(path))
         if shards:
             for shard in shards:
