@@ -209,7 +209,8 @@ def _run(
     except BaseException as error:
         if place.is_chief:
             checkpoints.remove_unfinished(train_dir)
-        if isinstance(error, tf.errors.OpError) and _OF_INPUT.search(error.message):
+        damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
+        if damaged and _OF_INPUT.search(error.message):
             raise _unreadable(error) from error
         raise
     # (The session takes the end of the input for the end of training, without a word.)

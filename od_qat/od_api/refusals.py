@@ -21,9 +21,9 @@ TF2_COMMANDS = {
     "object_detection.exporter_main_v2": _EXPORT,
     "object_detection.export_tflite_graph_tf2": _TFLITE,
 }
-# Of the TF 1 half, but without quantization; it has no other flag for its config than --pipeline_config_file.
+# Of the TF 1 half, but without quantization; its library stops it, as a hunk says (source_changes.py).
 _TPU_EXPORTER = {"object_detection.tpu_exporters.export_saved_model_tpu": "{}; {}".format(_EXPORT, _TFLITE)}
-# The same, told by its config.
+# Another, which `od-qat run` stops.
 UNABLE = {"object_detection.model_tpu_main": "{}; {}".format(_TRAINING, _EVALUATION)}
 
 
