@@ -254,13 +254,10 @@ def _score(arguments: argparse.Namespace) -> int:
     from od_qat import files, report, scoring
     from od_qat.datasets import records
 
-    for path, what in (
-        (arguments.model, "model"),
-        (arguments.record, "record file"),
-        (arguments.label_map, "label map"),
-    ):
-        if what != "record file" or not records.is_pattern(path):
-            _require_file(path, what)
+    _require_file(arguments.model, "model")
+    if not records.is_pattern(arguments.record):
+        _require_file(arguments.record, "record file")
+    _require_file(arguments.label_map, "label map")
 
     result = scoring.score(
         arguments.model,

@@ -26,9 +26,19 @@ NOTE = "note"
 # How long TensorFlow and the OD API may take to import, from a cold disk.
 _IMPORT_SECONDS = 300
 
-_TENSORFLOW_NAMES = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-intel", "tf-nightly")
-_TENSORFLOW_NAMES += ("tensorflow-cpu-aws", "tensorflow-aarch64", "tensorflow-macos", "tensorflow-rocm")
-_TENSORFLOW_NAMES += ("intel-tensorflow", "nvidia-tensorflow")
+_TENSORFLOW_NAMES = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-gpu",
+    "tensorflow-intel",
+    "tf-nightly",
+    "tensorflow-cpu-aws",
+    "tensorflow-aarch64",
+    "tensorflow-macos",
+    "tensorflow-rocm",
+    "intel-tensorflow",
+    "nvidia-tensorflow",
+)
 _PYTHON_VERSIONS = ((3, 7), (3, 9), (3, 10), (3, 11), (3, 12), (3, 13))
 
 _EVERYTHING = """

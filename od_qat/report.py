@@ -6,6 +6,7 @@ Importing this file imports neither TensorFlow, Pillow nor rich.
 import base64
 import dataclasses
 import html
+import importlib.util
 import io
 import os
 import re
@@ -136,16 +137,13 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None) -> None:
     """
     stream = stream or sys.stdout
     cells = _cells(rows)
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:  # (an optional package)
-        box = None
-    if box is None or not stream.isatty():
+    if not stream.isatty() or importlib.util.find_spec("rich") is None:  # (an optional package)
         stream.write(to_text(rows))
         return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(_HEADERS):

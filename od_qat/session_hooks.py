@@ -80,7 +80,7 @@ class FiniteVariablesHook(tf.train.SessionRunHook):
     """Tells, when a step fails, which variables are no longer finite (a gradient went NaN the step before).
 
     Args:
-      variables: the trained variables.
+      variables: the trained variables, and what else the model keeps.
     """
 
     def __init__(self, variables) -> None:

@@ -133,8 +133,8 @@ def train(
             save_relative_paths=True,
         )
         # A worker finds everything restored by the chief; its train_dir may be another machine's.
-        init_fn = _initializer(train_config, built.detection_model, train_dir) if is_chief else None
         newest = checkpoints.newest(train_dir)
+        init_fn = _initializer(train_config, built.detection_model, newest) if is_chief else None
         if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
             print(
                 "training has ended already, at step {}".format(checkpoints.step_of(newest)), file=sys.stderr
@@ -242,7 +242,7 @@ def _local_init():
     )
 
 
-def _initializer(train_config, detection_model, train_dir: str) -> Optional[Callable]:
+def _initializer(train_config, detection_model, newest: Optional[str]) -> Optional[Callable]:
     """Checks what will be restored, before the session starts, and says it in one line.
 
     Resuming needs every variable; a fine-tune checkpoint needs every backbone variable.
@@ -250,7 +250,6 @@ def _initializer(train_config, detection_model, train_dir: str) -> Optional[Call
     from od_qat.od_api import training
 
     quant_names = checkpoints.quant_variable_names()
-    newest = checkpoints.newest(train_dir)
     if newest:
         checkpoints.require_all({v.op.name: v for v in tf.global_variables()}, newest, quant_names)
         print("resuming from {}".format(newest), file=sys.stderr)

@@ -361,12 +361,16 @@ class TestDoctor(object):
         assert str(tmp_path) in checks["OD API"]["found"]
         assert checks["OD API"]["fix"]
 
-    def test_an_own_clone_is_found_and_named(self, tmp_path, run_python):
+    @staticmethod
+    def _make_clone(root):
         for path in ("object_detection/protos", "slim/nets", "slim/deployment"):
-            (tmp_path / path).mkdir(parents=True)
+            (root / path).mkdir(parents=True)
         for path in ("object_detection", "object_detection/protos", "slim/nets", "slim/deployment"):
-            (tmp_path / path / "__init__.py").write_text("")
-        (tmp_path / "object_detection/protos/pipeline_pb2.py").write_text("")
+            (root / path / "__init__.py").write_text("")
+        (root / "object_detection/protos/pipeline_pb2.py").write_text("")
+
+    def test_an_own_clone_is_found_and_named(self, tmp_path, run_python):
+        self._make_clone(tmp_path)
         done = run_python("-m", "od_qat", "doctor", "--quick", "--json", "--od_api", str(tmp_path))
         checks = {check["name"]: check for check in json.loads(done.output)["checks"]}
         assert checks["OD API"]["status"] == "ok"
@@ -374,11 +378,7 @@ class TestDoctor(object):
 
     def test_an_own_clone_comes_before_another_on_the_path(self, tmp_path, run_python):
         for name in ("mine", "other"):
-            for path in ("object_detection/protos", "slim/nets", "slim/deployment"):
-                (tmp_path / name / path).mkdir(parents=True)
-            for path in ("object_detection", "object_detection/protos", "slim/nets", "slim/deployment"):
-                (tmp_path / name / path / "__init__.py").write_text("")
-            (tmp_path / name / "object_detection/protos/pipeline_pb2.py").write_text("")
+            self._make_clone(tmp_path / name)
         mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
         code = (
             "import sys; sys.path[:0] = [{1!r}, {0!r}]; from od_qat import cli; "

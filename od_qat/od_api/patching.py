@@ -25,7 +25,7 @@ GENERATIONS = os.path.join(FOLDER, "generations.json")
 RECORD = "object_detection/od_qat_patch.json"
 _FORMAT = "od_qat/patched/1"
 # A folder that the first trees lack.
-NOT_EVERYWHERE = "object_detection/tpu_exporters/"
+_NOT_EVERYWHERE = "object_detection/tpu_exporters/"
 # Said of a file whose content is of no known tree.
 _EDITED = " (edited)"
 # Of files that are written beside their destination.
@@ -405,14 +405,17 @@ def _try_series(tree: Tree, found: Identity, accept_unknown: bool):
     return first
 
 
+def may_lack(tree: Tree, name: str) -> bool:
+    """Whether a tree is without a file that it need not have: of slim, or of what the first trees lack."""
+    return tree.path(name) is None or (name.startswith(_NOT_EVERYWHERE) and tree.read(name) is None)
+
+
 def _try(tree: Tree, series: Dict[str, List[Hunk]], unknown: Sequence[str], accept_unknown: bool):
     changed, edits, refused = {}, {}, []
     for name, hunks in series.items():
-        if tree.path(name) is None:
-            continue  # slim's, in a tree without it
-        data = tree.read(name)
-        if data is None and name.startswith(NOT_EVERYWHERE):
+        if may_lack(tree, name):
             continue
+        data = tree.read(name)
         if data is None:
             refused.append("{} (not there)".format(name))
             continue

@@ -21,9 +21,10 @@ TF2_COMMANDS = {
     "object_detection.exporter_main_v2": _EXPORT,
     "object_detection.export_tflite_graph_tf2": _TFLITE,
 }
-# Of the TF 1 half, but without quantization; its library stops it, as a hunk says (source_changes.py).
-_TPU_EXPORTER = {"object_detection.tpu_exporters.export_saved_model_tpu": "{}; {}".format(_EXPORT, _TFLITE)}
-# Another, which `od-qat run` stops.
+# What stops by itself (source_changes.py has where): those, and the exporter for TPUs, of the TF 1 half.
+_STOPPED_BY_HUNKS = dict(TF2_COMMANDS)
+_STOPPED_BY_HUNKS["object_detection.tpu_exporters.export_saved_model_tpu"] = "{}; {}".format(_EXPORT, _TFLITE)
+# Of the TF 1 half, but without quantization.
 UNABLE = {"object_detection.model_tpu_main": "{}; {}".format(_TRAINING, _EVALUATION)}
 
 
@@ -49,7 +50,7 @@ def refuse_block(command: str, config_path: str) -> None:
     otherwise, and the exporter for TPUs, anywhere.
 
     Args:
-      command: which.
+      command: one of _STOPPED_BY_HUNKS.
       config_path: its --pipeline_config_path, wherever tf.gfile can read it.
 
     Raises:
@@ -59,7 +60,7 @@ def refuse_block(command: str, config_path: str) -> None:
 
     layers_proto.extension()  # known, so that a block that has it is parsed and refused
     if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path):
-        raise _tf2(command, dict(TF2_COMMANDS, **_TPU_EXPORTER)[command], config_path)
+        raise _tf2(command, _STOPPED_BY_HUNKS[command], config_path)
 
 
 def _tf2(what: str, instead: str, quantised_config: Optional[str]) -> ConfigError:

@@ -118,8 +118,7 @@ def series_of(tree: patching.Tree) -> str:
     fitting = []
     for series in source_changes.SERIES:
         hunks = patching.read_series(series)
-        paths = [path for path in hunks if tree.read(path) or not path.startswith(patching.NOT_EVERYWHERE)]
-        found = [(tree.read(path), hunks[path]) for path in paths]
+        found = [(tree.read(path), hunks[path]) for path in hunks if not patching.may_lack(tree, path)]
         if all(data is not None and not patching.apply(data, of_file)[2] for data, of_file in found):
             fitting.append(series)
     return max(fitting, key=patching.size)  # some are parts of others
