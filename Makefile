@@ -34,6 +34,9 @@ TESTS ?= tests
 # Seconds that a test may take.
 TIMEOUT ?= 600
 
+# The parts of `make test-matrix`.
+MATRIX := table test-main test-tf215 test-tf1
+
 # Trees of the OD API of other years, for the tests of the patches.
 GENERATIONS ?= out/generations
 
@@ -51,7 +54,7 @@ KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
 .PHONY: help setup setup-tf1 setup-tf215 demo test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
-        export-tflite score nodes doctor patch unpatch test-matrix matrix-table matrix-tests generations lock clean
+        export-tflite score nodes doctor patch unpatch test-matrix $(addprefix matrix-,$(MATRIX)) generations lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -114,23 +117,26 @@ patch: ## put od_qat into your OD API tree: your own commands then quantise (OD_
 unpatch: ## take it out again, to the byte (OD_API=/path/to/models/research)
 	@$(SOME_PYTHON) -m od_qat unpatch --od_api="$(OD_API)" $(ARGS)
 
-# Both halves at once: most of either keeps one core busy.
+# Three parts at once: most of each keeps one core busy. What they print is in out/matrix.
 test-matrix: setup setup-tf1 setup-tf215 generations ## every tree x TensorFlow x command, all samples, the whole zoo (hours)
-	@$(MAKE) --no-print-directory --keep-going -j2 matrix-table matrix-tests
+	@echo "test-matrix: watch it with: tail -f out/matrix/*.log"
+	@$(MAKE) --no-print-directory --keep-going -j3 $(addprefix matrix-,$(MATRIX))
 
 # (An Estimator beside, not in, the environments: in there TensorFlow would be without one, as users' is.)
 matrix-table: setup setup-tf1 setup-tf215 generations
 	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator tensorflow-estimator==2.15.0
-	@status=0; \
+	@mkdir -p out/matrix
+	@status=0; exec > out/matrix/table.log 2>&1; \
 	PYTHONPATH="$$PWD/out/estimator" .venv/bin/python -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	$(TF215) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	exit $$status
 
-matrix-tests: setup setup-tf1 setup-tf215 generations
+$(addprefix matrix-,$(filter test-%,$(MATRIX))): matrix-%: setup setup-tf1 setup-tf215 generations
+	@mkdir -p out/matrix
 	@export OD_QAT_WHOLE_ZOO=1 OD_QAT_MATRIX=1 OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; status=0; \
-	for target in test-main test-tf215 test-tf1; do $(MAKE) --no-print-directory TIMEOUT=3000 $$target || status=1; done; \
-	exit $$status
+	unset MAKEFLAGS MFLAGS; $(MAKE) --no-print-directory TIMEOUT=6000 $* > out/matrix/$*.log 2>&1 || status=1; \
+	tail -n 1 out/matrix/$*.log | sed 's/^/$*: /'; exit $$status
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)
 	@$(SOME_PYTHON) -m tests.generations.fetch "$(GENERATIONS)"
