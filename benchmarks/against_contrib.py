@@ -6,8 +6,8 @@
 
 For each model: train_step.py in a process of its own, ours and contrib's in turn (A B A B ...), medians over
 the rounds; then the peak memory of a process that trains the float graph and of one that trains ours. Last,
-or alone, what our rewriting takes for each op of a training graph: of SSD MobileNet V2, and of the zoo's
-largest.
+or alone, what rewriting a training graph takes, ours and contrib's, for each op that is there and for each
+that it adds: of SSD MobileNet V2, and of the zoo's largest.
 """
 
 import argparse
@@ -106,33 +106,36 @@ def table(results) -> str:
     return "\n".join(lines)
 
 
-def rewriting(rounds: int) -> list:
-    """Medians of what rewriting takes for each op, one dictionary a model of REWRITING."""
-    runs = {model: [] for model, _ in REWRITING}
-    for _ in range(rounds):
-        for model, size in REWRITING:
-            runs[model].append(run(sys.executable, model, size, "--only", "rewriting"))
+def rewriting(arguments) -> list:
+    """Medians of what rewriting takes for each op, a dictionary for each model of REWRITING and rewriter."""
+    pythons = {"od_qat": sys.executable, "contrib": arguments.tf1_python}
+    pairs = [(model, size, rewriter) for model, size in REWRITING for rewriter in pythons]
+    runs = {pair: [] for pair in pairs}
+    for _ in range(arguments.rounds):
+        for model, size, rewriter in pairs:
+            found = run(pythons[rewriter], model, size, "--only", "rewriting", "--rewriter", rewriter)
+            runs[model, size, rewriter].append(found)
     keys = ("rewriting_seconds", "rewriting_processor_seconds")
     keys += ("processor_microseconds_per_op", "processor_microseconds_per_added_op")
-    results = []
-    for model, size in REWRITING:
-        found = {key: statistics.median(one[key] for one in runs[model]) for key in keys}
-        same = {key: runs[model][0][key] for key in ("ops_before_rewriting", "ops_added")}
-        results.append(dict(found, model=model, size=size, **same))
-    return results
+    return [
+        dict(of_pair[0], **{key: statistics.median(one[key] for one in of_pair) for key in keys})
+        for of_pair in runs.values()
+    ]
 
 
 def rewriting_table(results) -> str:
     """Markdown."""
     lines = [
-        "| training graph | ops | ops added | rewriting | processor time | for each op | for each op added |",
-        "| --- " * 7 + "|",
+        "| training graph | by | ops | ops added | rewriting | processor time | for each op "
+        "| for each op added |",
+        "| --- " * 8 + "|",
     ]
     for one in results:
         lines.append(
-            "| {} {} | {:,} | {:,} | {:.2f} s | {:.2f} s | {:.0f} us | {:.0f} us |".format(
+            "| {} {} | {} | {:,} | {:,} | {:.2f} s | {:.2f} s | {:.0f} us | {:.0f} us |".format(
                 one["model"],
                 one["size"],
+                one["rewriter"],
                 one["ops_before_rewriting"],
                 one["ops_added"],
                 one["rewriting_seconds"],
@@ -152,12 +155,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=[name for name, _ in MODELS])
     parser.add_argument(
-        "--only_rewriting", action="store_true", help="the time for each op, and nothing else"
+        "--only_rewriting", action="store_true", help="rewriting for each op, and nothing else"
     )
     parser.add_argument("--json", default="against_contrib.json")
     arguments = parser.parse_args()
     models = [] if arguments.only_rewriting else MODELS
-    if models and not os.path.exists(arguments.tf1_python):
+    if not os.path.exists(arguments.tf1_python):
         sys.exit("against_contrib: no {}; make setup-tf1 makes it".format(arguments.tf1_python))
     results = {"models": [], "rewriting": []}
     for model, size in models:
@@ -168,7 +171,7 @@ def main() -> None:
     if results["models"]:
         print("\n" + table(results["models"]))
     if not arguments.models:
-        results["rewriting"] = rewriting(arguments.rounds)
+        results["rewriting"] = rewriting(arguments)
         write(results, arguments.json)
         print("\n" + rewriting_table(results["rewriting"]))
 
