@@ -20,6 +20,9 @@ from od_qat.errors import CheckpointError, ConfigError, DataError
 
 FROZEN_NAME = "frozen_eval_graph.pb"
 
+# Seconds after which a first checkpoint whose files are there is in its folder's list too.
+_BETWEEN_FILES = 5
+
 
 def evaluate(
     create_input_dict_fn: Callable,
@@ -35,6 +38,8 @@ def evaluate(
     on_start: Optional[Callable] = None,
 ) -> Dict[str, float]:
     """Evaluates the newest checkpoint, and each newer one as it appears.
+
+    Beside a training it may start first: it waits for a checkpoint, unless one evaluation is all it is to do.
 
     Args:
       create_input_dict_fn: gives the tensors of one example.
@@ -52,7 +57,8 @@ def evaluate(
       metric name -> value of the last evaluation.
 
     Raises:
-      CheckpointError: when a checkpoint lacks a variable, quantization variables included.
+      CheckpointError: when a checkpoint lacks a variable, quantization variables included; when there is
+        none and max_evals is 1.
     """
     from od_qat.od_api import evaluation
 
@@ -64,7 +70,7 @@ def evaluate(
             allowed="false",
         )
     # Before the graph is built: a wrong folder is seen at once.
-    first = checkpoints.latest(checkpoint_dir)
+    first = _first_checkpoint(checkpoint_dir, eval_config)
     evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
     metrics: Dict[str, float] = {}
     with tf.Graph().as_default():
@@ -101,6 +107,26 @@ def evaluate(
                 if limit and count >= limit:
                     return metrics
             time.sleep(eval_config.eval_interval_secs)
+
+
+def _first_checkpoint(folder: str, eval_config) -> str:
+    """The newest checkpoint, waited for when evaluations are to go on as they appear."""
+    if eval_config.max_evals == 1:
+        return checkpoints.latest(folder)
+    told = False
+    while True:
+        try:
+            found = checkpoints.newest(folder)
+        except CheckpointError:
+            time.sleep(_BETWEEN_FILES)
+            return checkpoints.latest(folder)
+        if found:
+            return found
+        if not told:
+            text = "no checkpoint in {} yet: looking again every {} s; Ctrl-C ends this"
+            print(text.format(folder, eval_config.eval_interval_secs), file=sys.stderr)
+            told = True
+        time.sleep(eval_config.eval_interval_secs)
 
 
 def _in_short(metrics: Dict[str, float]) -> str:

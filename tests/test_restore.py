@@ -1,8 +1,11 @@
 """What a checkpoint fills and what is refused: the table of docs/restore.md, a test for each row."""
 
+import glob
 import os
 import re
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -413,6 +416,38 @@ def test_a_checkpoint_that_is_being_written_is_not_looked_at(runs):
     out = os.path.join(folder, "eval")
     commands.evaluate(runs.qat_config, folder, out, run_once=True)
     assert os.path.exists(os.path.join(out, "metrics-2.json"))
+
+
+def test_an_evaluation_that_starts_before_the_training(runs, capsys):
+    """As upstream's does, it waits: for the folder, for the first checkpoint, for the next."""
+    folder, out = runs.below("not_yet"), runs.below("waiting")
+    with pytest.raises(CheckpointError, match="found no such folder"):
+        commands.evaluate(runs.qat_config, folder, out, run_once=True)
+
+    def save(step):
+        names = glob.glob(os.path.join(runs.qat_dir, "model.ckpt-{}.*".format(step)))
+        for name in names:
+            shutil.copy(name, folder)
+        time.sleep(1.5)  # the list comes last
+        with open(os.path.join(folder, "checkpoint"), "w") as stream:
+            stream.write('model_checkpoint_path: "model.ckpt-{}"\n'.format(step))
+
+    def training():
+        time.sleep(2)
+        os.mkdir(folder)
+        save(0)
+        while not os.path.exists(os.path.join(out, "metrics-0.json")):
+            time.sleep(0.1)
+        save(2)
+
+    beside = threading.Thread(target=training, daemon=True)
+    beside.start()
+    more = ["eval_config.max_evals=2", "eval_config.eval_interval_secs=1"]
+    commands.evaluate(runs.qat_config, folder, out, overrides=more)
+    beside.join()
+    assert os.path.exists(os.path.join(out, "metrics-2.json"))
+    said = capsys.readouterr().err
+    assert said.count("no checkpoint in {} yet: looking again every 1 s".format(folder)) == 1
 
 
 def test_a_checkpoint_that_is_removed_while_eval_looks(runs, monkeypatch):
