@@ -113,6 +113,63 @@ def _flat_concat(net, training):
     )
 
 
+def _biases_in_front_of_norms(net, training):
+    """As Keras' layers have them unless they are told not to."""
+    net = tf.nn.relu(_norm(_conv(net, "one"), "one/norm", training))
+    net = tf.nn.relu6(_norm(_conv(net, "two", spread=0.05), "two/norm", training))
+    return _norm(_conv(net, "out"), "out/norm", training)
+
+
+def _averages_as_products(net, training):
+    """decay * average + (1 - decay) * statistic, with tf.nn.batch_normalization."""
+    for number in range(2):
+        with tf.variable_scope("layer_{}".format(number)):
+            net = _conv(net, "conv", bias=False, spread=0.05)
+            averages = [
+                tf.get_variable(name, [8], initializer=initial(), trainable=False)
+                for name, initial in (("mean", tf.zeros_initializer), ("variance", tf.ones_initializer))
+            ]
+            used = averages
+            if training:
+                used = tf.nn.moments(net, [0, 1, 2])
+                for average, batch in zip(averages, used):
+                    update = tf.assign(average, average * 0.8 + batch * 0.2)
+                    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+            gamma = tf.get_variable("gamma", [8], initializer=tf.ones_initializer())
+            net = tf.nn.relu(tf.nn.batch_normalization(net, used[0], used[1], None, gamma, 0.001))
+    return _conv(net, "out")
+
+
+def _gates(net, training):
+    gate = tf.nn.sigmoid(_conv(net, "gate"))
+    net = tf.nn.tanh(_conv(net, "state")) * gate
+    return _conv(net + gate, "out")
+
+
+def _stacked(net, training):
+    both = [tf.nn.relu(_conv(net, "one", spread=0.003)), tf.nn.relu(_conv(net, "two", spread=0.5))]
+    return _conv(tf.reshape(tf.stack(both, 3), [-1, SIZE, 2 * SIZE, 8]), "out")
+
+
+def _padded_with_a_value(net, training):
+    net = tf.nn.relu6(_conv(net, "one", spread=0.05))
+    return _conv(tf.pad(net, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-4.0), "out")
+
+
+def _noise_in_training(net, training):
+    net = _conv(net, "one")
+    if training:
+        net = net + 0.01 * tf.random_normal(tf.shape(net))
+    return _conv(tf.nn.relu(net), "out")
+
+
+def _names_that_differ_in_case(net, training):
+    for name in ("Block/Conv", "block/conv"):
+        weights = _variable(name.replace("/", "_") + "_w", [3, 3, 8, 8], 0.3)
+        net = tf.nn.relu(tf.nn.conv2d(net, weights, [1, 1, 1, 1], "SAME", name=name))
+    return _conv(net, "out")
+
+
 NETS = [
     _pool_beside_conv,
     _upsampled_beside_skip,
@@ -124,6 +181,13 @@ NETS = [
     _outputs_with_names,
     _shuffled_channels,
     _flat_concat,
+    _biases_in_front_of_norms,
+    _averages_as_products,
+    _gates,
+    _stacked,
+    _padded_with_a_value,
+    _noise_in_training,
+    _names_that_differ_in_case,
 ]
 
 # "type Div for which the quantized form is not yet implemented"
@@ -251,6 +315,76 @@ def test_a_graph_with_gradients_is_refused():
         loss = tf.reduce_sum(_conv(tf.nn.relu6(_conv(images, "one")), "two"))
         tf.train.GradientDescentOptimizer(0.1).compute_gradients(loss)
         with pytest.raises(RewriteError, match="holds gradients already.*gradients/"):
+            api.create_training_graph(graph)
+
+
+@pytest.mark.parametrize("activation", [tf.nn.tanh, tf.nn.elu, tf.nn.leaky_relu, tf.nn.softplus])
+def test_a_graph_with_gradients_of_anything_is_refused(activation):
+    with tf.Graph().as_default() as graph:
+        weights = _variable("w", [4, 4], 0.3)
+        loss = tf.reduce_sum(activation(tf.matmul(tf.placeholder(tf.float32, [1, 4]), weights)))
+        tf.gradients(loss, weights)
+        with pytest.raises(RewriteError, match="holds gradients already"):
+            api.create_training_graph(graph)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_that_a_tensor_switches_is_refused(fused, training):
+    """It folds in neither graph, or in one: the range would be trained on other weights than are used."""
+    import tf_slim as slim
+
+    def build():
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        switch = tf.placeholder_with_default(training, [])
+        net = slim.batch_norm(_conv(images, "one"), is_training=switch, fused=fused, scope="one/norm")
+        _conv(tf.nn.relu(net), "two")
+
+    with tf.Graph().as_default() as graph:
+        build()
+        before = graph.as_graph_def()
+        with pytest.raises(RewriteError, match="at one/norm.*is_training is a tensor.*is_training=True"):
+            (api.create_training_graph if training else api.create_eval_graph)(graph)
+        assert graph.as_graph_def() == before
+
+
+@pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's control flow has no functions unless asked for")
+def test_a_batch_norm_in_a_function_is_refused(run_python):
+    code = (
+        "import tensorflow.compat.v1 as tf; from od_qat.rewrite import api\n"
+        "tf.enable_control_flow_v2()\n"
+        "with tf.Graph().as_default() as graph:\n"
+        "  x = tf.placeholder(tf.float32, [1, 4, 4, 2]); w = tf.get_variable('w', [1, 1, 2, 2])\n"
+        "  net = tf.nn.conv2d(x, w, [1, 1, 1, 1], 'SAME')\n"
+        "  ones, switch = tf.ones([2]), tf.placeholder(tf.bool, [])\n"
+        "  norm = lambda training: tf.nn.fused_batch_norm(\n"
+        "      net, ones, ones, ones, ones, is_training=training)[0]\n"
+        "  tf.nn.relu6(tf.cond(switch, lambda: norm(True), lambda: norm(False), name='norm'))\n"
+        "  api.create_training_graph(graph)\n"
+    )
+    status, _, errors = run_python("-c", code)
+    assert status == 1 and "at norm, found a tf.cond, as is_training is a tensor" in errors
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.float64])
+def test_layers_of_other_types_are_named(dtype):
+    def build(layers):
+        net = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        for name, kind in layers:
+            weights = tf.get_variable(name, [1, 1, 8, 8], kind)
+            net = tf.nn.relu(
+                tf.nn.conv2d(tf.cast(net, kind), weights, [1, 1, 1, 1], "SAME", name=name + "/conv")
+            )
+
+    reason = "it computes in {}, fake quants in float32 only".format(dtype.name)
+    with tf.Graph().as_default() as graph:
+        build([("one", tf.float32), ("two", dtype), ("three", tf.float32)])
+        report = api.create_training_graph(graph)
+        assert report.weights == ("one/weights_quant", "three/weights_quant")
+        assert report.stays_float == {"two/conv": reason}
+    with tf.Graph().as_default() as graph:
+        build([("one", dtype)])
+        with pytest.raises(RewriteError, match="nothing to quantise.*one/conv: " + reason):
             api.create_training_graph(graph)
 
 

@@ -343,30 +343,33 @@ PASSES = {
 def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, training, failing):
     rewrite = api.experimental_create_training_graph if training else api.experimental_create_eval_graph
     options = {"freeze_bn_delay": 1} if training else {}
-    # Fails at the 40th node that this very pass drafts.
+    # Fails at the 40th node that this very pass drafts; one that drafts none, at the first reroute.
     pass_ = getattr(passes, failing)
+    where, at = ("reroute", 1) if pass_ is passes.leave_out_identities else ("op", 40)
 
     def armed(plan, state):
         drafted = []
-        original = state.draft.op
+        original = getattr(state.draft, where)
 
-        def op(*args, **kwargs):
+        def method(*args, **kwargs):
             drafted.append(args)
-            if len(drafted) == 40:
-                raise RuntimeError("injected")
+            if len(drafted) == at:
+                raise RuntimeError("injected into " + failing)
             return original(*args, **kwargs)
 
-        state.draft.op = op
+        setattr(state.draft, where, method)
         pass_(plan, state)
+        setattr(state.draft, where, original)
 
     table = "TRAINING_PASSES" if training else "EVAL_PASSES"
     rows = tuple((armed if one is pass_ else one, why) for one, why in getattr(passes, table))
     with tf.Graph().as_default() as graph:
-        _build(training)
+        _, boxes, _, _ = _build(training)
+        tf.nn.swish(boxes)  # an IdentityN, for the pass that leaves these out
         before, variables = graph.as_graph_def(), len(tf.global_variables())
         with monkeypatch.context() as patch:
             patch.setattr(passes, table, rows)
-            with pytest.raises(RuntimeError, match="injected"):
+            with pytest.raises(RuntimeError, match="injected into " + failing):
                 rewrite(graph, **options)
         assert graph.as_graph_def() == before
         assert len(tf.global_variables()) == variables
@@ -375,6 +378,43 @@ def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, trai
         report = rewrite(graph, **options)  # nothing of the failure is left: the names are the usual ones
         assert not [name for name in report.activations + report.weights if name.endswith("_1")]
         assert "net/Conv/act_quant/FakeQuantWithMinMaxVars" in [op.name for op in _fake_quants(graph)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_reader_that_cannot_be_moved_leaves_all_as_they_were(monkeypatch, training):
+    """The nodes are in by then, and cannot be taken out: but nothing reads them, and no variable is made."""
+    rewrite = api.create_training_graph if training else api.create_eval_graph
+    with tf.Graph().as_default() as graph:
+        _build(training)
+        before = {op.name: [tensor.name for tensor in op.inputs] for op in graph.get_operations()}
+        variables = [v.op.name for v in tf.global_variables()]
+        original, moved = tf.Operation._update_input, []
+
+        def update_input(operation, position, tensor):
+            moved.append(operation.name)
+            if len(moved) == 10:
+                raise ValueError("injected")
+            return original(operation, position, tensor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.Operation, "_update_input", update_input)
+            with pytest.raises(ValueError, match="injected"):
+                rewrite(graph)
+        after = {name: [t.name for t in graph.get_operation_by_name(name).inputs] for name in before}
+        assert after == before
+        assert [v.op.name for v in tf.global_variables()] == variables
+        assert not graph.get_collection(QUANT_VARIABLES)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_finalized_graph_is_left_alone(training):
+    with tf.Graph().as_default() as graph:
+        _build(training)
+        before = graph.as_graph_def()
+        graph.finalize()
+        with pytest.raises(RuntimeError, match="finalized"):
+            (api.create_training_graph if training else api.create_eval_graph)(graph)
+        assert graph.as_graph_def() == before
 
 
 def test_a_node_that_tensorflow_refuses_leaves_the_graph_as_it_was(monkeypatch):

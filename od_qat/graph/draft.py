@@ -146,7 +146,8 @@ class Draft(object):
         """A reference variable that is not trained; returns its reference, `name:0`.
 
         Args:
-          name: whole name, unique already (see `variable_scope`).
+          name: whole name, in a scope that `variable_scope` gave; made unique all the same, as scopes may
+            differ in case only.
           initial: its initial value, which gives the shape.
           dtype: of the variable.
           collections: graph collections it is put into.
@@ -159,6 +160,7 @@ class Draft(object):
         array = np.asarray(initial, dtype.as_numpy_dtype)
         shape = tf.TensorShape(array.shape).as_proto()
         reference = self.op("VariableV2", name, (), dtype=dtype, shape=tf.AttrValue(shape=shape))
+        name = reference[:-2]
         place = _beside(name)
         # Its own, not a shared one: loading a value into a variable means to feed its initial value.
         initial_value = self._add_constant(name + "/Initializer/Const", array, dtype)
@@ -263,9 +265,12 @@ class Draft(object):
         """Imports the nodes, makes the variables and moves the readers.
 
         Raises:
+          RuntimeError: when the graph is finalized.
           ValueError, tf.errors.OpError: from TensorFlow, when a node is invalid; nothing has been added then.
+            When a reader cannot be moved, all read what they did, and nothing reads the new nodes.
         """
         graph = self.index.graph
+        graph._check_not_finalized()  # (The import notices only when its nodes are in.)
         read = set(name for node in self._definition.node for name in node.input)
         with graph.as_default(), tf.name_scope(None), tf.control_dependencies(None):
             tf.import_graph_def(
@@ -273,14 +278,24 @@ class Draft(object):
                 input_map={name: tensor for name, tensor in self._external.items() if name in read},
                 name="",
             )
+            self._move_readers()
             for scope in self._variable_scopes:
                 _scope_store().open_variable_scope(scope)
             for one in self._variables:
                 variable = tf.Variable.from_proto(one.definition)
                 for collection in one.collections:
                     graph.add_to_collection(collection, variable)
-        for (_, position), (operation, tensor) in self._inputs.items():
-            operation._update_input(position, graph.get_tensor_by_name(tensor))
+
+    def _move_readers(self) -> None:
+        moved = []
+        try:
+            for (_, position), (operation, tensor) in self._inputs.items():
+                operation._update_input(position, self.index.graph.get_tensor_by_name(tensor))
+                moved.append((operation, position))
+        except Exception:
+            for operation, position in moved:
+                operation._update_input(position, self.index.inputs(operation)[position])
+            raise
 
 
 def _key(array: np.ndarray, dtype) -> Tuple:

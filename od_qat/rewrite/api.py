@@ -5,8 +5,9 @@ contrib returned None; these return a RewriteReport. New options are keyword-onl
 
 import contextlib
 import gc
+import itertools
 from collections import Counter
-from typing import Iterable, Iterator, Optional
+from typing import Dict, Iterable, Iterator, Optional
 
 from od_qat import compat  # noqa: F401  (TensorFlow, set up)
 from od_qat.checkpoints import QUANT_VARIABLES
@@ -34,7 +35,8 @@ def create_training_graph(
 
     Args:
       input_graph: tf.Graph, default the default graph.
-      quant_delay: optimiser steps before quantization is simulated; 0 suits fine-tuning.
+      quant_delay: the optimiser step, counted from 1, from which quantization is simulated; 0, as 1, is from
+        the first, and suits fine-tuning.
       placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantises.
       per_channel: convolutions' weights with a range for each output channel, for int8.
       rules: od_qat.config.LayerRule, for settings of some layers; the later wins.
@@ -95,8 +97,8 @@ def experimental_create_training_graph(
       input_graph: tf.Graph, default the default graph.
       weight_bits, activation_bits: 2 to 8; TFLite takes 8.
       symmetric: ranges symmetric around zero.
-      quant_delay: optimiser steps before quantization is simulated.
-      freeze_bn_delay: optimiser steps before batch norm uses its moving statistics; None for never.
+      quant_delay: the optimiser step, counted from 1, from which quantization is simulated.
+      freeze_bn_delay: the optimiser step from which batch norms use their moving statistics; None for never.
       scope: only ops below this name scope.
       placement, per_channel, rules: as create_training_graph's.
       ema_decay: decay of the activation ranges' moving average.
@@ -177,7 +179,8 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
         raise RewriteError(
             "nothing to quantise in this graph",
             where="scope {}".format(config.scope) if config.scope else None,
-            found="{} ops, none of them a {} with variable weights".format(
+            found=_instead(plan.stays_float)
+            or "{} ops, none of them a {} with variable weights".format(
                 len(index.operations), ", ".join(sorted(policy.WEIGHTED))
             ),
             fix="call it after the model is built, on the graph it is built in, and before freezing",
@@ -196,6 +199,11 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
     )
 
 
+def _instead(stays_float: Dict[str, str]) -> str:
+    """Why the first layers stay float; '' where there are none."""
+    return "; ".join("{}: {}".format(*one) for one in itertools.islice(stays_float.items(), 3))
+
+
 def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
     if index.graph.get_collection(QUANT_VARIABLES):
         raise RewriteError(
@@ -204,7 +212,7 @@ def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
             fix="rewrite a graph once: either the config's graph_rewriter or your own call",
         )
     for operation in index.operations:
-        if operation.type.startswith(policy.TRAINING_OPS_PREFIXES) or operation.type in policy.GRADIENT_OPS:
+        if operation.type.startswith(policy.TRAINING_OPS_PREFIXES) or policy.is_gradient(operation):
             raise RewriteError(
                 "the graph holds gradients already, which would stay those of the float model",
                 where=operation.name,

@@ -243,15 +243,17 @@ def _range_variables(
 ) -> Tuple[str, str, str]:
     """Name scope of a fake quant, and the names of its variables `min` and `max`."""
     variables, scope = draft.variable_scope(name)
-    for which, initial in (("min", initial_min), ("max", 6.0)):
+    low, high = (
         draft.variable(
             "{}/{}".format(variables, which),
             np.full(shape, initial),
             tf.float32,
             (tf.GraphKeys.GLOBAL_VARIABLES, QUANT_VARIABLES),
             tf.VariableAggregation.MEAN,
-        )
-    return scope, variables + "/min", variables + "/max"
+        ).rpartition(":")[0]
+        for which, initial in (("min", initial_min), ("max", 6.0))
+    )
+    return scope, low, high
 
 
 def _average(

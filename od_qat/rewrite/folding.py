@@ -57,9 +57,12 @@ def safe_scale(draft: Draft, layer: Layer) -> str:
     return draft.op("SelectV2", here + "safe_scale", (tiny, smallest, value), T=tf.float32)
 
 
-def folded_bias(draft: Draft, norm: BatchNorm, here: str, scale_: str) -> str:
-    """beta - moving_mean * s, float32 [channels]."""
-    shift = draft.op("Mul", here + "mul_1", (norm.moving_mean, scale_), T=tf.float32)
+def folded_bias(draft: Draft, norm: BatchNorm, here: str, scale_: str, in_front=None) -> str:
+    """beta - (moving_mean - in_front) * s, float32 [channels]; `in_front` is the layer's own bias."""
+    mean = norm.moving_mean
+    if in_front is not None:
+        mean = draft.op("Sub", here + "mean", (mean, in_front), T=tf.float32)
+    shift = draft.op("Mul", here + "mul_1", (mean, scale_), T=tf.float32)
     if norm.beta is None:
         return draft.op("Neg", here + "bias", (shift,), T=tf.float32)
     return draft.op("Sub", here + "bias", (norm.beta, shift), T=tf.float32)
@@ -90,7 +93,7 @@ def fold_for_eval(draft: Draft, layer: Layer, quantised_weights: str, bias: str)
       draft: where to.
       layer: a layer with a batch norm.
       quantised_weights: fq(W * s).
-      bias: beta - moving_mean * s.
+      bias: of `folded_bias`.
 
     Returns:
       the output that takes the place of the batch norm's.

@@ -4,6 +4,7 @@ The shapes, written as graphs (square brackets: optional)::
 
     weights -> [conv|depthwise|matmul] -> [BatchToSpaceND] [-> Identity] -> batch norm     (batch norm layer)
                                                            -> BiasAdd|Add                  (biased layer)
+                                                           -> BiasAdd|Add -> batch norm    (not contrib's)
     layer -> [bypass Add] -> Relu|Relu6|Identity -> [post-activation bypass Add]
 
 A batch norm is one of the fused ops, or the arithmetic of `tf.nn.batch_normalization`::
@@ -68,12 +69,20 @@ class Unfused(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """An op with weights and what belongs to it."""
+    """An op with weights and what belongs to it.
+
+    Attributes:
+      op, weights: the op and its second input, a variable's value.
+      batch_to_space: an atrous convolution's last op; None for others.
+      batch_norm: None where none follows.
+      bias_in_front: [channels], what is added in front of the batch norm; None where nothing is.
+    """
 
     op: object
     weights: object
     batch_to_space: Optional[object]
     batch_norm: Optional[BatchNorm]
+    bias_in_front: Optional[object] = None
 
 
 class LayerMatch(NamedTuple):
@@ -101,6 +110,8 @@ class LayerMatcher(object):
         self._layers: Dict[str, Optional[Layer]] = {}
         self._unfused: Dict[str, BatchNorm] = {}  # name of the last op -> the batch norm
         self._unfused_of: Dict[str, List[object]] = {}  # name of the data -> last ops
+        # Names of batch norms that a tensor, not the graph, puts into training mode.
+        self.switched_norms = _switched_norms(index)
         self._find_unfused()
         # Names of all tensors from which data flows into an op with weights.
         self.leading_to_layers = self._find_leading_to_layers()
@@ -184,7 +195,7 @@ class LayerMatcher(object):
 
     def is_noise(self, operation) -> bool:
         """Whether an op is part of a dropout: its mask's product, or the scaling before that."""
-        if self._as_contrib or operation.type not in ("Mul", "RealDiv", "Select", "SelectV2"):
+        if self._as_contrib or operation.type not in policy.NOISY:
             return False
         if self._without_mask(operation) is not None:
             return True
@@ -196,8 +207,12 @@ class LayerMatcher(object):
         )
 
     def _without_mask(self, operation):
-        """The data of a product with a random mask, or of a selection by one; None for any other op."""
-        if operation.type == "Mul":
+        """The data of a product with a random mask, a selection by one, or a sum with noise; else None."""
+        if operation.type in policy.ADD:
+            for data, noise in self._both_ways(operation):
+                if self._is_nothing_but_random(noise):
+                    return data
+        elif operation.type == "Mul":
             first, second = self._index.inputs(operation)
             for data, mask in ((first, second), (second, first)):
                 if self._is_random(mask):
@@ -219,6 +234,19 @@ class LayerMatcher(object):
             if operation.type in policy.OF_MASKS:
                 pending.extend(source.op for source in self._index.inputs(operation))
         return False
+
+    def _is_nothing_but_random(self, tensor) -> bool:
+        """Whether random numbers, scaled and shifted by constants, are all that a tensor is made of."""
+        pending, found = [tensor.op], False
+        while pending:
+            operation = pending.pop()
+            if operation.type in policy.RANDOM:
+                found = True
+            elif operation.type in policy.OF_MASKS:
+                pending.extend(source.op for source in self._index.inputs(operation))
+            elif operation.type != "Const":
+                return False
+        return found
 
     def ends_layer(self, operation) -> bool:
         """Whether an op is a layer's bias or batch norm."""
@@ -258,6 +286,8 @@ class LayerMatcher(object):
         weights = self._index.inputs(operation)[1]
         if not self._is_variable_value(weights) or in_control_flow(operation):
             return None
+        if operation.outputs[0].dtype != tf.float32:
+            return None
         output, batch_to_space = operation.outputs[0], None
         consumers = self._index.consumer_ops(output)
         if len(consumers) == 1 and consumers[0].type == "BatchToSpaceND":
@@ -270,12 +300,27 @@ class LayerMatcher(object):
             if len(behind) == 1 and behind[0].type == "Identity":
                 output = behind[0].outputs[0]
                 norms = self._norms_behind(output)
+        bias = None
+        if not norms and not self._as_contrib:
+            bias, output = self._bias_in_front(operation, output)
+            norms = self._norms_behind(output) if bias is not None else []
         norm = self._batch_norm(norms[0]) if len(norms) == 1 else None
         if norm is not None and norm.unfused is not None and not _has_channels_last(operation):
             norm = None
         if norm is not None and not self._as_contrib and self._is_read_beside(output, norm):
             norm = None
-        return Layer(operation, weights, batch_to_space, norm)
+        return Layer(operation, weights, batch_to_space, norm, bias if norm is not None else None)
+
+    def _bias_in_front(self, operation, output) -> Tuple[Optional[object], object]:
+        """What is added to each channel of a layer's output, and the sum; None and the output without."""
+        behind = self._index.consumer_ops(output)
+        if len(behind) == 1 and behind[0].type in policy.BIAS_ADD:
+            for data, bias in self._both_ways(behind[0]):
+                by_channel = behind[0].type == "BiasAdd" or _has_channels_last(operation)
+                is_bias = bias.get_shape().ndims == 1 and self._is_bias(behind[0], bias)
+                if data.name == output.name and by_channel and is_bias:
+                    return bias, behind[0].outputs[0]
+        return None, output
 
     def _is_read_beside(self, output, norm: BatchNorm) -> bool:
         """Whether a batch norm is one of several ways from a layer to others, as in pre-activation blocks.
@@ -339,7 +384,10 @@ class LayerMatcher(object):
 
     def _find_unfused(self) -> None:
         for operation in self._index.operations:
-            if operation.type in policy.ADD:
+            # (contrib finds them by their names.)
+            if operation.type in policy.ADD and not (
+                self._as_contrib and "BatchNorm/batchnorm" not in operation.name
+            ):
                 norm = self._unfused_ending_in(operation)
                 if norm is not None:
                     self._unfused[operation.name] = norm
@@ -399,6 +447,9 @@ class LayerMatcher(object):
         moving_mean, moving_variance, moments = mean, variance, frozenset()
         training = not (self._is_variable_value(mean) and self._is_variable_value(variance))
         if training:
+            if mean.op.type in policy.BRANCH_ENDS or variance.op.type in policy.BRANCH_ENDS:
+                self.switched_norms.append(operation.name)
+                return None
             moments = self._moments(data, mean) | self._moments(data, variance)
             # (Behind these mean and variance are on their way to the result, not to their averages.)
             inside = frozenset(op.name for op in self._index.consumer_ops(scale)) | {scale.op.name}
@@ -449,6 +500,13 @@ class LayerMatcher(object):
                     for candidate in self._index.inputs(operation):
                         if candidate.name != tensor.name and self._is_variable_value(candidate):
                             return candidate
+                elif operation.type in policy.ADD:
+                    # decay * average + (1 - decay) * statistic
+                    for other in self._index.inputs(operation):
+                        if other.name != tensor.name and other.op.type == "Mul":
+                            for candidate in self._index.inputs(other.op):
+                                if candidate.get_shape().ndims == 1 and self._is_variable_value(candidate):
+                                    return candidate
                 elif operation.type in ("Identity", "Mul", "Squeeze", "Reshape"):
                     pending.extend(operation.outputs)
         return None
@@ -468,6 +526,9 @@ class LayerMatcher(object):
             if tensor.op.type == "Identity":
                 tensor = self._index.inputs(tensor.op)[0]
             layer = self._layer_output(tensor)
+            if layer is None and tensor.op.type in policy.BIAS_ADD:
+                layers = map(self._layer_output, self._index.inputs(tensor.op))
+                layer = next((one for one in layers if one is not None), None)
             if (
                 layer is not None
                 and layer.batch_norm is not None
@@ -567,9 +628,29 @@ class LayerMatcher(object):
     def _reason(self, operation) -> str:
         if in_control_flow(operation):
             return "it is inside a loop or a branch"
+        if operation.outputs[0].dtype != tf.float32:
+            return "it computes in {}, fake quants in float32 only".format(operation.outputs[0].dtype.name)
         if self.layer(operation) is None:
             return "its weights are not a variable"
         return "no bias, batch norm or activation follows it"
+
+
+def _switched_norms(index: GraphIndex) -> List[str]:
+    """Names of fused batch norms in a branch of a tf.cond whose data comes from outside it."""
+    found = []
+    for operation in index.operations:
+        if operation.type in policy.BATCH_NORM and in_control_flow(operation):
+            data = index.inputs(operation)[0].op
+            if data.type == "Switch" and not in_control_flow(index.inputs(data)[0].op):
+                found.append(operation.name)
+    branches = [operation for operation in index.operations if operation.type in policy.BRANCHES]
+    if branches:
+        nodes = {f.signature.name: f.node_def for f in index.graph.as_graph_def().library.function}
+        for operation in branches:
+            types = {node.op for name in _functions(operation.node_def) for node in nodes.get(name, ())}
+            if types & policy.BATCH_NORM and not types & policy.WEIGHTED:
+                found.append(operation.name)
+    return found
 
 
 def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:

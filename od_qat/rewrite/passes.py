@@ -225,7 +225,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
     for layer in plan.folds:
         here = folding.fold_scope(layer)
         scale = folding.scale(draft, layer.batch_norm, here)
-        biases[layer.op.name] = folding.folded_bias(draft, layer.batch_norm, here, scale)
+        biases[layer.op.name] = folding.folded_bias(draft, layer.batch_norm, here, scale, layer.bias_in_front)
         folded[layer.op.name] = draft.op(
             "Mul",
             folding.scope_prefix(layer) + "mul_fold",
@@ -320,7 +320,7 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     draft.reroute(tensor, result)
     for twin in activation_quant.twins:
         draft.reroute(twin, result)
-    if original.op.type in policy.CONCAT and not state.training:
+    if original.op.type in policy.JOINS and not state.training:
         _keep_in_front_of_reshapes(draft, range_.scope, result)
 
 

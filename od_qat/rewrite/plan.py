@@ -14,6 +14,8 @@ graph of one clone asks for. (With contrib each clone had variables of its own, 
 import re
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+import numpy as np
+
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
@@ -118,12 +120,21 @@ class _Planner(object):
         self._skip_ops = set()  # ops contrib counts as quantised already
         self._rules = RuleBook(config)
         self._excluded: Dict[str, str] = {}  # name of an op with weights -> reason
+        self._outside: Dict[str, str] = {}  # the same, of the scope that was asked for
         self._float_between: Dict[str, str] = {}  # name of an op between layers -> reason
         self._names = set()  # (clone, name) of the fake quants
         self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
 
     def plan(self) -> Plan:
         matcher, full = self._matcher, self._config.placement == "full"
+        if full and matcher.switched_norms:
+            raise RewriteError(
+                "a batch norm is switched between training and evaluation inside the graph",
+                where=matcher.switched_norms[0],
+                found="a tf.cond, as is_training is a tensor: such a batch norm cannot be folded",
+                fix="build the training graph with is_training=True and the eval graph with False "
+                "(Keras layers: call them with training=True and with False)",
+            )
         matches = matcher.match_all()
         if full:
             # Layers of one scope are told apart by a number in their fake quants' names. In the order of the
@@ -146,6 +157,7 @@ class _Planner(object):
                 self._rules.weights(join(scope_of(self._name(operation)), "weights_quant"), operation.type)
         self._rules.require_all_used()
         stays_float = dict(matcher.unmatched)
+        stays_float.update(self._outside)
         stays_float.update(self._excluded)
         stays_float.update(self._float_between)
         return Plan(
@@ -162,6 +174,8 @@ class _Planner(object):
         context = scope_of(self._name(layer.op))
         if self._in_scope(layer.op):
             self._plan_weights(layer, join(context, "weights_quant"))
+        else:
+            self._outside[layer.op.name] = "it is outside of scope {}".format(self._scope)
         activation_context = scope_of(context) if match.bypass is not None else context
         if match.activation is not None:
             self._add(activation_context, "act_quant", match.activation, 0.0)
@@ -249,18 +263,29 @@ class _Planner(object):
             norm = self._matcher.norm_alone(operation)
             if self._matcher.is_noise(operation):
                 pass  # (in training only; its input's range)
-            elif operation.type in policy.OWN_RANGE or norm is not None or ends_layer:
+            elif self._has_own_range(operation) or norm is not None or ends_layer:
                 if operation.outputs[0].name in to_layers and self._in_scope(operation):
                     if norm is not None:
                         self._norms.append(norm)
                     if not self._feeds_only(operation, policy.RELU) and not self._is_twin(operation):
                         self._add_own_range(operation)
-            elif operation.type not in policy.HANDS_ON_RANGE:
+            elif operation.type in policy.OWN_RANGE:
+                continue
+            elif operation.type not in policy.HANDS_ON_RANGE | policy.SQUASHING:
                 if self._is_float_between_layers(operation):
                     reason = "no range is trained for {} between layers".format(operation.type)
                     self._float_between[operation.name] = reason
                 continue
             from_quantised.update(output.name for output in operation.outputs)
+
+    def _has_own_range(self, operation) -> bool:
+        """Not the inside of a batch norm that stays as it is: vectors, and means over the batch."""
+        if operation.type not in policy.OWN_RANGE or operation.outputs[0].get_shape().ndims == 1:
+            return False
+        if operation.type != "Mean":
+            return True
+        axes = tf.get_static_value(self._index.inputs(operation)[1])
+        return axes is None or 0 not in np.ravel(axes)
 
     def _is_float_between_layers(self, operation) -> bool:
         if operation.type in policy.NEEDS_NO_RANGE or in_control_flow(operation):
@@ -312,10 +337,11 @@ class _Planner(object):
         """
         to_layers = self._matcher.leading_to_layers
         for operation in self._index.operations:
-            if operation.type not in policy.CONCAT or not self._in_scope(operation):
-                continue
-            sources = [self._quantised_source(tensor) for tensor in self._index.inputs(operation)[:-1]]
+            joined = self._joined(operation)
+            sources = [self._quantised_source(tensor) for tensor in joined]
             if len(sources) < 2 or any(source is None for source in sources):
+                continue
+            if not self._in_scope(operation):
                 continue
             if operation.outputs[0].name not in to_layers and any(
                 source.name in to_layers for source in sources
@@ -325,12 +351,20 @@ class _Planner(object):
                 scope_of(self._quantised[sources[0].name]), "concat_quant", operation, -6.0, check_scope=False
             )
 
+    def _joined(self, operation) -> Tuple[object, ...]:
+        """The tensors that a concat or a stack puts together; () for other ops and of one several times."""
+        if operation.type not in policy.JOINS:
+            return ()
+        inputs = self._index.inputs(operation)
+        joined = inputs[:-1] if operation.type in policy.CONCAT else inputs
+        return joined if operation.type in policy.CONCAT or len({t.name for t in joined}) > 1 else ()
+
     def _quantised_source(self, tensor) -> Optional[object]:
         """The quantised tensor whose range a tensor has; None where it has none."""
         tensor = self._matcher.before_noise(tensor)
         while tensor.name not in self._quantised:
             kind, inputs = tensor.op.type, self._index.inputs(tensor.op)
-            if kind not in policy.HANDS_ON_RANGE or kind in policy.SEVERAL_DATA:
+            if kind not in policy.HANDS_ON_RANGE or len(self._joined(tensor.op)) > 1:
                 return None
             at = tensor.value_index if kind == "IdentityN" else policy.DATA_INPUT.get(kind, 0)
             tensor = self._matcher.before_noise(inputs[at])
@@ -350,7 +384,7 @@ class _Planner(object):
         if skip:
             self._skip_ops.add(operation.name)
         tensor = operation.outputs[0]
-        if self._followed_by_quant(tensor):
+        if self._followed_by_quant(tensor) or tensor.dtype != tf.float32:
             return
         full_name = join(context, name)
         settings = self._rules.activation(full_name)

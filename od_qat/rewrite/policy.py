@@ -3,6 +3,8 @@
 The sets of the layer patterns are contrib's (tensorflow/contrib/quantize/python/quantize.py, TF 1.15).
 """
 
+import re
+
 WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
 # ... whose weights can have a range for each output channel. Not MatMul: TensorFlow 2.21's converter fails on
 # it ("'tfl.transpose' op has mismatched quantized axes").
@@ -11,10 +13,11 @@ PER_CHANNEL = frozenset(["Conv2D", "DepthwiseConv2dNative"])
 WEIGHTED_UNSUPPORTED = frozenset(
     ["Conv2DBackpropInput", "Conv3D", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"]
 )
+# TensorFlow 2's tf.cond, and what the value of either's comes from.
+BRANCHES = frozenset(["If", "StatelessIf"])
+BRANCH_ENDS = BRANCHES | frozenset(["Merge"])
 # Ops that run functions, in whose bodies nothing is rewritten: TensorFlow 2's control flow.
-CALLS = frozenset(
-    ["If", "PartitionedCall", "StatefulPartitionedCall", "StatelessIf", "StatelessWhile", "While"]
-)
+CALLS = BRANCHES | frozenset(["PartitionedCall", "StatefulPartitionedCall", "StatelessWhile", "While"])
 ADD = frozenset(["Add", "AddV2"])
 BIAS_ADD = frozenset(["BiasAdd"]) | ADD
 RELU = frozenset(["Relu", "Relu6"])
@@ -32,8 +35,12 @@ RANGE_KEEPING = frozenset(["Reshape", "Identity", "BatchToSpaceND", "SpaceToBatc
 ALREADY_QUANTISED_THROUGH = frozenset(["Reshape", "Identity"])
 INTERMEDIATE = ADD | frozenset(["Mul"])
 CONCAT = frozenset(["ConcatV2"])
+# ... and what else needs one range for all its inputs. (One tensor several times has it: an upsampling.)
+JOINS = CONCAT | frozenset(["Pack"])
 # placement='full': between layers, the output of these gets a range of its own where no pattern gave it one
-OWN_RANGE = RELU | INTERMEDIATE | frozenset(["LeakyRelu", "Maximum", "Mean", "Minimum", "RealDiv", "Sub"])
+OWN_RANGE = (
+    RELU | INTERMEDIATE | frozenset(["LeakyRelu", "Maximum", "Mean", "Minimum", "PadV2", "RealDiv", "Sub"])
+)
 # and these hand on values whose range is trained elsewhere: their input's, which their TFLite kernels keep.
 HANDS_ON_RANGE = frozenset(
     [
@@ -49,7 +56,6 @@ HANDS_ON_RANGE = frozenset(
         "MirrorPad",
         "Pack",
         "Pad",
-        "PadV2",
         "Reshape",
         "ResizeBilinear",
         "ResizeNearestNeighbor",
@@ -65,35 +71,50 @@ HANDS_ON_RANGE = frozenset(
         "Transpose",
     ]
 )
-# ... of these not their first input's.
-SEVERAL_DATA = frozenset(["ConcatV2", "Pack"])
+# ... of this not its first input's (and of JOINS of several).
 DATA_INPUT = {"Split": 1}
 # The output range of these TFLite kernels is fixed.
 FIXED_RANGE = frozenset(["Sigmoid", "Softmax", "Tanh"])
+# ... those of a network's inside: a gate's product has quantised inputs.
+SQUASHING = FIXED_RANGE - frozenset(["Softmax"])
 # What these read is not data.
 OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
 
 # What may stand between layers without a range of its own, but for what hands one on.
 NEEDS_NO_RANGE = WEIGHTED | WEIGHTED_UNSUPPORTED | FIXED_RANGE | FAKE_QUANT | OF_SHAPES
 
-# A dropout's mask: random numbers, and the ops that make ones and zeros of them.
-RANDOM = frozenset(["RandomUniform", "StatelessRandomUniform", "StatelessRandomUniformV2"])
-OF_MASKS = frozenset(["Add", "AddV2", "Cast", "Floor", "GreaterEqual", "Less", "Mul", "Sub"])
-
-TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
-# What only the gradients of a layer, its batch norm or its activation are made of.
-GRADIENT_OPS = frozenset(
+# A dropout's mask or added noise: random numbers, the ops that make ones and zeros of them or scale them, and
+# those that put them onto data.
+RANDOM = frozenset(
     [
-        "BiasAddGrad",
-        "Conv2DBackpropFilter",
-        "DepthwiseConv2dNativeBackpropFilter",
-        "FusedBatchNormGrad",
-        "FusedBatchNormGradV2",
-        "FusedBatchNormGradV3",
-        "Relu6Grad",
-        "ReluGrad",
+        "RandomStandardNormal",
+        "RandomUniform",
+        "StatelessRandomNormal",
+        "StatelessRandomNormalV2",
+        "StatelessRandomUniform",
+        "StatelessRandomUniformV2",
+        "TruncatedNormal",
     ]
 )
+OF_MASKS = frozenset(["Add", "AddV2", "Cast", "Floor", "GreaterEqual", "Less", "Mul", "Sub"])
+NOISY = ADD | frozenset(["Mul", "RealDiv", "Select", "SelectV2"])
+
+TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
+# What only gradients are made of; besides, all whose type ends in Grad, GradV2, ..., and what tf.gradients
+# starts from: those of some nets (a softplus, a sum of bias-free layers) hold no op of such a type.
+GRADIENT_OPS = frozenset(["Conv2DBackpropFilter", "DepthwiseConv2dNativeBackpropFilter"])
+_GRADIENT_TYPE = re.compile(r"Grad(V\d+)?$")
+_GRADIENT_NAME = re.compile(r"(^|/)gradients(_\d+)?/grad_ys_\d+")
+
+
+def is_gradient(operation) -> bool:
+    """Whether an op computes a gradient."""
+    return (
+        operation.type in GRADIENT_OPS
+        or bool(_GRADIENT_TYPE.search(operation.type))
+        or ("grad_ys" in operation.name and bool(_GRADIENT_NAME.search(operation.name)))
+    )
+
 
 _SUPPORT = (
     (WEIGHTED, "a layer, where its weights are a variable: weights quantised, per tensor or per channel"),
@@ -101,8 +122,8 @@ _SUPPORT = (
     (BATCH_NORM, "folded into its layer; behind no layer (pre-activation) one of its own"),
     (BIAS_ADD | ACTIVATION, "behind a layer: quantised with it; its fake quant absorbs a ReLU in training"),
     (OWN_RANGE, "between layers: a range of its own"),
-    (CONCAT, "one range for all its inputs"),
-    (HANDS_ON_RANGE - CONCAT, "its input's range"),
+    (JOINS, "one range for all its inputs"),
+    (HANDS_ON_RANGE - JOINS, "its input's range"),
     (FIXED_RANGE, "none needed: the range of its TFLite kernel is fixed"),
     (WEIGHTED_UNSUPPORTED, "stays float; the report names it, and what else is between layers"),
 )
