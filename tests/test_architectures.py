@@ -4,6 +4,7 @@ Where the converter derives a range by itself, a tensor without a trained one is
 shows in the numbers as soon as what meets there differs in size, so here it does.
 """
 
+import functools
 import os
 
 import numpy as np
@@ -255,6 +256,39 @@ def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path):
     model = tflite.convert(*arguments)
     assert tflite.check(model, tflite.count_weights(quantised), net.__name__).float_tensors == []
     assert _distance(here, _run_tflite(model)) < 0.05
+
+
+@pytest.mark.skipif(not IS_TF1, reason="tf.contrib.quantize, the oracle, runs on TensorFlow 1.15 only")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__.strip("_"))
+def test_contrib_placement_is_contribs(net, training, request):
+    if net is _pre_activation_without_bias:
+        reason = "contrib folds into a copy of a layer that others read too, and quantises both"
+        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
+    from tensorflow.contrib import quantize
+
+    found = []
+    for create in (
+        quantize.create_training_graph if training else quantize.create_eval_graph,
+        functools.partial(
+            api.create_training_graph if training else api.create_eval_graph, placement="contrib"
+        ),
+    ):
+        with tf.Graph().as_default() as graph:
+            tf.stop_gradient(net(tf.placeholder(tf.float32, [4, SIZE, SIZE, 8]), training))
+            create(graph)
+            quants = [
+                (op.name, op.get_attr("num_bits"), op.get_attr("narrow_range"))
+                for op in graph.get_operations()
+                if op.type == "FakeQuantWithMinMaxVars"
+            ]
+            # (A range behind a ReLU has no minimum to average here.)
+            variables = [v.op.name for v in tf.global_variables()]
+            averaged = [
+                n for n in variables if n.rpartition("/")[2] in ("biased", "local_step") and "/min" in n
+            ]
+            found.append((sorted(quants), sorted(set(variables) - set(averaged))))
+    assert found[0] == found[1]
 
 
 def test_a_named_output_is_quantised(tmp_path):
