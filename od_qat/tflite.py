@@ -319,9 +319,20 @@ def interpreter_without_delegates(model: bytes, **options) -> Any:
 
 
 def inspect(model: bytes) -> Inspection:
-    """Reads a .tflite's ops and tensors through the interpreter."""
+    """Reads a .tflite's ops and tensors through the interpreter.
+
+    Raises:
+      ExportError: when no interpreter will run it.
+    """
     interpreter = interpreter_without_delegates(model)
-    interpreter.allocate_tensors()
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise ExportError(
+            "the interpreter refuses what the converter made",
+            found=str(error).strip(),
+            fix="leave the op that it names out of the model, or convert with another TensorFlow",
+        ) from error
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
     ops: Dict[str, int] = {}
     floats: List[str] = []

@@ -191,8 +191,11 @@ NETS = [
     _names_that_differ_in_case,
 ]
 
-# "type Div for which the quantized form is not yet implemented"
-TF1_CONVERTS_NOT = {_hard_swish_by_division: "type Div for which"}
+# What TensorFlow 1.15's converter says, or the interpreter of what it made.
+TF1_CONVERTS_NOT = {
+    _hard_swish_by_division: "type Div for which the quantized form is not yet implemented",
+    _stacked: "PACK.* failed to prepare",
+}
 
 
 def _trained(net, folder):
@@ -242,7 +245,10 @@ def _distance(a, b):
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__.strip("_"))
-def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path):
+def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path, request):
+    if IS_TF1 and net is _padded_with_a_value:
+        reason = "TensorFlow 1.15's converter gives a padding's value a range of its own"
+        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
     checkpoint = _trained(net, str(tmp_path))
     quantised = _frozen(net, checkpoint)
     here = _run(quantised)
@@ -251,7 +257,7 @@ def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path):
     arguments = (quantised, "images", [1, SIZE, SIZE, 8], ["result"], FAKE_QUANT_TYPES[0], 127.5, 127.5)
     if IS_TF1 and net in TF1_CONVERTS_NOT:
         with pytest.raises(ExportError, match=TF1_CONVERTS_NOT[net]):
-            tflite.convert(*arguments)
+            tflite.inspect(tflite.convert(*arguments))
         return
     model = tflite.convert(*arguments)
     assert tflite.check(model, tflite.count_weights(quantised), net.__name__).float_tensors == []

@@ -5,6 +5,7 @@ And what an eval graph restores, a training run of the same model has saved.
 
 import os
 
+import numpy as np
 import pytest
 
 from od_qat.checkpoints import QUANT_VARIABLES
@@ -50,6 +51,37 @@ def test_training_saves_what_evaluation_restores(row):
     assert not saved[False] - saved[True]
     trained_alone = names[True] - names[False]
     assert all(name.startswith(row.get("train_only", "-")) for name in trained_alone), trained_alone
+
+
+def test_faster_rcnn_trains_and_is_evaluated_with_what_it_saved(tmp_path):
+    """Both stages: a training step moves their ranges and kernels, and evaluation restores them all."""
+    (row,) = [row for row in build.models() if row["name"] == "faster_rcnn_inception_v2"]
+    pixels = build.images_value(row)
+    with tf.Graph().as_default() as graph:
+        build.build_training(row, batch=1)
+        api.create_training_graph(graph)
+        loss = tf.losses.get_total_loss()
+        train = tf.train.MomentumOptimizer(1e-4, 0.9).minimize(loss)
+        ranges = {v.op.name: v for v in graph.get_collection(QUANT_VARIABLES)}
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            before = session.run(ranges)
+            for _ in range(2):
+                update = [train, loss] + tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+                assert np.isfinite(session.run(update, {"images:0": pixels})[1])
+            after = session.run(ranges)
+            prefix = tf.train.Saver().save(session, str(tmp_path / "model.ckpt"))
+    moved = [name for name in after if name.endswith("_quant/max") and after[name] != before[name]]
+    for stage in ("FirstStage", "SecondStage"):
+        assert any(name.startswith(stage) for name in moved), moved
+    with tf.Graph().as_default() as graph:
+        images, outputs = build.build_eval(row)
+        api.create_eval_graph(graph)
+        with tf.Session() as session:
+            tf.train.Saver().restore(session, prefix)
+            values = session.run(outputs, {images: pixels})
+    assert "class_predictions_with_background" in values
+    assert all(np.all(np.isfinite(value)) and np.std(value) > 0 for value in values.values())
 
 
 @pytest.mark.parametrize("row", _rows(TFLITE_KINDS, may_stay_float=False))
