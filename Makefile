@@ -117,10 +117,10 @@ patch: ## put od_qat into your OD API tree: your own commands then quantise (OD_
 unpatch: ## take it out again, to the byte (OD_API=/path/to/models/research)
 	@$(SOME_PYTHON) -m od_qat unpatch --od_api="$(OD_API)" $(ARGS)
 
-# Three parts at once: most of each keeps one core busy. What they print is in out/matrix.
+# All parts at once: most of each keeps one core busy. What they print is in out/matrix.
 test-matrix: setup setup-tf1 setup-tf215 generations ## every tree x TensorFlow x command, all samples, the whole zoo (hours)
 	@echo "test-matrix: watch it with: tail -f out/matrix/*.log"
-	@$(MAKE) --no-print-directory --keep-going -j3 $(addprefix matrix-,$(MATRIX))
+	@$(MAKE) --no-print-directory --keep-going -j4 $(addprefix matrix-,$(MATRIX))
 
 # (An Estimator beside, not in, the environments: in there TensorFlow would be without one, as users' is.)
 matrix-table: setup setup-tf1 setup-tf215 generations
