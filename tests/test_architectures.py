@@ -340,6 +340,33 @@ def test_a_kernel_shared_with_a_layer_of_a_batch_norm_has_a_range_for_each(train
     assert [name.split("/")[0] for name in read] == ["weights_quant", "weights_quant_1"]
 
 
+@pytest.mark.parametrize("noise", ["dropout", "gauss"])
+def test_a_sum_and_a_product_in_front_of_noise_have_their_ranges(noise):
+    """Only what puts the noise onto data is looked past, and a dropout's scaling."""
+
+    def build(training):
+        images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])
+        total = tf.add(_conv(images, "one"), _conv(images, "two"), name="total")
+        net = tf.multiply(total, tf.nn.sigmoid(_conv(images, "gate")), name="gated") * 2.0
+        if training and noise == "gauss":
+            net = net + 0.1 * tf.random_normal(tf.shape(net))
+        elif training:
+            net = tf.nn.dropout(net + total, rate=0.5)
+        elif noise == "dropout":
+            net = net + total
+        _conv(net, "out")
+
+    found = []
+    for training in (True, False):
+        with tf.Graph().as_default() as graph:
+            build(training)
+            report = (api.create_training_graph if training else api.create_eval_graph)(graph)
+            assert report.stays_float == {}
+            found.append(set(report.activations))
+    assert found[0] >= found[1]
+    assert len(found[1]) == (8 if noise == "dropout" else 7)
+
+
 def test_what_has_no_range_between_layers_is_named():
     with tf.Graph().as_default() as graph:
         images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8])

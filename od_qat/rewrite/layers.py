@@ -26,6 +26,9 @@ from od_qat.compat import tf
 from od_qat.graph.index import GraphIndex, in_control_flow
 from od_qat.rewrite import policy
 
+# How many ops are looked at on the way to random numbers: a dropout has six.
+_STEPS_TO_RANDOM = 10
+
 
 class BatchNorm(NamedTuple):
     """A batch norm. Tensors are [channels] float32, but for `data`.
@@ -185,8 +188,8 @@ class LayerMatcher(object):
         data = None if self._as_contrib else self._without_mask(tensor.op)
         if data is None:
             return tensor
-        # What is left is scaled up by a scalar, first.
-        if data.op.type in ("Mul", "RealDiv"):
+        # What a mask leaves is scaled up by a scalar, first.
+        if tensor.op.type not in policy.ADD and data.op.type in ("Mul", "RealDiv"):
             first, second = self._index.inputs(data.op)
             for kept, factor in ((first, second), (second, first)):
                 if factor.get_shape().ndims == 0:
@@ -199,6 +202,8 @@ class LayerMatcher(object):
             return False
         if self._without_mask(operation) is not None:
             return True
+        if operation.type in policy.ADD:
+            return False
         consumers = self._index.consumer_ops(operation.outputs[0])
         return (
             len(consumers) == 1
@@ -226,7 +231,7 @@ class LayerMatcher(object):
     def _is_random(self, tensor) -> bool:
         """Whether a tensor is made of random numbers, by a few ops."""
         pending, steps = [tensor.op], 0
-        while pending and steps < 10:
+        while pending and steps < _STEPS_TO_RANDOM:
             operation = pending.pop()
             steps += 1
             if operation.type in policy.RANDOM:
@@ -237,9 +242,12 @@ class LayerMatcher(object):
 
     def _is_nothing_but_random(self, tensor) -> bool:
         """Whether random numbers, scaled and shifted by constants, are all that a tensor is made of."""
-        pending, found = [tensor.op], False
+        pending, steps, found = [tensor.op], 0, False
         while pending:
             operation = pending.pop()
+            steps += 1
+            if steps > _STEPS_TO_RANDOM:
+                return False
             if operation.type in policy.RANDOM:
                 found = True
             elif operation.type in policy.OF_MASKS:

@@ -3,6 +3,7 @@
 The sets of the layer patterns are contrib's (tensorflow/contrib/quantize/python/quantize.py, TF 1.15).
 """
 
+import functools
 import re
 
 WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
@@ -109,11 +110,14 @@ _GRADIENT_NAME = re.compile(r"(^|/)gradients(_\d+)?/grad_ys_\d+")
 
 def is_gradient(operation) -> bool:
     """Whether an op computes a gradient."""
-    return (
-        operation.type in GRADIENT_OPS
-        or bool(_GRADIENT_TYPE.search(operation.type))
-        or ("grad_ys" in operation.name and bool(_GRADIENT_NAME.search(operation.name)))
-    )
+    if _is_gradient_type(operation.type):
+        return True
+    return "grad_ys" in operation.name and bool(_GRADIENT_NAME.search(operation.name))
+
+
+@functools.lru_cache(maxsize=None)
+def _is_gradient_type(kind: str) -> bool:
+    return kind in GRADIENT_OPS or bool(_GRADIENT_TYPE.search(kind))
 
 
 _SUPPORT = (
