@@ -50,6 +50,12 @@ def _edit(tree, name, change):
         stream.write(data)
 
 
+@pytest.fixture(autouse=True)
+def _path_as_it_was(monkeypatch):
+    """The doctor puts what it looks at onto the path, where a later test would take it for the installed one."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 @pytest.fixture(scope="module")
 def _template(tmp_path_factory):
     return road.copy(
