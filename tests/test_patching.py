@@ -52,7 +52,7 @@ def _edit(tree, name, change):
 
 @pytest.fixture(autouse=True)
 def _path_as_it_was(monkeypatch):
-    """The doctor puts what it looks at onto the path, where a later test would take it for the installed one."""
+    """The doctor puts what it looks at onto the path, where a later test would find it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
