@@ -78,6 +78,53 @@ def pre_activation(training):
     return images, tf.stop_gradient(net, name="output")
 
 
+def conv_with_norm(
+    images, norm, training, data_format="NHWC", partitions=None, epsilon=0.01, averages_as_products=False
+):
+    """One convolution, a batch norm and a ReLU6, from raw ops.
+
+    Args:
+      images: float32 [batch, height, width, channels], or as `data_format` says.
+      norm: type of the batch norm's op.
+      training: its mode.
+      data_format: "NHWC" or "NCHW".
+      partitions: of the kernel; None for one that is whole.
+      epsilon: of the batch norm.
+      averages_as_products: the moving averages are written as Keras does, not as TF 1's own helper.
+    """
+    channels = images.shape.as_list()[data_format.index("C")]
+    partitioner = partitions and tf.fixed_size_partitioner(partitions, axis=3)
+    with tf.variable_scope("layer", partitioner=partitioner):
+        weights = tf.get_variable("weights", [3, 3, channels, 4])
+    if partitions:
+        weights = tf.convert_to_tensor(weights)
+    with tf.variable_scope("layer/BatchNorm"):
+        vectors = [
+            tf.get_variable(name, [4], initializer=tf.ones_initializer(), trainable=name in ("gamma", "beta"))
+            for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        ]
+    output = tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", data_format=data_format, name="layer/Conv2D")
+    normed = getattr(tf.raw_ops, norm)(
+        x=output,
+        scale=vectors[0],
+        offset=vectors[1],
+        mean=[] if training else vectors[2],
+        variance=[] if training else vectors[3],
+        epsilon=epsilon,
+        data_format=data_format,
+        is_training=training,
+        name="layer/BatchNorm/norm",
+    )
+    if training:
+        for variable, batch in zip(vectors[2:], normed[1:3]):
+            if averages_as_products:
+                update = tf.assign(variable, 0.9 * variable + 0.1 * batch)
+            else:
+                update = tf.assign_sub(variable, (variable - batch) * 0.1, name="update")
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+    return tf.nn.relu6(normed[0], name="layer/Relu6")
+
+
 def ops_needed_for(*tensors):
     """The ops that some tensors' values are computed from."""
     seen, pending = {}, [tensor.op for tensor in tensors]

@@ -415,13 +415,18 @@ def test_a_batch_norm_that_a_tensor_switches_is_refused(fused, training):
         assert graph.as_graph_def() == before
 
 
+# For a process of its own: in this one control flow is TensorFlow 1's.
+_IN_CONTROL_FLOW_V2 = (
+    "import tensorflow.compat.v1 as tf; from od_qat.rewrite import api\n"
+    "tf.enable_control_flow_v2()\n"
+    "with tf.Graph().as_default() as graph:\n"
+    "  x = tf.placeholder(tf.float32, [1, 4, 4, 2]); w = tf.get_variable('w', [1, 1, 2, 2])\n"
+)
+
+
 @pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's control flow has no functions unless asked for")
 def test_a_batch_norm_in_a_function_is_refused(run_python):
     code = (
-        "import tensorflow.compat.v1 as tf; from od_qat.rewrite import api\n"
-        "tf.enable_control_flow_v2()\n"
-        "with tf.Graph().as_default() as graph:\n"
-        "  x = tf.placeholder(tf.float32, [1, 4, 4, 2]); w = tf.get_variable('w', [1, 1, 2, 2])\n"
         "  net = tf.nn.conv2d(x, w, [1, 1, 1, 1], 'SAME')\n"
         "  ones, switch = tf.ones([2]), tf.placeholder(tf.bool, [])\n"
         "  norm = lambda training: tf.nn.fused_batch_norm(\n"
@@ -429,7 +434,7 @@ def test_a_batch_norm_in_a_function_is_refused(run_python):
         "  tf.nn.relu6(tf.cond(switch, lambda: norm(True), lambda: norm(False), name='norm'))\n"
         "  api.create_training_graph(graph)\n"
     )
-    status, _, errors = run_python("-c", code)
+    status, _, errors = run_python("-c", _IN_CONTROL_FLOW_V2 + code)
     assert status == 1 and "at norm, found a tf.cond, as is_training is a tensor" in errors
 
 
@@ -466,17 +471,12 @@ def test_a_graph_that_waits_for_quantization_is_not_frozen(tmp_path):
 
 @pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's control flow has no functions unless asked for")
 def test_layers_in_functions_are_named(run_python):
-    """In a process of its own: here control flow is TensorFlow 1's."""
     code = (
-        "import tensorflow.compat.v1 as tf; from od_qat.rewrite import api\n"
-        "tf.enable_control_flow_v2()\n"
-        "with tf.Graph().as_default() as graph:\n"
-        "  x = tf.placeholder(tf.float32, [1, 4, 4, 2]); w = tf.get_variable('w', [1, 1, 2, 2])\n"
         "  net = tf.nn.relu6(tf.nn.conv2d(x, w, [1, 1, 1, 1], 'SAME'))\n"
         "  inside = lambda: tf.nn.relu6(tf.nn.conv2d(net, w, [1, 1, 1, 1], 'SAME'))\n"
         "  tf.cond(tf.placeholder(tf.bool, []), inside, lambda: net, name='choice')\n"
         "  print(api.create_eval_graph(graph).stays_float)\n"
     )
-    status, output, errors = run_python("-c", code)
+    status, output, errors = run_python("-c", _IN_CONTROL_FLOW_V2 + code)
     assert status == 0, errors
     assert "'choice': '1 of its ops with weights" in output

@@ -5,6 +5,8 @@ are gone. Losses, gradients and averages are compared, and the scaled weights of
 their ranges are trained in the one and used in the other.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import tf_slim as slim
@@ -44,28 +46,11 @@ def _frozen(images, training):
     return _small_ssd()(images, False)
 
 
-def _raw(version, partitions=None):
-    """A batch norm of a given version, from raw ops, its averages as Keras writes them."""
-
-    def net(images, training):
-        partitioner = partitions and tf.fixed_size_partitioner(partitions, axis=3)
-        with tf.variable_scope("layer", partitioner=partitioner):
-            weights = tf.convert_to_tensor(tf.get_variable("weights", [3, 3, 8, 4]))
-        with tf.variable_scope("layer/BatchNorm"):
-            gamma, beta = tf.get_variable("gamma", [4]), tf.get_variable("beta", [4])
-            averages = [tf.get_variable("moving_" + n, [4], trainable=False) for n in ("mean", "variance")]
-        net = tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", name="layer/Conv2D")
-        mean, variance = ([], []) if training else averages
-        norm = getattr(tf.raw_ops, "FusedBatchNorm" + version)(
-            x=net, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=0.1, is_training=training
-        )
-        if training:
-            for average, batch in zip(averages, norm[1:3]):
-                update = tf.assign(average, 0.9 * average + 0.1 * batch)
-                tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
-        return tf.nn.relu6(norm[0])
-
-    return net
+def _raw(norm, **options):
+    """A batch norm's raw op, its averages as Keras writes them."""
+    return functools.partial(
+        nets.conv_with_norm, norm=norm, epsilon=0.1, averages_as_products=True, **options
+    )
 
 
 def _bias_in_front(images, training):
@@ -112,10 +97,10 @@ NETS = {
     "bias in front": (_bias_in_front, {}),
     "bias in front, per channel": (_bias_in_front, {"per_channel": True}),
     "shared kernel": (_shared_kernel, {}),
-    "FusedBatchNorm": (_raw(""), {}),
-    "FusedBatchNormV2": (_raw("V2"), {}),
-    "FusedBatchNormV3": (_raw("V3"), {}),
-    "partitioned": (_raw("V3", partitions=2), {}),
+    "FusedBatchNorm": (_raw("FusedBatchNorm"), {}),
+    "FusedBatchNormV2": (_raw("FusedBatchNormV2"), {}),
+    "FusedBatchNormV3": (_raw("FusedBatchNormV3"), {}),
+    "partitioned": (_raw("FusedBatchNormV3", partitions=2), {}),
 }
 
 
@@ -138,7 +123,7 @@ def _run(net, training, rewrite, batch, options):
     """What a graph computes, by name."""
     with tf.Graph().as_default() as graph:
         images = tf.placeholder(tf.float32, [batch, SIZE, SIZE, 8])
-        output = net(images, training)
+        output = net(images, training=training)
         loss = tf.reduce_mean(tf.square(output - 0.3))
         if rewrite:
             report = rewrite(graph, **options)

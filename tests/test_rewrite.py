@@ -19,6 +19,7 @@ from tests import nets, own_gradients
 pytestmark = pytest.mark.tf1
 
 FAKE_QUANT = "FakeQuantWithMinMaxVars"
+NORM_OPS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 
 
 def _images(seed=0, batch=4):
@@ -597,45 +598,7 @@ def test_scope_limits_the_rewrite():
     assert report.weights and all(name.startswith("net/residual/") for name in report.weights)
 
 
-def _conv_with_norm(images, norm_op, data_format="NHWC", training=True, partitions=None):
-    """One convolution and a batch norm of a given version, from raw ops."""
-    channels = 3 if data_format == "NHWC" else images.shape.as_list()[1]
-    partitioner = partitions and tf.fixed_size_partitioner(partitions, axis=3)
-    with tf.variable_scope("layer", partitioner=partitioner):
-        weights = tf.get_variable("weights", [3, 3, channels, 4])
-    if partitions:
-        weights = tf.convert_to_tensor(weights)
-    with tf.variable_scope("layer/BatchNorm"):
-        vectors = [
-            tf.get_variable(name, [4], initializer=tf.ones_initializer(), trainable=name in ("gamma", "beta"))
-            for name in ("gamma", "beta", "moving_mean", "moving_variance")
-        ]
-    output = tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", data_format=data_format, name="layer/Conv2D")
-    norm = norm_op(
-        x=output,
-        scale=vectors[0],
-        offset=vectors[1],
-        mean=[] if training else vectors[2],
-        variance=[] if training else vectors[3],
-        epsilon=0.01,
-        data_format=data_format,
-        is_training=training,
-        name="layer/BatchNorm/norm",
-    )
-    if training:
-        for variable, batch in zip(vectors[2:], norm[1:3]):
-            tf.add_to_collection(
-                tf.GraphKeys.UPDATE_OPS, tf.assign_sub(variable, (variable - batch) * 0.1, name="update")
-            )
-    return tf.nn.relu6(norm[0], name="layer/Relu6")
-
-
-NORM_OPS = {
-    name: getattr(tf.raw_ops, name) for name in ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
-}
-
-
-@pytest.mark.parametrize("name", sorted(NORM_OPS))
+@pytest.mark.parametrize("name", NORM_OPS)
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("partitions", [None, 2])
 def test_every_version_of_batch_norm_is_folded(name, batch, partitions):
@@ -643,7 +606,7 @@ def test_every_version_of_batch_norm_is_folded(name, batch, partitions):
     for training in (True, False):
         with tf.Graph().as_default() as graph:
             images = tf.placeholder(tf.float32, [batch, 8, 8, 3])
-            output = _conv_with_norm(images, NORM_OPS[name], training=training, partitions=partitions)
+            output = nets.conv_with_norm(images, name, training, partitions=partitions)
             output = tf.stop_gradient(output)
             report = (api.create_training_graph if training else api.create_eval_graph)(graph)
             assert report.folded == 1 and len(report.weights) == 1 and report.stays_float == {}
@@ -651,7 +614,7 @@ def test_every_version_of_batch_norm_is_folded(name, batch, partitions):
                 session.run(tf.global_variables_initializer())
                 feed = {images: _images(batch=batch)[:, :8, :8]}
                 assert np.all(np.isfinite(session.run(output, feed)))
-            used = _ops_needed_for(output, tuple(NORM_OPS))
+            used = _ops_needed_for(output, NORM_OPS)
             assert len(used) == (1 if training else 0)
 
 
@@ -662,7 +625,7 @@ def test_a_batch_norm_behind_no_layer_becomes_one_in_eval():
             images, output = nets.pre_activation(False)
             if rewrite:
                 report = api.experimental_create_eval_graph(graph, quant_delay=10**6)  # folded, not quantised
-                assert not _ops_needed_for(output, tuple(NORM_OPS))
+                assert not _ops_needed_for(output, NORM_OPS)
                 assert len(_ops_needed_for(output, ("DepthwiseConv2dNative",))) == 1
                 assert report.stays_float == {}
             with tf.Session() as session:
@@ -695,7 +658,7 @@ def test_channels_first_graphs_are_folded():
     for training in (True, False):
         with tf.Graph().as_default() as graph:
             images = tf.placeholder(tf.float32, [2, 3, 8, 8])
-            output = _conv_with_norm(images, NORM_OPS["FusedBatchNormV3"], "NCHW", training)
+            output = nets.conv_with_norm(images, "FusedBatchNormV3", training, data_format="NCHW")
             output = tf.stop_gradient(output)
             report = (api.create_training_graph if training else api.create_eval_graph)(graph)
             assert report.folded == 1

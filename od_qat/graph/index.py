@@ -1,6 +1,6 @@
 """A read-only index of a graph, built in one pass."""
 
-from typing import Callable, Dict, Iterable, List, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 Consumer = Tuple[object, int]
 
@@ -49,6 +49,7 @@ class GraphIndex(object):
         self._consumers: Dict[str, List[Consumer]] = {}
         self._inputs: Dict[str, Tuple[object, ...]] = {}
         self._positions: Dict[str, int] = {}
+        self._function_nodes: Optional[Dict[str, List[object]]] = None
         for at, operation in enumerate(self.operations):
             self._positions[operation.name] = at
             inputs = tuple(operation.inputs)
@@ -63,6 +64,13 @@ class GraphIndex(object):
     def position(self, operation) -> int:
         """Of an operation among all, in creation order."""
         return self._positions[operation.name]
+
+    def function_nodes(self) -> Dict[str, List[object]]:
+        """NodeDefs of the functions that the graph can call, by the function's name."""
+        if self._function_nodes is None:  # (It takes the whole GraphDef, and few graphs are asked.)
+            functions = self.graph.as_graph_def().library.function
+            self._function_nodes = {function.signature.name: function.node_def for function in functions}
+        return self._function_nodes
 
     def consumers(self, tensor) -> List[Consumer]:
         """(operation, input position) pairs that read a tensor."""

@@ -20,7 +20,7 @@ contrib's order: those with a post-activation bypass, those that end in an activ
 norms, and last a separable convolution's bare depthwise.
 """
 
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 from od_qat.compat import tf
 from od_qat.graph.index import GraphIndex, in_control_flow
@@ -213,14 +213,10 @@ class LayerMatcher(object):
 
     def _without_mask(self, operation):
         """The data of a product with a random mask, a selection by one, or a sum with noise; else None."""
-        if operation.type in policy.ADD:
+        if operation.type in policy.ADD or operation.type == "Mul":
+            is_noise = self._is_nothing_but_random if operation.type in policy.ADD else self._is_random
             for data, noise in self._both_ways(operation):
-                if self._is_nothing_but_random(noise):
-                    return data
-        elif operation.type == "Mul":
-            first, second = self._index.inputs(operation)
-            for data, mask in ((first, second), (second, first)):
-                if self._is_random(mask):
+                if is_noise(noise):
                     return data
         elif operation.type in ("Select", "SelectV2"):
             condition, data, _ = self._index.inputs(operation)
@@ -230,31 +226,26 @@ class LayerMatcher(object):
 
     def _is_random(self, tensor) -> bool:
         """Whether a tensor is made of random numbers, by a few ops."""
-        pending, steps = [tensor.op], 0
-        while pending and steps < _STEPS_TO_RANDOM:
-            operation = pending.pop()
-            steps += 1
-            if operation.type in policy.RANDOM:
-                return True
-            if operation.type in policy.OF_MASKS:
-                pending.extend(source.op for source in self._index.inputs(operation))
-        return False
+        return any(kind in policy.RANDOM for kind in self._made_of(tensor))
 
     def _is_nothing_but_random(self, tensor) -> bool:
         """Whether random numbers, scaled and shifted by constants, are all that a tensor is made of."""
-        pending, steps, found = [tensor.op], 0, False
-        while pending:
+        kinds = set(self._made_of(tensor))
+        return bool(kinds & policy.RANDOM) and kinds <= policy.RANDOM | {"Const"}
+
+    def _made_of(self, tensor) -> Iterator[str]:
+        """Types of the ops from which others make a mask or noise of a tensor; '' last when they are many."""
+        pending = [tensor.op]
+        for _ in range(_STEPS_TO_RANDOM):
+            if not pending:
+                return
             operation = pending.pop()
-            steps += 1
-            if steps > _STEPS_TO_RANDOM:
-                return False
-            if operation.type in policy.RANDOM:
-                found = True
-            elif operation.type in policy.OF_MASKS:
+            if operation.type in policy.OF_MASKS:
                 pending.extend(source.op for source in self._index.inputs(operation))
-            elif operation.type != "Const":
-                return False
-        return found
+            else:
+                yield operation.type
+        if pending:
+            yield ""
 
     def ends_layer(self, operation) -> bool:
         """Whether an op is a layer's bias or batch norm."""
@@ -393,9 +384,8 @@ class LayerMatcher(object):
     def _find_unfused(self) -> None:
         for operation in self._index.operations:
             # (contrib finds them by their names.)
-            if operation.type in policy.ADD and not (
-                self._as_contrib and "BatchNorm/batchnorm" not in operation.name
-            ):
+            may_be = not self._as_contrib or "BatchNorm/batchnorm" in operation.name
+            if may_be and operation.type in policy.ADD:
                 norm = self._unfused_ending_in(operation)
                 if norm is not None:
                     self._unfused[operation.name] = norm
@@ -644,18 +634,16 @@ class LayerMatcher(object):
 
 
 def _switched_norms(index: GraphIndex) -> List[str]:
-    """Names of fused batch norms in a branch of a tf.cond whose data comes from outside it."""
+    """Names of fused batch norms in a branch of a tf.cond, or of that, whose data comes from outside it."""
     found = []
     for operation in index.operations:
         if operation.type in policy.BATCH_NORM and in_control_flow(operation):
             data = index.inputs(operation)[0].op
             if data.type == "Switch" and not in_control_flow(index.inputs(data)[0].op):
                 found.append(operation.name)
-    branches = [operation for operation in index.operations if operation.type in policy.BRANCHES]
-    if branches:
-        nodes = {f.signature.name: f.node_def for f in index.graph.as_graph_def().library.function}
-        for operation in branches:
-            types = {node.op for name in _functions(operation.node_def) for node in nodes.get(name, ())}
+        elif operation.type in policy.BRANCHES:
+            bodies = [index.function_nodes().get(name, ()) for name in _functions(operation.node_def)]
+            types = {node.op for body in bodies for node in body}
             if types & policy.BATCH_NORM and not types & policy.WEIGHTED:
                 found.append(operation.name)
     return found
@@ -663,12 +651,11 @@ def _switched_norms(index: GraphIndex) -> List[str]:
 
 def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
     """Calls of functions that hold layers -> the reason why these stay float."""
-    calls = [operation for operation in index.operations if operation.type in policy.CALLS]
-    if not calls:
-        return {}
-    nodes = {f.signature.name: f.node_def for f in index.graph.as_graph_def().library.function}
     found = {}
-    for operation in calls:
+    for operation in index.operations:
+        if operation.type not in policy.CALLS:
+            continue
+        nodes = index.function_nodes()
         pending, seen, layers = _functions(operation.node_def), set(), 0
         while pending:
             name = pending.pop()

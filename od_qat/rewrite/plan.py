@@ -127,14 +127,8 @@ class _Planner(object):
 
     def plan(self) -> Plan:
         matcher, full = self._matcher, self._config.placement == "full"
-        if full and matcher.switched_norms:
-            raise RewriteError(
-                "a batch norm is switched between training and evaluation inside the graph",
-                where=matcher.switched_norms[0],
-                found="a tf.cond, as is_training is a tensor: such a batch norm cannot be folded",
-                fix="build the training graph with is_training=True and the eval graph with False "
-                "(Keras layers: call them with training=True and with False)",
-            )
+        if full:
+            self._refuse_switched_norms()
         matches = matcher.match_all()
         if full:
             # Layers of one scope are told apart by a number in their fake quants' names. In the order of the
@@ -168,6 +162,16 @@ class _Planner(object):
             stays_float,
             self._clones[1:],
         )
+
+    def _refuse_switched_norms(self) -> None:
+        if self._matcher.switched_norms:
+            raise RewriteError(
+                "a batch norm is switched between training and evaluation inside the graph",
+                where=self._matcher.switched_norms[0],
+                found="a tf.cond, as is_training is a tensor: such a batch norm cannot be folded",
+                fix="build the training graph with is_training=True and the eval graph with False "
+                "(Keras layers: call them with training=True and with False)",
+            )
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
@@ -271,7 +275,7 @@ class _Planner(object):
                         self._add_own_range(operation)
             elif operation.type in policy.OWN_RANGE:
                 continue
-            elif operation.type not in policy.HANDS_ON_RANGE | policy.SQUASHING:
+            elif operation.type not in policy.STAYS_QUANTISED:
                 if self._is_float_between_layers(operation):
                     reason = "no range is trained for {} between layers".format(operation.type)
                     self._float_between[operation.name] = reason
@@ -339,9 +343,7 @@ class _Planner(object):
         for operation in self._index.operations:
             joined = self._joined(operation)
             sources = [self._quantised_source(tensor) for tensor in joined]
-            if len(sources) < 2 or any(source is None for source in sources):
-                continue
-            if not self._in_scope(operation):
+            if len(sources) < 2 or any(source is None for source in sources) or not self._in_scope(operation):
                 continue
             if operation.outputs[0].name not in to_layers and any(
                 source.name in to_layers for source in sources
@@ -353,11 +355,12 @@ class _Planner(object):
 
     def _joined(self, operation) -> Tuple[object, ...]:
         """The tensors that a concat or a stack puts together; () for other ops and of one several times."""
-        if operation.type not in policy.JOINS:
-            return ()
         inputs = self._index.inputs(operation)
-        joined = inputs[:-1] if operation.type in policy.CONCAT else inputs
-        return joined if operation.type in policy.CONCAT or len({t.name for t in joined}) > 1 else ()
+        if operation.type in policy.CONCAT:
+            return inputs[:-1]
+        if operation.type in policy.JOINS and len({tensor.name for tensor in inputs}) > 1:
+            return inputs
+        return ()
 
     def _quantised_source(self, tensor) -> Optional[object]:
         """The quantised tensor whose range a tensor has; None where it has none."""

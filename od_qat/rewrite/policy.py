@@ -76,8 +76,9 @@ HANDS_ON_RANGE = frozenset(
 DATA_INPUT = {"Split": 1}
 # The output range of these TFLite kernels is fixed.
 FIXED_RANGE = frozenset(["Sigmoid", "Softmax", "Tanh"])
-# ... those of a network's inside: a gate's product has quantised inputs.
-SQUASHING = FIXED_RANGE - frozenset(["Softmax"])
+# What keeps quantised values so, without a range of its own: those of a network's inside too, whose gates'
+# products have quantised inputs.
+STAYS_QUANTISED = HANDS_ON_RANGE | FIXED_RANGE - frozenset(["Softmax"])
 # What these read is not data.
 OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
 
