@@ -102,9 +102,6 @@ def record(row, graphs=None, kinds=(False, True)):
     quants = {}
     for training in kinds:
         kind = "training" if training else "eval"
-        if training and "no_training" in row:
-            result[kind] = {"not_recorded": row["no_training"]}
-            continue
         rewrite = quantize.create_training_graph if training else quantize.create_eval_graph
         called = []
 
@@ -159,7 +156,7 @@ def path_of(name):
 
 
 def recorded_graph(stored, training):
-    """(quant lines, variable names) of one of a record's graphs; None where contrib failed or was not run."""
+    """(quant lines, variable names) of one of a record's graphs; None where contrib failed."""
     graph = stored["training" if training else "eval"]
     if "quants" not in graph:
         return None
@@ -226,7 +223,7 @@ def _summary(record_, kind):
     recorded = recorded_graph(record_, kind == "training")
     if recorded is not None:
         return "{} quants".format(len(recorded[0]))
-    return record_[kind].get("error") or "not recorded"
+    return record_[kind]["error"]
 
 
 def main(arguments=None) -> int:
