@@ -425,15 +425,16 @@ _IN_CONTROL_FLOW_V2 = (
 
 
 @pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's control flow has no functions unless asked for")
-def test_a_batch_norm_in_a_function_is_refused(run_python):
+@pytest.mark.parametrize("called_by_it", ["norm(True)", "tf.function(norm)(True)"])
+def test_a_batch_norm_in_a_function_is_refused(run_python, called_by_it):
     code = (
         "  net = tf.nn.conv2d(x, w, [1, 1, 1, 1], 'SAME')\n"
         "  ones, switch = tf.ones([2]), tf.placeholder(tf.bool, [])\n"
         "  norm = lambda training: tf.nn.fused_batch_norm(\n"
         "      net, ones, ones, ones, ones, is_training=training)[0]\n"
-        "  tf.nn.relu6(tf.cond(switch, lambda: norm(True), lambda: norm(False), name='norm'))\n"
+        "  tf.nn.relu6(tf.cond(switch, lambda: {}, lambda: tf.identity(net), name='norm'))\n"
         "  api.create_training_graph(graph)\n"
-    )
+    ).format(called_by_it)
     status, _, errors = run_python("-c", _IN_CONTROL_FLOW_V2 + code)
     assert status == 1 and "at norm, found a tf.cond, as is_training is a tensor" in errors
 

@@ -642,8 +642,7 @@ def _switched_norms(index: GraphIndex) -> List[str]:
             if data.type == "Switch" and not in_control_flow(index.inputs(data)[0].op):
                 found.append(operation.name)
         elif operation.type in policy.BRANCHES:
-            bodies = [index.function_nodes().get(name, ()) for name in _functions(operation.node_def)]
-            types = {node.op for body in bodies for node in body}
+            types = set(_op_types_within(index, operation))
             if types & policy.BATCH_NORM and not types & policy.WEIGHTED:
                 found.append(operation.name)
     return found
@@ -655,21 +654,27 @@ def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
     for operation in index.operations:
         if operation.type not in policy.CALLS:
             continue
-        nodes = index.function_nodes()
-        pending, seen, layers = _functions(operation.node_def), set(), 0
-        while pending:
-            name = pending.pop()
-            if name not in seen:
-                seen.add(name)
-                layers += sum(node.op in policy.WEIGHTED for node in nodes.get(name, ()))
-                for node in nodes.get(name, ()):
-                    pending.extend(_functions(node))
+        layers = sum(kind in policy.WEIGHTED for kind in _op_types_within(index, operation))
         if layers:
             found[operation.name] = (
                 "{} of its ops with weights are in a function; "
                 "tf.compat.v1.disable_control_flow_v2() before the model is built names them".format(layers)
             )
     return found
+
+
+def _op_types_within(index: GraphIndex, operation) -> List[str]:
+    """Types of all ops in the functions that an op calls, and in those that these call; each function once."""
+    bodies = index.function_nodes()
+    pending, seen, types = _functions(operation.node_def), set(), []
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            for node in bodies.get(name, ()):
+                types.append(node.op)
+                pending.extend(_functions(node))
+    return types
 
 
 def _functions(node) -> List[str]:
