@@ -290,9 +290,13 @@ def export_tflite(
         quantized=True,
         max_detections=post_process.max_detections,
     )
-    files.write_atomically(os.path.join(output_directory, "tflite_graph.pb"), graph_def.SerializeToString())
-    files.write_atomically(path, model_bytes)
-    files.write_json(os.path.splitext(path)[0] + ".json", description)
+    files.write_together(
+        {
+            os.path.join(output_directory, "tflite_graph.pb"): graph_def.SerializeToString(),
+            path: model_bytes,
+            os.path.splitext(path)[0] + ".json": files.json_text(description),
+        }
+    )
     return path
 
 

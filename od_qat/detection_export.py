@@ -46,6 +46,5 @@ def export_detection_graph(
         quantized=freeze.is_quantised(frozen),
     )
     json_path = os.path.splitext(output_path)[0] + ".json"
-    files.write_atomically(output_path, frozen.SerializeToString())
-    files.write_json(json_path, description)
+    files.write_together({output_path: frozen.SerializeToString(), json_path: files.json_text(description)})
     return output_path, json_path

@@ -1,10 +1,11 @@
 """Writing files so that nothing half-written is ever left behind."""
 
+import errno
 import json
 import math
 import os
 import tempfile
-from typing import Any, Union
+from typing import Any, Dict, Mapping, Union
 
 from od_qat.errors import OdQatError
 
@@ -34,10 +35,33 @@ def write_atomically(path: str, content: Union[bytes, str]) -> None:
     Raises:
       OdQatError: naming the file, when the disk is full or the folder cannot be written.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    if "://" in path:
-        _write_elsewhere(path, data)
-        return
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[str, Union[bytes, str]]) -> None:
+    """Writes files that belong together: none is renamed before all are written.
+
+    Args:
+      contents: by path.
+
+    Raises:
+      OdQatError: see write_atomically.
+    """
+    asides: Dict[str, str] = {}
+    path = ""
+    try:
+        for path, content in contents.items():
+            data = content.encode("utf-8") if isinstance(content, str) else content
+            asides[path] = _write_elsewhere(path, data) if "://" in path else _write_aside(path, data)
+        for path in contents:
+            _rename(asides[path], path)
+            del asides[path]
+    finally:
+        for aside in asides.values():
+            _remove(aside)
+
+
+def _write_aside(path: str, data: bytes) -> str:
     folder = os.path.dirname(os.path.abspath(path))
     temporary = None
     try:
@@ -51,19 +75,14 @@ def write_atomically(path: str, content: Union[bytes, str]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OdQatError(
-            "cannot write the file",
-            where=path,
-            found=error.strerror or str(error),
-            fix="free {:,} bytes there or choose another folder".format(len(data)),
-        ) from error
+        if temporary:
+            _remove(temporary)
+        raise _cannot_write(path, error, len(data)) from error
+    return temporary
 
 
-def _write_elsewhere(path: str, data: bytes) -> None:
+def _write_elsewhere(path: str, data: bytes) -> str:
     import tensorflow as tf
 
     temporary = "{}.{}.tmp".format(path, os.getpid())
@@ -71,18 +90,58 @@ def _write_elsewhere(path: str, data: bytes) -> None:
         tf.io.gfile.makedirs(path.rpartition("/")[0])
         with tf.io.gfile.GFile(temporary, "wb") as stream:
             stream.write(data)
+    except tf.errors.OpError as error:
+        _remove(temporary)
+        raise _cannot_write_elsewhere(path, error) from error
+    return temporary
+
+
+def _rename(temporary: str, path: str) -> None:
+    if "://" not in path:
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _cannot_write(path, error, os.path.getsize(temporary)) from error
+        return
+    import tensorflow as tf
+
+    try:
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except tf.errors.OpError as error:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.remove(temporary)
-        raise OdQatError(
-            "cannot write the file", where=path, found=error.message, fix="choose another folder"
-        ) from error
+        raise _cannot_write_elsewhere(path, error) from error
+
+
+def _remove(temporary: str) -> None:
+    if "://" not in temporary:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        return
+    import tensorflow as tf
+
+    if tf.io.gfile.exists(temporary):
+        tf.io.gfile.remove(temporary)
+
+
+def _cannot_write(path: str, error: OSError, size: int) -> OdQatError:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = "allow writing there (its owner, its mode, how it is mounted), or choose another folder"
+    else:
+        fix = "free {:,} bytes there or choose another folder".format(size)
+    return OdQatError("cannot write the file", where=path, found=error.strerror or str(error), fix=fix)
+
+
+def _cannot_write_elsewhere(path: str, error) -> OdQatError:
+    return OdQatError("cannot write the file", where=path, found=error.message, fix="choose another folder")
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes a value as indented JSON, atomically; numbers that are not finite, which it has not, as null."""
-    write_atomically(path, json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n")
+    """Writes a value as indented JSON, atomically."""
+    write_atomically(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON; numbers that are not finite, which it has not, as null."""
+    return json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
