@@ -111,17 +111,25 @@ def _require_python(target: str, script: bool) -> None:
 
 
 def _require_module(name: str) -> None:
-    try:
-        found = importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        found = False
-    if not found:
+    spec = _find(name)
+    if spec is None:
         raise ConfigError(
             "there is no such module or script",
             where=name,
             allowed=_ALLOWED,
             fix="correct the name; a module is looked for from this folder on",
         )
+    if spec.submodule_search_locations is not None and _find(name + ".__main__") is None:
+        raise ConfigError(
+            "this package cannot be run", where=name, found="no __main__ in it", allowed=_ALLOWED
+        )
+
+
+def _find(name: str):
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
 
 
 def _name_in_od_api(path: str) -> Optional[str]:

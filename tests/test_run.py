@@ -183,6 +183,8 @@ class TestAScriptOfTheUser(object):
         for target in ("home/none.py", "no_such_module", "no.such.module"):
             with pytest.raises(ConfigError, match="no such module or script.*" + target):
                 run.run(target, [])
+        with pytest.raises(ConfigError, match="package cannot be run: at object_detection.legacy"):
+            run.run("object_detection.legacy", [])
         config = folder / "home" / "my.config"
         config.write_text("model {}")
         with pytest.raises(ConfigError, match="no Python script: at .*my.config, found a .config file"):
