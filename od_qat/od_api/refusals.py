@@ -45,21 +45,22 @@ def refuse_command(command: str, config_path: Optional[str]) -> None:
         raise _tpu(command, config_path)
 
 
-def refuse_block(command: str, config_path: str) -> None:
+def refuse_block(command: str, config_path: str, config_override: str = "") -> None:
     """Stops a command whose config has the block: of the TF 2 half, in a patched tree, where that half runs
     otherwise, and the exporter for TPUs, anywhere.
 
     Args:
       command: one of _STOPPED_BY_HUNKS.
       config_path: its --pipeline_config_path, wherever tf.gfile can read it.
+      config_override: text that it merges into the config.
 
     Raises:
-      ConfigError: when the config has the block.
+      ConfigError: when the config has the block then.
     """
     from object_detection.utils import config_util
 
     layers_proto.extension()  # known, so that a block that has it is parsed and refused
-    if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path):
+    if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path, config_override):
         raise _tf2(command, _STOPPED_BY_HUNKS[command], config_path)
 
 

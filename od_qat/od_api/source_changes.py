@@ -246,7 +246,7 @@ PATCHES: Tuple[Patch, ...] = (
             "object_detection.exporter_main_v2": (
                 _before(
                     "pipeline_config = pipeline_pb2.TrainEvalPipelineConfig()",
-                    _REFUSE.format("exporter_main_v2", "FLAGS.pipeline_config_path"),
+                    _REFUSE.format("exporter_main_v2", "FLAGS.pipeline_config_path, FLAGS.config_override"),
                     "  ",
                 ),
             ),
@@ -255,8 +255,8 @@ PATCHES: Tuple[Patch, ...] = (
                     "  flags.mark_flag_as_required('output_directory')\n",
                     "  flags.mark_flag_as_required('output_directory')\n"
                     "  from od_qat.od_api import refusals\n"
-                    "  refusals.refuse_block("
-                    "'object_detection.export_tflite_graph_tf2', FLAGS.pipeline_config_path)\n",
+                    "  refusals.refuse_block('object_detection.export_tflite_graph_tf2', "
+                    "FLAGS.pipeline_config_path, FLAGS.config_override)\n",
                 ),
             ),
         },
