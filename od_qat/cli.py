@@ -478,9 +478,16 @@ def _add_patch(parser: argparse.ArgumentParser) -> None:
 def _patch(arguments: argparse.Namespace) -> int:
     from od_qat.od_api import patching
 
-    return _print_outcome(
-        patching.patch(arguments.od_api, arguments.check, arguments.accept_unknown, arguments.compile_protos)
+    outcome = patching.patch(
+        arguments.od_api, arguments.check, arguments.accept_unknown, arguments.compile_protos
     )
+    status = _print_outcome(outcome)
+    if outcome.files and not arguments.check:
+        # (The Python that runs this need not be the one that runs the tree's commands.)
+        source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        what = source if os.path.isfile(os.path.join(source, "pyproject.toml")) else "od_qat"
+        print("The Python that runs the tree's commands needs od_qat: pip install --no-deps {}".format(what))
+    return status
 
 
 def _unpatch(arguments: argparse.Namespace) -> int:
@@ -709,8 +716,8 @@ def _with_underscores(argv: Iterable[str]) -> List[str]:
 
 
 def _require_file(path: str, what: str) -> None:
-    """Before TensorFlow is imported, so that a wrong path is answered at once."""
-    if not os.path.isfile(path):
+    """Before TensorFlow is imported, so that a wrong path is answered at once (not of gs:// and the like)."""
+    if "://" not in path and not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"
         raise ConfigError("cannot read the {}".format(what), where=path, found=found, fix="correct the path")
 

@@ -15,7 +15,7 @@ import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
 from od_qat.errors import OdQatError
-from od_qat.od_api import locate, old_protos, patching
+from od_qat.od_api import locate, old_protos, patching, protos
 
 OK = "ok"
 MISSING = "missing"
@@ -295,10 +295,13 @@ def _patches(root: str, identity: patching.Identity) -> Check:
 
 def _protos(tree: patching.Tree) -> Check:
     name, purpose = "its protos", "every command"
-    missing = patching.missing_protos(tree)
+    missing = len(protos.missing(tree.root))
+    if missing and protos.is_available():
+        return Check(
+            name, OK, "{} not compiled: od_qat does it while they are imported".format(missing), purpose
+        )
     if missing:
-        fix = "od-qat patch --od_api={} --compile_protos, or protoc in that folder".format(tree.root)
-        return Check(name, MISSING, "{} not compiled".format(len(missing)), purpose, fix)
+        return Check(name, MISSING, "{} not compiled".format(missing), purpose, "pip install grpcio-tools")
     compiled = tree.read("object_detection/protos/pipeline_pb2.py")
     if compiled is None:
         return Check(name, MISSING, "no .proto files and no *_pb2.py", purpose, "restore the tree's protos")

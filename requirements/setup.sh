@@ -67,8 +67,8 @@ fi
 if [ -n "${OD_API:-}" ]; then
   [ -f "$OD_API/object_detection/__init__.py" ] && [ -d "$OD_API/slim/nets" ] ||
     fail "OD_API=$OD_API is not a models/research folder (no object_detection/ and slim/nets/); fix the path"
-  [ -f "$OD_API/object_detection/protos/pipeline_pb2.py" ] ||
-    fail "the protos of OD_API=$OD_API are not compiled; there: protoc object_detection/protos/*.proto --python_out=."
+  ls "$OD_API"/object_detection/protos/pipeline{_pb2.py,.proto} 2>/dev/null | grep -q . ||
+    fail "OD_API=$OD_API has no protos, neither compiled nor as .proto files; restore it from its source"
 fi
 
 # tensorflow-cpu is a third of the size, and exists for this one platform.

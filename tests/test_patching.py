@@ -6,7 +6,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import types
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from od_qat import doctor
 from od_qat.compat import IS_TF1
-from od_qat.errors import EnvironmentProblem, OdQatError
+from od_qat.errors import OdQatError
 from od_qat.od_api import old_protos, patching, source_changes
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -31,7 +30,20 @@ METRICS = "object_detection/utils/metrics.py"
 needs_od_api = pytest.mark.skipif(road.installed() is None, reason="the OD API is not installed here")
 
 
-def _content(root):
+# Patches a tree (`compile`: its protos too) and dies at a given call of os.replace.
+KILLED = (
+    "import os, sys\n"
+    "from od_qat.od_api import patching\n"
+    "replace, left = os.replace, [int(sys.argv[2])]\n"
+    "def dying(source, target):\n"
+    "    left[0] -= 1\n"
+    "    return replace(source, target) if left[0] else os._exit(7)\n"
+    "os.replace = dying\n"
+    "patching.patch(sys.argv[1], compile_protos=bool(sys.argv[3]))\n"
+)
+
+
+def content(root):
     """Everything in a folder: path -> bytes and mode."""
     found = {}
     for folder, _, names in os.walk(root):
@@ -80,15 +92,15 @@ def _generations():
 class TestATree(object):
     def test_patch_and_unpatch_restore_every_byte(self, tree):
         os.chmod(os.path.join(tree, TRAINER), 0o640)
-        before = _content(tree)
+        before = content(tree)
         outcome = patching.patch(tree)
-        after = _content(tree)
+        after = content(tree)
         assert set(after) - set(before) == {os.path.normpath(patching.RECORD)}
         changed = {name for name in before if after[name] != before[name]}
         assert changed == {os.path.normpath(name) for name in outcome.files}
         assert after[os.path.normpath(TRAINER)][1] == 0o640
         assert patching.unpatch(tree).files == tuple(sorted(outcome.files))
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_on_disk_is_what_the_plugin_makes_in_memory(self, tree):
         originals = patching.find_tree(shutil.copytree(tree, tree + "-original"))
@@ -104,57 +116,78 @@ class TestATree(object):
 
     def test_twice_is_a_no_op(self, tree):
         patching.patch(tree)
-        before = _content(tree)
+        before = content(tree)
         outcome = patching.patch(tree)
         assert (outcome.files, "nothing to do" in outcome.message) == ((), True)
-        assert _content(tree) == before
+        assert content(tree) == before
         patching.unpatch(tree)
         outcome = patching.unpatch(tree)
         assert (outcome.files, "nothing to do" in outcome.message) == ((), True)
 
     def test_check_says_and_does_nothing(self, tree):
-        before = _content(tree)
+        before = content(tree)
         would = patching.patch(tree, check=True)
-        assert _content(tree) == before
+        assert content(tree) == before
         assert would.files == patching.patch(tree).files
-        before = _content(tree)
+        before = content(tree)
         assert patching.unpatch(tree, check=True).files == would.files
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_local_edits_are_refused_by_name(self, tree):
         _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
         _edit(tree, METRICS, lambda data: data.replace(b"np.NAN", b"0.0"))
         os.unlink(os.path.join(tree, "object_detection", "exporter.py"))
-        before = _content(tree)
+        before = content(tree)
         with pytest.raises(patching.PatchError) as refusal:
             patching.patch(tree)
         assert TRAINER + " (edited)" in refusal.value.found
         assert METRICS + " (no match)" in refusal.value.found
         assert "object_detection/exporter.py (not there)" in refusal.value.found
         assert refusal.value.found.count("(") == 3
-        assert _content(tree) == before
+        assert content(tree) == before
 
-    def test_an_edit_that_only_the_nearest_series_touches_is_refused_too(self, tree):
+    @pytest.mark.parametrize(
+        "old, new, why",
+        [
+            (b"import", b"import", "edited"),
+            (b"from keras.applications", b"from tensorflow.keras.applications", "no match"),
+        ],
+    )
+    def test_an_edit_that_only_the_nearest_series_touches_is_refused_too(self, tree, old, new, why):
         path = "object_detection/models/keras_models/resnet_v1.py"
-        _edit(tree, path, lambda data: data + b"# mine\n")
-        before = _content(tree)
+        _edit(tree, path, lambda data: data.replace(old, new) + b"# mine\n")
+        before = content(tree)
         with pytest.raises(patching.PatchError) as refusal:
             patching.patch(tree)
-        assert refusal.value.found == path + " (edited)"
-        assert _content(tree) == before
+        assert refusal.value.found == "{} ({})".format(path, why)
+        assert content(tree) == before
+
+    @pytest.mark.parametrize(
+        "program", ["patch -p1 -s --no-backup-if-mismatch -i", "git apply --unidiff-zero"]
+    )
+    def test_by_hand_they_do_the_same(self, tree, program):
+        """What patches/README.md says of patch and git."""
+        if not shutil.which(program.split()[0]):
+            pytest.skip("there is no {} here".format(program.split()[0]))
+        by_hand = shutil.copytree(tree, tree + "-by-hand")
+        patching.patch(tree)
+        os.unlink(os.path.join(tree, patching.RECORD))
+        for name in patching.names_of("2022"):
+            subprocess.check_call(program.split() + [os.path.join(patching.FOLDER, name)], cwd=by_hand)
+        assert content(by_hand) == content(tree)
 
     @pytest.mark.parametrize("how_many", [1, None])
     def test_a_tree_that_was_restored_by_other_means_is_patched_again(self, tree, how_many):
         originals = shutil.copytree(tree, tree + "-original")
         names = patching.patch(tree).files
-        patched = _content(tree)
+        patched = content(tree)
         for name in names[:how_many]:  # (the record is no file of git's, and stays)
             shutil.copy2(os.path.join(originals, name), os.path.join(tree, name))
         (patches,) = [c for c in doctor.examine(tree, quick=True) if c.name == "patches"]
         assert (patches.status, "no longer in" in patches.found) == ("problem", True)
         assert patching.patch(tree, check=True).files == names
         assert patching.patch(tree).files == names
-        assert _content(tree) == patched
+        assert content(tree) == patched
         shutil.copy2(os.path.join(originals, names[0]), os.path.join(tree, names[0]))
         _edit(tree, names[1], lambda data: data + b"# mine\n")
         with pytest.raises(patching.PatchError, match="restored: {}; edited: {}".format(*names[:2])):
@@ -162,50 +195,50 @@ class TestATree(object):
 
     def test_edits_beside_the_hunks_are_taken_when_asked(self, tree):
         _edit(tree, TRAINER, lambda data: data.replace(b"import functools", b"import functools  # mine"))
-        before = _content(tree)
+        before = content(tree)
         patching.patch(tree, accept_unknown=True)
         assert b"# mine" in patching.find_tree(tree).read(TRAINER)
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
         _edit(tree, METRICS, lambda data: data.replace(b"np.NAN", b"0.0"))
         with pytest.raises(patching.PatchError, match="metrics.py"):
             patching.patch(tree, accept_unknown=True)
 
     def test_an_edit_elsewhere_is_the_users_own(self, tree):
         _edit(tree, "object_detection/eval_util.py", lambda data: data + b"# mine\n")
-        before = _content(tree)
+        before = content(tree)
         patching.patch(tree)
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_edits_after_patching_stop_unpatch(self, tree):
         patching.patch(tree)
         _edit(tree, TRAINER, lambda data: data + b"# mine\n")
-        before = _content(tree)
+        before = content(tree)
         with pytest.raises(patching.PatchError) as refusal:
             patching.unpatch(tree)
         assert refusal.value.found == TRAINER
-        assert _content(tree) == before
+        assert content(tree) == before
         assert "edited since: " + TRAINER in patching.patch(tree).message
 
     @pytest.mark.parametrize("failing", [0, 1, 11])
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
     def test_a_failure_in_the_middle_changes_nothing(self, tree, monkeypatch, failing, error):
-        before = _content(tree)
+        before = content(tree)
         self._fail_at(monkeypatch, failing, error)
         with pytest.raises((OdQatError, KeyboardInterrupt)):
             patching.patch(tree)
         monkeypatch.undo()
-        assert _content(tree) == before
+        assert content(tree) == before
         patching.patch(tree)
-        patched = _content(tree)
+        patched = content(tree)
         self._fail_at(monkeypatch, failing, error)
         with pytest.raises((OdQatError, KeyboardInterrupt)):
             patching.unpatch(tree)
         monkeypatch.undo()
-        assert _content(tree) == patched
+        assert content(tree) == patched
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     @staticmethod
     def _fail_at(monkeypatch, failing, error):
@@ -221,24 +254,14 @@ class TestATree(object):
         monkeypatch.setattr(os, "replace", failing_replace)
 
     def test_a_patching_that_was_killed_can_be_taken_back(self, tree):
-        before = _content(tree)
-        code = (
-            "import os, sys\n"
-            "from od_qat.od_api import patching\n"
-            "replace, left = os.replace, [9]\n"
-            "def dying(source, target):\n"
-            "    left[0] -= 1\n"
-            "    return replace(source, target) if left[0] else os._exit(7)\n"
-            "os.replace = dying\n"
-            "patching.patch(sys.argv[1])\n"
-        )
+        before = content(tree)
         environment = dict(os.environ, PYTHONPATH=REPOSITORY)
-        assert subprocess.call([sys.executable, "-c", code, tree], env=environment) == 7
-        assert _content(tree) != before
+        assert subprocess.call([sys.executable, "-c", KILLED, tree, "9", ""], env=environment) == 7
+        assert content(tree) != before
         with pytest.raises(patching.PatchError, match="interrupted"):
             patching.patch(tree)
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_line_ends_are_the_files_own(self, tree):
         for folder, _, names in os.walk(tree):
@@ -246,25 +269,25 @@ class TestATree(object):
                 if name.endswith(".py"):
                     path = os.path.relpath(os.path.join(folder, name), tree)
                     _edit(tree, path, lambda data: data.replace(b"\n", b"\r\n"))
-        before = _content(tree)
+        before = content(tree)
         outcome = patching.patch(tree)
         assert patching.identify(patching.find_tree(tree)).nearest == "tf-object-detection-api 0.1"
         for name in outcome.files:
             data = patching.find_tree(tree).read(name)
             assert data.count(b"\n") == data.count(b"\r\n"), name
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_upstreams_last_state_has_a_series_of_its_own(self, tree):
         upstream = record.UpstreamTree(*patching.find_tree(tree))
         _edit(tree, METRICS, lambda data: upstream.read(METRICS))
-        before = _content(tree)
+        before = content(tree)
         identity = patching.identify(patching.find_tree(tree))
         assert (identity.nearest, identity.series, identity.differs) == (record.UPSTREAM, "2023", ())
         assert METRICS in patching.patch(tree).files
         assert b"np.NAN" not in patching.find_tree(tree).read(METRICS)
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_an_edited_file_gets_every_change_that_it_needs(self, tree):
         """Between two series that both go in, the one that changes more."""
@@ -274,13 +297,13 @@ class TestATree(object):
 
     def test_a_site_packages_is_a_tree_too(self, tree, tmp_path):
         os.rename(os.path.join(tree, "slim", "nets"), os.path.join(tree, "nets"))
-        before = _content(tree)
+        before = content(tree)
         assert "slim/nets/nasnet/nasnet.py" in patching.patch(tree).files
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_patches_of_another_od_qat_are_told_and_taken_out(self, tree):
-        before = _content(tree)
+        before = content(tree)
         patching.patch(tree)
         path = os.path.join(tree, patching.RECORD)
         with open(path) as stream:
@@ -290,7 +313,7 @@ class TestATree(object):
                 json.dump(dict(record_, od_qat="0.0.1", **change), stream)
             assert "of od_qat 0.0.1" in patching.patch(tree).message
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     def test_a_damaged_record_is_named(self, tree):
         patching.patch(tree)
@@ -305,59 +328,15 @@ class TestATree(object):
         with pytest.raises(patching.PatchError, match="changed already, without a record"):
             patching.patch(tree)
 
-    def test_protos_are_compiled_only_when_asked(self, tree, monkeypatch):
-        protos = os.path.join(tree, "object_detection", "protos")
-        os.rename(os.path.join(protos, "ssd_pb2.py"), os.path.join(protos, "ssd.proto"))
-        before = _content(tree)
-        monkeypatch.setitem(sys.modules, "grpc_tools", None)
-        with pytest.raises(EnvironmentProblem, match="pip install grpcio-tools"):
-            patching.patch(tree, compile_protos=True)
-        assert _content(tree) == before
-
-        def compiler(arguments):
-            out = next(a for a in arguments if a.startswith("--python_out="))[len("--python_out=") :]
-            os.makedirs(os.path.join(out, "object_detection", "protos"))
-            with open(os.path.join(out, "object_detection", "protos", "ssd_pb2.py"), "w") as stream:
-                stream.write("# compiled\n")
-            return 0
-
-        protoc = types.SimpleNamespace(main=compiler)
-        monkeypatch.setitem(sys.modules, "grpc_tools", types.SimpleNamespace(protoc=protoc))
-        assert patching.missing_protos(patching.find_tree(tree)) == ["ssd_pb2.py"]
-        patching.patch(tree)
-        assert not os.path.exists(os.path.join(protos, "ssd_pb2.py"))
-        patching.unpatch(tree)
-        patching.patch(tree, compile_protos=True)
-        assert patching.find_tree(tree).read("object_detection/protos/ssd_pb2.py") == b"# compiled\n"
-        patching.unpatch(tree)
-        assert _content(tree) == before
-
-    def test_protoc_compiles_them_or_changes_nothing(self, tree, capfd):
-        pytest.importorskip("grpc_tools", reason="grpcio-tools, an extra, is not installed")
-        before = _content(tree)
-        path = os.path.join(tree, "object_detection", "protos", "mine.proto")
-        for text, fits in (("message Mine { optional Thine a = 1; }", False), ("message Mine {}", True)):
-            with open(path, "w") as stream:
-                stream.write('syntax = "proto2"; package object_detection.protos; ' + text)
-            if fits:
-                assert (
-                    "object_detection/protos/mine_pb2.py" in patching.patch(tree, compile_protos=True).files
-                )
-                assert b"Mine" in patching.find_tree(tree).read("object_detection/protos/mine_pb2.py")
-                patching.unpatch(tree)
-            else:
-                with pytest.raises(EnvironmentProblem, match="protoc failed"):
-                    patching.patch(tree, compile_protos=True)
-                assert "Thine" in capfd.readouterr().err
-            os.unlink(path)
-            assert _content(tree) == before
-
     def test_doctor_says_what_a_tree_is(self, tree):
-        def found():
-            checks = {check.name: check for check in doctor.examine(tree, quick=True)}
-            return checks["OD API tree"], checks["differs from it"], checks["patches"], checks["its protos"]
+        def found(folder=tree):
+            checks = {check.name: check for check in doctor.examine(folder, quick=True)}
+            names = ("OD API tree", "differs from it", "patches", "its protos")
+            return [checks[name] for name in names]
 
         kind, differs, patches, protos = found()
+        # (The folder around it is a clone of `models`.)
+        assert [c.found for c in found(os.path.dirname(tree))] == [c.found for c in found()]
         assert "2022, nearest to tf-object-detection-api 0.1" in kind.found
         assert (kind.status, differs.status, protos.status) == ("ok", "ok", "ok")
         assert "not in" in patches.found and "od-qat patch" in patches.fix
@@ -372,6 +351,7 @@ class TestATree(object):
         done = run_python("-m", "od_qat", "patch", "--od-api", tree)
         assert (done.status, done.errors) == (0, "")
         assert TRAINER in done.output and "patched: series 2022" in done.output
+        assert "pip install --no-deps " + REPOSITORY in done.output
         _edit(tree, METRICS, lambda data: data + b"# mine\n")
         done = run_python("-m", "od_qat", "unpatch", env={"OD_API": tree})
         assert done.status == 1 and METRICS in done.errors
@@ -441,7 +421,7 @@ class TestTheGenerations(object):
     def test_patch_and_unpatch_restore_every_byte(self, pin, tmp_path):
         source = record.find(FOLDER, pin.folder)
         tree = road.copy(source, str(tmp_path / "research"))
-        before = _content(tree)
+        before = content(tree)
         identity = patching.identify(patching.find_tree(tree))
         assert identity.nearest == "{} {}".format(pin.name, pin.version)
         assert (identity.differs, identity.elsewhere) == ((), ())
@@ -449,7 +429,7 @@ class TestTheGenerations(object):
         for name in outcome.files:
             compile(patching.find_tree(tree).read(name), name, "exec")
         patching.unpatch(tree)
-        assert _content(tree) == before
+        assert content(tree) == before
 
     @pytest.mark.skipif(not FOLDER, reason=NO_FOLDER)
     def test_the_patches_are_what_the_source_changes_say(self, capsys):
@@ -598,9 +578,11 @@ def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_pat
     code = str(tmp_path / "run.py")
     with open(code, "w") as stream:
         stream.write(_RUN_WITHOUT_ITS_LIBRARY)
-    for quantised in (True, False):
-        config = tiny.write_config(str(tmp_path), quantised, "config", steps=2)
-        arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags
+    block = "--config_override=graph_rewriter { quantization { delay: 1 } }"
+    cases = [(True, []), (False, [])] + [(True, [block])] * (script != "model_main_tf2.py")
+    for quantised, override in cases:
+        config = tiny.write_config(str(tmp_path), quantised and not override, "config", steps=2)
+        arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags + override
         status, text = road.run_python(tree, os.path.join(tree, "slim"), arguments)
         reached = "REACHED THE LIBRARY" in text
         refused = "ignores the graph_rewriter block" in text

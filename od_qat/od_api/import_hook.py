@@ -1,14 +1,15 @@
-"""Applies source_changes.py to the OD API's modules while they are imported."""
+"""Applies source_changes.py to the OD API's modules while they are imported, and compiles its protos."""
 
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from types import CodeType
 from typing import Optional
 
 from od_qat.errors import EnvironmentProblem
-from od_qat.od_api import old_protos, source_changes
+from od_qat.od_api import old_protos, protos, source_changes
 from od_qat.od_api.source_changes import SOURCE_CHANGES
 
 
@@ -17,6 +18,17 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         return compile(_changed(fullname, self.get_data(self.path)), self.path, "exec", dont_inherit=True)
+
+
+class _Compiler(importlib.abc.InspectLoader):
+    """Makes a *_pb2 module that the tree has as a .proto file only."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def get_source(self, fullname: str) -> str:
+        name = fullname.rpartition(".")[2] + ".py"
+        return protos.compiled_in_memory(self._root)["{}/{}".format(protos.FOLDER, name)].decode("utf-8")
 
 
 def _is_proto(fullname: str) -> bool:
@@ -37,10 +49,22 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname not in SOURCE_CHANGES and not _is_proto(fullname):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is None and _is_proto(fullname):
+            return _spec_of_proto(fullname, path)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             return None
         spec.loader = _Loader(fullname, spec.origin)
         return spec
+
+
+def _spec_of_proto(fullname: str, folders) -> Optional[importlib.machinery.ModuleSpec]:
+    source = fullname.rpartition(".")[2][: -len("_pb2")] + ".proto"
+    for folder in folders or ():
+        path = os.path.join(folder, source)
+        if os.path.isfile(path):
+            root = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+            return importlib.util.spec_from_loader(fullname, _Compiler(root), origin=path, is_package=False)
+    return None
 
 
 _installed: Optional[_Finder] = None

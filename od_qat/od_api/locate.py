@@ -6,6 +6,7 @@ import sys
 from typing import Optional
 
 from od_qat.errors import EnvironmentProblem
+from od_qat.od_api import protos
 
 # The user's own clone: the `research` folder of tensorflow/models, which holds object_detection and slim.
 PATH_VARIABLE = "OD_API"
@@ -28,20 +29,30 @@ def require_folder(path: str) -> None:
         )
 
 
+def research_folder(path: str) -> str:
+    """A models/research folder: the path itself or, for a whole clone of `models`, what is in it."""
+    inside = os.path.join(path, "research")
+    return inside if _holds_it(inside) and not _holds_it(path) else path
+
+
+def _holds_it(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, "object_detection", "__init__.py"))
+
+
 def add_to_path(root: Optional[str] = None) -> None:
     """Makes `object_detection` and slim's packages importable.
 
     Args:
-      root: a `models/research` folder; default is the environment's OD_API, and without it whatever is
-        installed.
+      root: a `models/research` folder, or `models`; default is the environment's OD_API, and without it
+        whatever is installed.
 
     Raises:
       EnvironmentProblem: when no OD API can be found there.
     """
     root = root or os.environ.get(PATH_VARIABLE)
     if root:
-        root = os.path.abspath(root)
         require_folder(root)
+        root = os.path.abspath(research_folder(root))
         slim = os.path.join(root, "slim")
         needed_files = [os.path.join(root, "object_detection", "__init__.py")]
         if importlib.util.find_spec("nets") is None:  # (some packages of the OD API have no slim)
@@ -65,12 +76,17 @@ def add_to_path(root: Optional[str] = None) -> None:
                 found="no package {}".format(package),
                 fix=_HOW_TO_GET_IT,
             )
-    protos = importlib.util.find_spec("object_detection.protos.pipeline_pb2")
-    if protos is None:
+    # (The import hook compiles protos that are not.)
+    found = importlib.util.find_spec("object_detection")
+    tree = os.path.dirname(
+        os.path.dirname(found.origin or os.path.join(found.submodule_search_locations[0], ""))
+    )
+    if "pipeline_pb2.py" in protos.missing(tree):
+        protos.require_protoc(tree)
+    elif importlib.util.find_spec("object_detection.protos.pipeline_pb2") is None:
         raise EnvironmentProblem(
-            "the OD API's protos are not compiled",
-            where=root or "the installed object_detection",
-            found="no object_detection/protos/pipeline_pb2.py",
-            fix="run `protoc object_detection/protos/*.proto --python_out=.` in models/research, "
-            "or od-qat patch with --compile_protos",
+            "the OD API has no protos",
+            where=tree,
+            found="neither {0}/pipeline_pb2.py nor {0}/pipeline.proto".format(protos.FOLDER),
+            fix="restore the folder from its source",
         )

@@ -18,7 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import od_qat
 from od_qat import files
 from od_qat.errors import EnvironmentProblem, OdQatError
-from od_qat.od_api import locate
+from od_qat.od_api import locate, protos
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "patches")
 GENERATIONS = os.path.join(FOLDER, "generations.json")
@@ -26,8 +26,6 @@ RECORD = "object_detection/od_qat_patch.json"
 _FORMAT = "od_qat/patched/1"
 # A folder that the first trees lack.
 _NOT_EVERYWHERE = "object_detection/tpu_exporters/"
-# Said of a file whose content is of no known tree.
-_EDITED = " (edited)"
 # Of files that are written beside their destination.
 _ASIDE = ".od_qat_patch-"
 
@@ -117,11 +115,10 @@ def find_tree(path: Optional[str]) -> Tree:
     if not path:
         raise EnvironmentProblem("no OD API tree given", fix=locate.WHICH_FOLDER)
     locate.require_folder(path)
-    for root in (path, os.path.join(path, "research")):
-        if os.path.isfile(os.path.join(root, "object_detection", "__init__.py")):
-            root = os.path.realpath(root)
-            slims = [os.path.join(root, "slim"), root]
-            return Tree(root, next((s for s in slims if os.path.isdir(os.path.join(s, "nets"))), None))
+    root = os.path.realpath(locate.research_folder(path))
+    if os.path.isfile(os.path.join(root, "object_detection", "__init__.py")):
+        slims = [os.path.join(root, "slim"), root]
+        return Tree(root, next((s for s in slims if os.path.isdir(os.path.join(s, "nets"))), None))
     raise EnvironmentProblem(
         "this is not a models/research folder",
         where=path,
@@ -320,12 +317,15 @@ def patch(
     """
     tree = find_tree(path)
     found = identify(tree)
-    if found.record is not None and not restored(tree, found.record):
-        return _patched_already(tree, found.record)
     if found.record is not None:
-        # What git or a copy put back has no patches, whatever the record says.
+        to_compile = compile_protos and bool(protos.missing(tree.root))
+        if not restored(tree, found.record) and not (to_compile and _is_as_patched(tree, found.record)):
+            return _patched_already(tree, found.record)
+        # What git or a copy put back has no patches, whatever the record says; and the record of protos that
+        # are compiled later is made anew.
         if check:
-            return Outcome("can be patched again: files were restored since", tuple(found.record["files"]))
+            reason = "its protos are not compiled" if to_compile else "files were restored since"
+            return Outcome("can be patched again: " + reason, tuple(found.record["files"]))
         compile_protos = compile_protos or bool(found.record["created"])
         unpatch(path)
         found = identify(tree)
@@ -346,8 +346,8 @@ def patch(
             fix="restore these files; if they are of another upstream commit, or the edits are yours, pass "
             "--accept_unknown, which needs every hunk to match; or use od-qat run, which changes no file",
         )
-    protos = _compile(tree) if compile_protos else {}
-    every = sorted(changed) + sorted(protos)
+    compiled = protos.compile_missing(tree.root) if compile_protos else {}
+    every = sorted(changed) + sorted(compiled)
     summary = "series {} (nearest: {}), {} files".format(series, found.nearest, len(every))
     if check:
         return Outcome("can be patched: {}".format(summary), tuple(every))
@@ -372,18 +372,22 @@ def patch(
             }
             for name in sorted(changed)
         },
-        "created": {name: _sha256(data) for name, data in sorted(protos.items())},
+        "created": {name: _sha256(data) for name, data in sorted(compiled.items())},
     }
     # First, so that a tree whose patching was killed can be restored.
     files.write_json(tree.path(RECORD), record)
     try:
-        _swap(tree, dict(changed, **protos))
+        _swap(tree, dict(changed, **compiled))
         record["state"] = "done"
         files.write_json(tree.path(RECORD), record)
     except BaseException:
         unpatch(path)
         raise
-    return Outcome("patched: {}; od-qat unpatch restores it".format(summary), tuple(every))
+    lacking = len(protos.missing(tree.root))
+    note = (
+        "; {} of its protos are not compiled: --compile_protos does that".format(lacking) if lacking else ""
+    )
+    return Outcome("patched: {}{}; od-qat unpatch restores it".format(summary, note), tuple(every))
 
 
 def _try_series(tree: Tree, found: Identity, accept_unknown: bool):
@@ -400,7 +404,7 @@ def _try_series(tree: Tree, found: Identity, accept_unknown: bool):
         if not answer[3]:
             return answer
         first = first or answer
-        if any(why.endswith(_EDITED) for why in answer[3]):
+        if not accept_unknown and any(why.partition(" (")[0] in found.differs for why in answer[3]):
             break  # another series may not touch that file, and the user's commands would lack what is in it
     return first
 
@@ -426,7 +430,7 @@ def _try(tree: Tree, series: Dict[str, List[Hunk]], unknown: Sequence[str], acce
                 "{} ({})".format(name, "changed already, without a record" if done else "no match")
             )
         elif name in unknown and not accept_unknown:
-            refused.append(name + _EDITED)
+            refused.append(name + " (edited)")
     return changed, edits, refused
 
 
@@ -454,18 +458,26 @@ def restored(tree: Tree, record: Dict[str, Any]) -> List[str]:
 
 
 def _patched_already(tree: Tree, record: Dict[str, Any]) -> Outcome:
-    names = tuple(sorted(record["files"]))
     if record["state"] != "done":
         raise PatchError(
             "an earlier patching of this tree was interrupted",
             where=tree.path(RECORD),
             fix="run od-qat unpatch, which restores it, then od-qat patch again",
         )
-    edited = [name for name in names if _sha256(tree.read(name)) != record["files"][name]["patched"]]
+    edited = _edited_since(tree, record)
     note = "; edited since: {}".format(", ".join(edited)) if edited else ""
     if record["patches"] != _digest(record["series"]):
         note += "; of od_qat {}: od-qat unpatch, then patch again, for today's".format(record["od_qat"])
     return Outcome("patched already, nothing to do: series {}{}".format(record["series"], note), ())
+
+
+def _edited_since(tree: Tree, record: Dict[str, Any]) -> List[str]:
+    known = record["files"]
+    return [name for name in sorted(known) if _sha256(tree.read(name)) != known[name]["patched"]]
+
+
+def _is_as_patched(tree: Tree, record: Dict[str, Any]) -> bool:
+    return record["state"] == "done" and not _edited_since(tree, record)
 
 
 def unpatch(path: Optional[str], check: bool = False) -> Outcome:
@@ -520,7 +532,8 @@ def unpatch(path: Optional[str], check: bool = False) -> Outcome:
     for name in gone:
         os.unlink(tree.path(name))
     os.unlink(tree.path(RECORD))
-    for folder in {os.path.dirname(os.path.realpath(tree.path(name))) for name in record["files"]}:
+    touched = list(record["files"]) + list(record["created"])
+    for folder in {os.path.dirname(os.path.realpath(tree.path(name))) for name in touched}:
         for left in os.listdir(folder):  # by a patching that was killed
             if left.startswith(_ASIDE):
                 os.unlink(os.path.join(folder, left))
@@ -583,42 +596,3 @@ def _write_aside(target: str, data: bytes) -> str:
         os.unlink(aside)
         raise
     return aside
-
-
-def missing_protos(tree: Tree) -> List[str]:
-    """The *_pb2.py (below object_detection/protos) that the tree has a .proto for, but not compiled."""
-    folder = os.path.join(tree.root, "object_detection", "protos")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    compiled = [name[: -len(".proto")] + "_pb2.py" for name in names if name.endswith(".proto")]
-    return [name for name in compiled if name not in names]
-
-
-def _compile(tree: Tree) -> Dict[str, bytes]:
-    """Compiles what is missing, in a folder of its own: path below the root -> content."""
-    missing = missing_protos(tree)
-    if not missing:
-        return {}
-    try:
-        from grpc_tools import protoc
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "the protos cannot be compiled: grpcio-tools is not installed",
-            where=tree.root,
-            fix="pip install grpcio-tools, of a version that fits your protobuf; or run protoc yourself: "
-            "protoc object_detection/protos/*.proto --python_out=. in this folder",
-        ) from error
-    with tempfile.TemporaryDirectory() as out:
-        sources = ["object_detection/protos/{}.proto".format(name[: -len("_pb2.py")]) for name in missing]
-        arguments = ["protoc", "-I" + tree.root, "--python_out=" + out] + [
-            os.path.join(tree.root, source) for source in sources
-        ]
-        if protoc.main(arguments):
-            raise EnvironmentProblem(
-                "protoc failed", where=tree.root, found="its message above", fix="correct the .proto files"
-            )
-        result = {}
-        for name in missing:
-            path = "object_detection/protos/" + name
-            with open(os.path.join(out, path), "rb") as stream:
-                result[path] = stream.read()
-        return result

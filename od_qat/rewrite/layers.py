@@ -664,7 +664,7 @@ def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
 
 
 def _op_types_within(index: GraphIndex, operation) -> List[str]:
-    """Types of all ops in the functions that an op calls, and in those that these call; each function once."""
+    """Types of all ops in the functions that an op calls, and that these call; of each function once."""
     bodies = index.function_nodes()
     pending, seen, types = _functions(operation.node_def), set(), []
     while pending:
