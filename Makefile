@@ -128,7 +128,10 @@ matrix-table: setup setup-tf1 setup-tf215 generations
 	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator tensorflow-estimator==2.15.0
 	@mkdir -p out/matrix
 	@status=0; exec > out/matrix/table.log 2>&1; \
-	PYTHONPATH="$$PWD/out/estimator" .venv/bin/python -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
+	export PYTHONPATH="$$PWD/out/estimator"; \
+	.venv/bin/python -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
+	.venv/bin/python -m pytest tests/test_run.py --timeout=6000 || status=1; \
+	unset PYTHONPATH; \
 	$(TF215) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
 	exit $$status

@@ -69,6 +69,11 @@ class Cluster(object):
         with open(self._log_path(job), encoding="utf-8", errors="replace") as stream:
             return stream.read()
 
+    def steps_of(self, job):
+        """Lines that say at which step it is; not those that say at which it all ended."""
+        lines = self.log(job).splitlines()
+        return sum("step " in line and "ended already" not in line for line in lines)
+
     def _log_path(self, job):
         return os.path.join(self._folder, job + ".log")
 
@@ -90,7 +95,7 @@ class Cluster(object):
         for job in ("ps", "worker", "master"):
             self.start(job)
         self.wait_for(lambda: self.step() >= until_step, "checkpoint of step {}".format(until_step))
-        self.wait_for(lambda: "step " in self.log("worker"), "step of the worker")
+        self.wait_for(lambda: self.steps_of("worker"), "step of the worker")
 
     def wait_for_the_end(self):
         """All end by themselves, and the parameter server knows of both workers."""
@@ -130,9 +135,9 @@ def _kill_and_restart(trained):
     try:
         trained.begin(until_step=2)
         trained.kill("worker")
-        lines = trained.log("worker").count("step ")
+        lines = trained.steps_of("worker")
         trained.start("worker")
-        trained.wait_for(lambda: trained.log("worker").count("step ") > lines, "step of the new worker")
+        trained.wait_for(lambda: trained.steps_of("worker") > lines, "step of the new worker")
 
         trained.kill("master")
         before = trained.step()
@@ -188,6 +193,7 @@ def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     program = ["-m", "od_qat", "train", "--save_interval_secs=1", "--pipeline_config_path", config]
     trained = Cluster(folder, lambda train_dir: program + ["--train_dir", train_dir])
     before = _kill_and_restart(trained)
+    assert 2 <= before < STEPS
     assert "resuming from" in trained.log("master")
     assert "model.ckpt-{}".format(before) in trained.log("master")
     assert trained.step() >= STEPS

@@ -150,9 +150,19 @@ def test_another_number_of_classes(runs):
     assert (
         trained.get_variable_to_shape_map()[HEAD] != values(runs.float_dir).get_variable_to_shape_map()[HEAD]
     )
-    with pytest.raises(CheckpointError, match="shapes are another model's.*num_classes"):
+    refused = pytest.raises(CheckpointError, match="shapes are another model's.*num_classes")
+    with refused:
         commands.export(runs.qat_config, runs.qat_dir, runs.below("no_export"), overrides=other)
     assert not os.path.exists(runs.below("no_export"))
+    with refused:
+        commands.evaluate(
+            runs.qat_config, runs.qat_dir, runs.below("no_eval"), overrides=other, run_once=True
+        )
+    train_dir, _ = _copy_of(runs, "other_classes")
+    before = sorted(os.listdir(train_dir))
+    with refused:
+        commands.train(runs.qat_config, train_dir, overrides=other + ["train_config.num_steps=3"])
+    assert sorted(os.listdir(train_dir)) == before
 
 
 # Resuming, evaluating.
@@ -237,17 +247,21 @@ def test_what_training_froze_is_its_own_average(runs, capsys):
     trained = values(train_dir)
     assert not trained.has_tensor(AVERAGE) and trained.has_tensor(HEAD + checkpoints.AVERAGE)
     more = ["eval_config.use_moving_averages=true"]
-    path = commands.export(runs.qat_config, train_dir, runs.below("frozen_averaged_out"), overrides=more)
-    graph_def = tf.GraphDef()
-    with open(path, "rb") as stream:
-        graph_def.ParseFromString(stream.read())
-    frozen = {node.name: node for node in graph_def.node}
-    for name, wanted in ((BACKBONE, BACKBONE), (HEAD, HEAD + checkpoints.AVERAGE)):
-        constant = tf.make_ndarray(frozen[name].attr["value"].tensor)
-        np.testing.assert_array_equal(constant, trained.get_tensor(wanted))
-    commands.evaluate(
-        runs.qat_config, train_dir, runs.below("frozen_averaged_eval"), overrides=more, run_once=True
-    )
+    for constants in _exported_and_evaluated(runs, train_dir, "frozen_averaged", more):
+        for name, wanted in ((BACKBONE, BACKBONE), (HEAD, HEAD + checkpoints.AVERAGE)):
+            np.testing.assert_array_equal(constants[name], trained.get_tensor(wanted))
+
+
+def _exported_and_evaluated(runs, train_dir, name, overrides):
+    """The constants, by name, of the graph that export writes and of the one that evaluation freezes."""
+    export, evaluation = runs.below(name + "_export"), runs.below(name + "_eval")
+    path = commands.export(runs.qat_config, train_dir, export, overrides=overrides)
+    commands.evaluate(runs.qat_config, train_dir, evaluation, overrides=overrides, run_once=True)
+    for each in (path, os.path.join(evaluation, "frozen_eval_graph.pb")):
+        graph_def = tf.GraphDef()
+        with open(each, "rb") as stream:
+            graph_def.ParseFromString(stream.read())
+        yield {n.name: tf.make_ndarray(n.attr["value"].tensor) for n in graph_def.node if n.op == "Const"}
 
 
 def test_averages_are_kept_of_weights_and_not_of_ranges(averaged):
@@ -263,19 +277,17 @@ def test_averages(runs, averaged, in_training, in_evaluation):
     out = runs.below("averages_{}_{}".format(in_training, in_evaluation))
     more = ["eval_config.use_moving_averages={}".format(str(in_evaluation).lower())]
     if in_evaluation and not in_training:
-        with pytest.raises(CheckpointError, match="without moving averages.*use_moving_averages: false"):
+        refused = pytest.raises(CheckpointError, match="without moving averages.*use_moving_averages: false")
+        with refused:
             commands.export(runs.qat_config, train_dir, out, overrides=more)
         assert not os.path.exists(out)
+        with refused:
+            commands.evaluate(runs.qat_config, train_dir, out, overrides=more, run_once=True)
         return
-    path = commands.export(runs.qat_config, train_dir, out, overrides=more)
-    graph_def = tf.GraphDef()
-    with open(path, "rb") as stream:
-        graph_def.ParseFromString(stream.read())
-    frozen = {node.name: node for node in graph_def.node}
-    constant = tf.make_ndarray(frozen[BACKBONE].attr["value"].tensor)
     wanted = AVERAGE if in_evaluation else BACKBONE
-    np.testing.assert_array_equal(constant, values(train_dir).get_tensor(wanted))
-    assert RANGE in frozen
+    for constants in _exported_and_evaluated(runs, train_dir, os.path.basename(out), more):
+        np.testing.assert_array_equal(constants[BACKBONE], values(train_dir).get_tensor(wanted))
+        assert RANGE in constants
 
 
 # Damage.
@@ -336,6 +348,8 @@ def test_a_damaged_checkpoint(runs, damage):
     with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
         commands.export(runs.qat_config, folder, out)
     assert not os.path.exists(out)
+    with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
+        commands.evaluate(runs.qat_config, folder, os.path.join(folder, "eval"), run_once=True)
     with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
         commands.train(runs.qat_config, folder, overrides=["train_config.num_steps=3"])
     more = ["train_config.fine_tune_checkpoint_type=detection"]
@@ -500,6 +514,10 @@ def test_contrib_trained_checkpoint(runs):
     assert len(ranges) > 50
     for name in ranges:
         np.testing.assert_array_equal(constants[name], trained.get_tensor(name), err_msg=name)
+    metrics = commands.evaluate(
+        runs.qat_config, train_dir, runs.below("contrib_eval"), overrides=more, run_once=True
+    )
+    assert "DetectionBoxes_Precision/mAP" in metrics
     # And training goes on from it, delay variable and averages' helpers included.
     result = commands.train(runs.qat_config, train_dir, overrides=more + ["train_config.num_steps=3"], seed=1)
     assert result.global_step == 3
