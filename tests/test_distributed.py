@@ -200,6 +200,33 @@ def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     _require_everything(config, trained.train_dir, folder)
 
 
+@pytest.mark.matrix
+def test_upstreams_command_reads_the_same_tf_config(tmp_path):
+    """But for its parameter server, which nobody tells that training has ended."""
+    folder = str(tmp_path)
+    tiny.write_data(folder)
+    config = tiny.write_config(folder, True, "qat", STEPS)
+    program = [
+        "-m",
+        "od_qat",
+        "run",
+        "object_detection.legacy.train",
+        "--",
+        "--pipeline_config_path=" + config,
+    ]
+    trained = Cluster(folder, lambda train_dir: program + ["--train_dir=" + train_dir])
+    try:
+        trained.begin(until_step=0)
+        for job in ("master", "worker"):
+            trained.wait_for(lambda job=job: trained.processes[job].poll() == 0, "end of the " + job)
+        assert trained.processes["ps"].poll() is None
+    finally:
+        trained.close()
+    assert trained.steps_of("worker") and trained.steps_of("master")
+    assert trained.step() >= STEPS
+    _require_everything(config, trained.train_dir, folder)
+
+
 def _require_everything(config, train_dir, folder):
     """Evaluation and export find every key, and the ranges have moved."""
     commands.evaluate(config, train_dir, os.path.join(folder, "eval"), run_once=True)
