@@ -425,6 +425,11 @@ class TestTheGenerations(object):
         identity = patching.identify(patching.find_tree(tree))
         assert identity.nearest == "{} {}".format(pin.name, pin.version)
         assert (identity.differs, identity.elsewhere) == ((), ())
+        said = {check.name: check for check in doctor.examine(tree, quick=True)}
+        assert "nearest to {} {}".format(pin.name, pin.version) in said["OD API tree"].found
+        for_tf1 = "2" not in patching.generations()["trees"][identity.nearest]["tensorflow"]
+        assert said["OD API tree"].status == ("problem" if for_tf1 and not IS_TF1 else "ok")
+        assert said["differs from it"].status == "ok"
         outcome = patching.patch(tree)
         for name in outcome.files:
             compile(patching.find_tree(tree).read(name), name, "exec")
