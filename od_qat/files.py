@@ -48,7 +48,6 @@ def write_together(contents: Mapping[str, Union[bytes, str]]) -> None:
       OdQatError: see write_atomically.
     """
     asides: Dict[str, str] = {}
-    path = ""
     try:
         for path, content in contents.items():
             data = content.encode("utf-8") if isinstance(content, str) else content

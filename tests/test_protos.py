@@ -89,6 +89,11 @@ def test_without_a_compiler_it_is_named(clone, monkeypatch):
     with pytest.raises(EnvironmentProblem, match="pip install grpcio-tools"):
         patching.patch(tree, compile_protos=True)
     assert not os.path.exists(os.path.join(tree, patching.RECORD))
+    patching.patch(tree)
+    before = content(tree)
+    with pytest.raises(EnvironmentProblem, match="pip install grpcio-tools"):
+        patching.patch(tree, compile_protos=True)
+    assert content(tree) == before
 
 
 def test_they_go_into_the_tree_only_when_asked(clone, run_python):

@@ -327,6 +327,9 @@ def patch(
             reason = "its protos are not compiled" if to_compile else "files were restored since"
             return Outcome("can be patched again: " + reason, tuple(found.record["files"]))
         compile_protos = compile_protos or bool(found.record["created"])
+        if to_compile or found.record["created"]:
+            protos.require_protoc(tree.root)
+            protos.compile_missing(tree.root)  # what fails is to fail before the patches are taken out
         unpatch(path)
         found = identify(tree)
     if found.series is None:
