@@ -41,5 +41,5 @@ def test_upstreams_tests_pass_but_for_what_is_listed(module, way, patched, run_p
     assert result["file"].startswith(patched) == (way == "patches")
     assert bool(result["in_memory"]) == (way == "plugin"), result["in_memory"]
     assert set(result["failed"]) == set(expected), result["failed"]
-    assert result["passed"]
+    assert result["passed"] or expected  # (of the builder's two tests both are listed)
     assert result["skipped"] == {}  # (one that is skipped has not passed)
