@@ -423,3 +423,9 @@ class TestDoctor(object):
             doctor.print_checks(checks, stream=stream)
             for check in checks:
                 assert check.name in stream.getvalue()
+
+
+def test_what_a_file_system_of_tensorflows_has_is_not_looked_for_on_the_disk(tmp_path):
+    cli._require_file("gs://bucket/my.config", "pipeline config")
+    with pytest.raises(errors.ConfigError, match="cannot read the pipeline config"):
+        cli._require_file(str(tmp_path / "my.config"), "pipeline config")
