@@ -220,8 +220,7 @@ def _od_api(root: Optional[str]) -> Check:
     except OdQatError as error:
         found = ", ".join(filter(None, [error.what, error.where, error.found]))
         return Check("OD API", MISSING, found, purpose, error.fix or "")
-    spec = importlib.util.find_spec("object_detection")
-    folder = os.path.dirname(os.path.dirname(spec.origin or list(spec.submodule_search_locations)[0]))
+    folder = locate.imported_from()
     own = root or os.environ.get(locate.PATH_VARIABLE)
     version = installed_version("tf-object-detection-api")
     if own:

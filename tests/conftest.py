@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture
+def path_as_it_was(monkeypatch):
+    """The doctor puts what it looks at onto the path, where a later test would find it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 class Finished(NamedTuple):
     """A process that has ended: its status and what it printed."""
 

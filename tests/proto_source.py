@@ -1,5 +1,6 @@
 """Compiled protos as .proto files, as upstream's repository has them (its packages do not)."""
 
+import importlib
 import itertools
 import os
 
@@ -11,13 +12,13 @@ _MAX = 1 << 29
 
 def write(tree):
     """Puts a .proto in the place of each *_pb2.py of a models/research folder; returns their names."""
-    from importlib import import_module
-
     folder = os.path.join(tree, "object_detection", "protos")
     names = sorted(name[: -len("_pb2.py")] for name in os.listdir(folder) if name.endswith("_pb2.py"))
     for name in names:
         definition = descriptor_pb2.FileDescriptorProto()
-        import_module("object_detection.protos.{}_pb2".format(name)).DESCRIPTOR.CopyToProto(definition)
+        importlib.import_module("object_detection.protos.{}_pb2".format(name)).DESCRIPTOR.CopyToProto(
+            definition
+        )
         with open(os.path.join(folder, name + ".proto"), "w") as stream:
             stream.write(_file(definition))
         os.unlink(os.path.join(folder, name + "_pb2.py"))

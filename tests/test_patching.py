@@ -19,7 +19,7 @@ from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.generations import fetch, record, road
 
-pytestmark = pytest.mark.tf1
+pytestmark = [pytest.mark.tf1, pytest.mark.usefixtures("path_as_it_was")]
 
 FOLDER = os.environ.get("OD_QAT_GENERATIONS")
 NO_FOLDER = "OD_QAT_GENERATIONS is not set to a folder filled by `make generations`"
@@ -60,12 +60,6 @@ def _edit(tree, name, change):
         data = change(stream.read())
     with open(path, "wb") as stream:
         stream.write(data)
-
-
-@pytest.fixture(autouse=True)
-def _path_as_it_was(monkeypatch):
-    """The doctor puts what it looks at onto the path, where a later test would find it."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.generations import road
 from tests.test_patching import KILLED, content, needs_od_api
 
-pytestmark = [pytest.mark.tf1, needs_od_api]
+pytestmark = [pytest.mark.tf1, pytest.mark.usefixtures("path_as_it_was"), needs_od_api]
 
 # Every definition that was compiled, in a form of its own of the file it came from.
 _DEFINITIONS = (
@@ -34,11 +34,6 @@ _DEFINITIONS = (
     "config.graph_rewriter.quantization.delay = 7\n"
     "print(json.dumps([trainer.__file__, found], sort_keys=True))\n"
 )
-
-
-@pytest.fixture(autouse=True)
-def _path_as_it_was(monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,14 @@ def _holds_it(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, "object_detection", "__init__.py"))
 
 
+def imported_from() -> str:
+    """The folder of the `object_detection` that is imported: a models/research or a site-packages."""
+    spec = importlib.util.find_spec("object_detection")
+    return os.path.dirname(
+        os.path.dirname(spec.origin or os.path.join(spec.submodule_search_locations[0], ""))
+    )
+
+
 def add_to_path(root: Optional[str] = None) -> None:
     """Makes `object_detection` and slim's packages importable.
 
@@ -77,10 +85,7 @@ def add_to_path(root: Optional[str] = None) -> None:
                 fix=_HOW_TO_GET_IT,
             )
     # (The import hook compiles protos that are not.)
-    found = importlib.util.find_spec("object_detection")
-    tree = os.path.dirname(
-        os.path.dirname(found.origin or os.path.join(found.submodule_search_locations[0], ""))
-    )
+    tree = imported_from()
     if "pipeline_pb2.py" in protos.missing(tree):
         protos.require_protoc(tree)
     elif importlib.util.find_spec("object_detection.protos.pipeline_pb2") is None:

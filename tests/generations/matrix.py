@@ -38,13 +38,15 @@ def main(arguments=None) -> int:
     from od_qat.compat import tf
 
     failed = 0
-    pins = [pin for pin in fetch.pins() if not options.only or pin.folder in options.only]
-    # What ends in the middle is to leave no cell as if it had been run.
-    _forget([pin.folder for pin in pins], tf.__version__, options.kinds)
-    for pin in pins:
+    for pin in fetch.pins():
+        if options.only and pin.folder not in options.only:
+            continue
         source = record.find(options.folder, pin.folder)
         for kind in options.kinds:
-            cells = _run(source, options.folder, kind)
+            try:
+                cells = _run(source, options.folder, kind)
+            except Exception as error:  # noqa: BLE001  (no cell is to stay as if it had been run)
+                cells = {command: repr(error)[:_LONGEST_REASON] for command in road.COMMANDS}
             _keep(pin.folder, tf.__version__, kind, cells)
             bad = [command for command, said in cells.items() if said != "ok"]
             failed += sum(not said.startswith("- ") for said in cells.values() if said != "ok")
@@ -82,18 +84,6 @@ def _last_line(text, work):
 def _keep(tree, tensorflow, kind, cells):
     found = load()
     found.setdefault(tree, {}).setdefault(tensorflow, {})[kind] = cells
-    _write(found)
-
-
-def _forget(trees, tensorflow, kinds):
-    found = load()
-    for tree in trees:
-        for kind in kinds:
-            found.get(tree, {}).get(tensorflow, {}).pop(kind, None)
-    _write(found)
-
-
-def _write(found):
     with open(RESULTS + ".tmp", "w", encoding="utf-8") as stream:
         json.dump(found, stream, indent=1, sort_keys=True)
         stream.write("\n")
