@@ -16,6 +16,7 @@ from od_qat.errors import ExportError, RewriteError
 from od_qat.rewrite import api
 from od_qat.scoring.images import dequantize
 from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
+from tests.zoo import build
 
 pytestmark = pytest.mark.tf1
 
@@ -164,6 +165,15 @@ def _noise_in_training(net, training):
     return _conv(tf.nn.relu(net), "out")
 
 
+def _bare_norms(net, training):
+    """The first is read by the next layer, the second by that and by a ReLU, the third by no layer."""
+    net = _norm(_conv(net, "one", bias=False), "one/norm", training)
+    net = _norm(_conv(net, "two", bias=False), "two/norm", training)
+    beside = _conv(tf.nn.relu(net), "beside")
+    net = tf.nn.relu(_norm(_conv(net, "three", bias=False), "three/norm", training))
+    return _conv(tf.concat([net, beside], 3), "out")
+
+
 def _names_that_differ_in_case(net, training):
     for name in ("Block/Conv", "block/conv"):
         weights = _variable(name.replace("/", "_") + "_w", [3, 3, 8, 8], 0.3)
@@ -188,6 +198,7 @@ NETS = [
     _stacked,
     _padded_with_a_value,
     _noise_in_training,
+    _bare_norms,
     _names_that_differ_in_case,
 ]
 
@@ -273,7 +284,7 @@ def test_contrib_placement_is_contribs(net, training, request):
         request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
     from tensorflow.contrib import quantize
 
-    found = []
+    found, outputs = [], []
     for create in (
         quantize.create_training_graph if training else quantize.create_eval_graph,
         functools.partial(
@@ -281,7 +292,8 @@ def test_contrib_placement_is_contribs(net, training, request):
         ),
     ):
         with tf.Graph().as_default() as graph:
-            tf.stop_gradient(net(tf.placeholder(tf.float32, [4, SIZE, SIZE, 8]), training))
+            images = tf.placeholder(tf.float32, [4, SIZE, SIZE, 8])
+            output = tf.stop_gradient(net(images, training))
             create(graph)
             quants = [
                 (op.name, op.get_attr("num_bits"), op.get_attr("narrow_range"))
@@ -294,7 +306,21 @@ def test_contrib_placement_is_contribs(net, training, request):
                 n for n in variables if n.rpartition("/")[2] in ("biased", "local_step") and "/min" in n
             ]
             found.append((sorted(quants), sorted(set(variables) - set(averaged))))
+            if not training:
+                with build.session(graph) as session:
+                    build.assign(session, build.variable_values(graph))
+                    outputs.append(session.run(output, {images: _images(7)}))
     assert found[0] == found[1]
+    if not training:
+        np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5 * np.ptp(outputs[0]), rtol=0)
+
+
+def test_the_report_names_what_contrib_passes_over():
+    with tf.Graph().as_default() as graph:
+        _bare_norms(tf.placeholder(tf.float32, [1, SIZE, SIZE, 8]), False)
+        report = api.create_eval_graph(graph, placement="contrib")
+    assert set(report.stays_float) == {"one/Conv2D", "two/Conv2D"}
+    assert "three/Conv2D reads past its folding" in report.stays_float["two/Conv2D"]
 
 
 def test_a_named_output_is_quantised(tmp_path):

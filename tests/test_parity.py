@@ -25,10 +25,7 @@ def _cases():
             continue
         for training in (False, True):
             kind = "training" if training else "eval"
-            marks = []
-            if kind in row.get("differs", {}):
-                marks = [pytest.mark.xfail(strict=True, reason=row["differs"][kind])]
-            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind), marks=marks)
+            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind))
 
 
 def _comparable(names):
@@ -107,10 +104,6 @@ def test_contrib_placement_is_what_contrib_did(row, training, tmp_path):
         differences = _output_differences(stored["outputs"], outputs)
         # On another TensorFlow contrib's graph differs from itself: as far as that, and no farther.
         limit = 1e-5 if IS_TF1 else 1e-5 + across_versions.noise_of(row["name"])
-        reason = row.get("differs", {}).get("outputs")
-        if reason:
-            assert max(differences.values()) > 1e-5, "agrees by now: take `differs` out of models.yaml"
-            pytest.xfail(reason)
         if max(differences.values()) > limit:
             # The record may be another processor's, whose kernels round otherwise: contrib itself decides.
             differences, limit = _differences_here(row, outputs, differences, limit, tmp_path)

@@ -86,12 +86,13 @@ def per_output_channel(draft: Draft, layer: Layer, value: str) -> str:
     )
 
 
-def fold_for_eval(draft: Draft, layer: Layer, quantised_weights: str, bias: str) -> str:
+def fold_for_eval(draft: Draft, layer: Layer, data: str, quantised_weights: str, bias: str) -> str:
     """Copies the layer with folded weights and adds the folded bias.
 
     Args:
       draft: where to.
       layer: a layer with a batch norm.
+      data: what the copy reads.
       quantised_weights: fq(W * s).
       bias: of `folded_bias`.
 
@@ -99,9 +100,7 @@ def fold_for_eval(draft: Draft, layer: Layer, quantised_weights: str, bias: str)
       the output that takes the place of the batch norm's.
     """
     prefix = scope_prefix(layer)
-    output = draft.copy(
-        layer.op, layer.op.name + "_Fold", (draft.current_input(layer.op, 0), quantised_weights)
-    )
+    output = draft.copy(layer.op, layer.op.name + "_Fold", (data, quantised_weights))
     if layer.batch_to_space is not None:
         operation = layer.batch_to_space
         others = [draft.current_input(operation, position) for position in (1, 2)]

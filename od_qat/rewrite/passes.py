@@ -251,7 +251,11 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
             folded[layer.op.name] = result
     for layer in plan.folds:
         name = layer.op.name
-        output = folding.fold_for_eval(draft, layer, folded[name], biases[name])
+        if name in plan.read_on:
+            data = draft.index.inputs(layer.op)[0].name
+        else:
+            data = draft.current_input(layer.op, 0)
+        output = folding.fold_for_eval(draft, layer, data, folded[name], biases[name])
         state.replace(layer.batch_norm.op.outputs[0], output)
     for norm in plan.norms:
         state.replace(norm.op.outputs[0], folding.norm_as_layer(draft, norm))

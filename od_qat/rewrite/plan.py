@@ -12,7 +12,7 @@ graph of one clone asks for. (With contrib each clone had variables of its own, 
 """
 
 import re
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -74,6 +74,8 @@ class Plan(NamedTuple):
       weights, activations: the fake quants.
       stays_float: op with weights, or between layers -> reason.
       clones: scopes of the clones but the first, `clone_1/` and so on.
+      read_on: names of the folded layers whose copies in an eval graph read what the layers read before
+        anything was folded.
     """
 
     folds: Tuple[Layer, ...]
@@ -82,6 +84,7 @@ class Plan(NamedTuple):
     activations: Tuple[ActivationQuant, ...]
     stays_float: Dict[str, str]
     clones: Tuple[str, ...] = ()
+    read_on: FrozenSet[str] = frozenset()
 
     def of_first_clone(self) -> "Plan":
         """What is done to the first clone; all there is without clones."""
@@ -150,10 +153,13 @@ class _Planner(object):
                 # It stays float in any case; a rule that says so is right all the same.
                 self._rules.weights(join(scope_of(self._name(operation)), "weights_quant"), operation.type)
         self._rules.require_all_used()
+        passed_over = {} if full else self._passed_over(folds)
         stays_float = dict(matcher.unmatched)
         stays_float.update(self._outside)
         stays_float.update(self._excluded)
         stays_float.update(self._float_between)
+        for reader, layer in passed_over.items():
+            stays_float[layer] = "{} reads past its folding, as with contrib: placement 'full'".format(reader)
         return Plan(
             tuple(folds.values()),
             tuple(self._norms),
@@ -161,7 +167,20 @@ class _Planner(object):
             tuple(self._activations),
             stays_float,
             self._clones[1:],
+            frozenset(passed_over),
         )
+
+    def _passed_over(self, folds: Dict[str, Layer]) -> Dict[str, str]:
+        """Layer -> the folded layer whose bare batch norm it reads, where contrib lets it read on.
+
+        contrib looks for all fused batch norms before it folds the first: the copy of a layer behind it reads
+        the unfolded batch norm, and nothing reads the folded one. The layer in front is float in the eval
+        graph then, whatever was trained (fold_batch_norms.py of TensorFlow 1.15, _FoldFusedBatchNorms).
+        """
+        fused = [layer for layer in folds.values() if layer.batch_norm.unfused is None]
+        by_output = {layer.batch_norm.op.outputs[0].name: layer.op.name for layer in fused}
+        data = {layer.op.name: self._index.inputs(layer.op)[0].name for layer in fused}
+        return {name: by_output[tensor] for name, tensor in data.items() if tensor in by_output}
 
     def _refuse_switched_norms(self) -> None:
         if self._matcher.switched_norms:
