@@ -7,7 +7,7 @@
 For each model: train_step.py in a process of its own, ours and contrib's in turn (A B A B ...), medians over
 the rounds; then the peak memory of a process that trains the float graph and of one that trains ours. Last,
 or alone, what rewriting a training graph takes, ours and contrib's, for each op that is there and for each
-that it adds: of SSD MobileNet V2, and of the zoo's largest.
+that it adds: of SSD MobileNet V2, of the zoo's largest, and of the same net at three sizes.
 """
 
 import argparse
@@ -27,8 +27,15 @@ MODELS = (
     ("ssd_mobilenet_v3_large", 320),
 )
 
-# The second is the largest training graph of the zoo.
-REWRITING = (("ssd_mobilenet_v2", 300), ("faster_rcnn_nas", 64))
+# Size of the picture, a NASNet's cells. The second is the largest training graph of the zoo; the others differ
+# in their number of ops alone.
+REWRITING = (
+    ("ssd_mobilenet_v2", 300, None),
+    ("faster_rcnn_nas", 64, None),
+    ("nasnet_cifar", 32, 6),
+    ("nasnet_cifar", 32, 12),
+    ("nasnet_cifar", 32, 18),
+)
 
 
 def run(python: str, model: str, size: int, *more: str) -> dict:
@@ -109,12 +116,13 @@ def table(results) -> str:
 def rewriting(arguments) -> list:
     """Medians of what rewriting takes for each op, a dictionary for each model of REWRITING and rewriter."""
     pythons = {"od_qat": sys.executable, "contrib": arguments.tf1_python}
-    pairs = [(model, size, rewriter) for model, size in REWRITING for rewriter in pythons]
+    pairs = [one + (rewriter,) for one in REWRITING for rewriter in pythons]
     runs = {pair: [] for pair in pairs}
     for _ in range(arguments.rounds):
-        for model, size, rewriter in pairs:
-            found = run(pythons[rewriter], model, size, "--only", "rewriting", "--rewriter", rewriter)
-            runs[model, size, rewriter].append(found)
+        for model, size, cells, rewriter in pairs:
+            more = ["--only", "rewriting", "--rewriter", rewriter]
+            more += ["--cells", str(cells)] if cells else []
+            runs[model, size, cells, rewriter].append(run(pythons[rewriter], model, size, *more))
     keys = ("rewriting_seconds", "rewriting_processor_seconds")
     keys += ("processor_microseconds_per_op", "processor_microseconds_per_added_op")
     return [
@@ -132,9 +140,10 @@ def rewriting_table(results) -> str:
     ]
     for one in results:
         lines.append(
-            "| {} {} | {} | {:,} | {:,} | {:.2f} s | {:.2f} s | {:.0f} us | {:.0f} us |".format(
+            "| {} {}{} | {} | {:,} | {:,} | {:.2f} s | {:.2f} s | {:.0f} us | {:.0f} us |".format(
                 one["model"],
                 one["size"],
+                ", {} cells".format(one["cells"]) if one["cells"] else "",
                 one["rewriter"],
                 one["ops_before_rewriting"],
                 one["ops_added"],

@@ -20,20 +20,23 @@ import resource
 import statistics
 import sys
 import time
+from typing import Optional
 
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def zoo_row(name: str, size: int, depth: float):
-    """A model of the zoo at full size."""
+def zoo_row(name: str, size: int, depth: float, cells: Optional[int] = None):
+    """A model of the zoo at full size, a NASNet with so many cells."""
     from tests.zoo import build
 
     rows = {row["name"]: row for row in build.models()}
     if name not in rows:
         sys.exit("train_step: no model {!r} in the zoo; allowed: {}".format(name, ", ".join(sorted(rows))))
-    return dict(rows[name], size=size, depth=depth)
+    if cells and "cells" not in rows[name]:
+        sys.exit("train_step: --cells is for NASNets, {} has none".format(name))
+    return dict(rows[name], size=size, depth=depth, **({"cells": cells} if cells else {}))
 
 
 def rewriters(which: str):
@@ -111,11 +114,12 @@ def measure(arguments) -> dict:
     from od_qat import plugin, trainer  # noqa: F401
 
     trainer._keep_freed_memory()
-    row = zoo_row(arguments.model, arguments.size, arguments.depth)
+    row = zoo_row(arguments.model, arguments.size, arguments.depth, arguments.cells)
     training, evaluation = rewriters(arguments.rewriter)
     if arguments.only == "rewriting":
         found = rewrite_training(row, arguments.batch, training)
-        return dict(found, rewriter=arguments.rewriter, model=arguments.model, size=arguments.size)
+        settings = {name: getattr(arguments, name) for name in ("rewriter", "model", "size", "cells")}
+        return dict(found, **settings)
     rewrites = {"float": None, "qat": training}
     if arguments.per_channel:
         rewrites["qat_per_channel"] = functools.partial(training, per_channel=True)
@@ -163,6 +167,7 @@ def main() -> None:
     parser.add_argument("--model", default="ssd_mobilenet_v2", help="a name in tests/zoo/models.yaml")
     parser.add_argument("--size", type=int, default=300)
     parser.add_argument("--depth", type=float, default=1.0, help="depth multiplier")
+    parser.add_argument("--cells", type=int, help="of a NASNet; the zoo's number otherwise")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=4, help="of each graph, in turn")
     parser.add_argument("--steps", type=int, default=8, help="in a block")
