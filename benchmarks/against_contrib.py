@@ -27,8 +27,8 @@ MODELS = (
     ("ssd_mobilenet_v3_large", 320),
 )
 
-# Size of the picture, a NASNet's cells. The second is the largest training graph of the zoo; the others differ
-# in their number of ops alone.
+# Size of the picture, a NASNet's cells. The second is the largest training graph of the zoo; the others
+# differ in their number of ops alone.
 REWRITING = (
     ("ssd_mobilenet_v2", 300, None),
     ("faster_rcnn_nas", 64, None),

@@ -320,7 +320,7 @@ def test_the_report_names_what_contrib_passes_over():
         _bare_norms(tf.placeholder(tf.float32, [1, SIZE, SIZE, 8]), False)
         report = api.create_eval_graph(graph, placement="contrib")
     assert set(report.stays_float) == {"one/Conv2D", "two/Conv2D"}
-    assert "three/Conv2D reads past its folding" in report.stays_float["two/Conv2D"]
+    assert "as with contrib: three/Conv2D reads past its folding" in report.stays_float["two/Conv2D"]
 
 
 def test_a_named_output_is_quantised(tmp_path):

@@ -1,8 +1,10 @@
 """Random small graphs of the supported patterns: structure, numerics and idempotence of both rewrites."""
 
+import functools
+
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from od_qat import compat
@@ -12,10 +14,11 @@ compat.enable_tf1_behaviour()
 import tf_slim as slim  # noqa: E402
 
 from od_qat.checkpoints import QUANT_VARIABLES  # noqa: E402
-from od_qat.compat import tf  # noqa: E402
+from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api, policy  # noqa: E402
 from tests import nets  # noqa: E402
+from tests.zoo import build  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -165,6 +168,43 @@ def test_structure_and_idempotence(network):
             variables[training] = {v.op.name for v in graph.get_collection(QUANT_VARIABLES)}
     # What an eval graph restores, a training run has saved.
     assert variables[False] <= variables[True]
+
+
+@pytest.mark.skipif(not IS_TF1, reason="tf.contrib.quantize, the oracle, runs on TensorFlow 1.15 only")
+@EXAMPLES
+@given(NETWORKS)
+def test_contrib_placement_is_contribs(network):
+    from tensorflow.contrib import quantize
+
+    for training in (True, False):
+        theirs = quantize.create_training_graph if training else quantize.create_eval_graph
+        ours = api.create_training_graph if training else api.create_eval_graph
+        found = []
+        for rewrite in (theirs, functools.partial(ours, placement="contrib")):
+            with tf.Graph().as_default() as graph:
+                images, output, _ = _build(network, training)
+                try:
+                    rewrite(graph)
+                except (ValueError, tf.errors.InvalidArgumentError):
+                    assert rewrite is theirs, "od_qat fails where contrib does not"
+                    event("contrib fails")
+                    return
+                quants = [
+                    (op.name, op.get_attr("num_bits"), op.get_attr("narrow_range"))
+                    for op in graph.get_operations()
+                    if op.type.startswith("FakeQuant")
+                ]
+                value = None
+                if not training:
+                    with build.session(graph) as session:
+                        build.assign(session, build.variable_values(graph))
+                        value = session.run(output, {images: _images()})
+                found.append((sorted(quants), value))
+        assert found[0][0] == found[1][0]
+        if not training:
+            np.testing.assert_allclose(
+                found[1][1], found[0][1], atol=1e-5 * max(np.ptp(found[0][1]), 1e-6), rtol=0
+            )
 
 
 def _values(graph_variables):

@@ -159,7 +159,7 @@ class _Planner(object):
         stays_float.update(self._excluded)
         stays_float.update(self._float_between)
         for reader, layer in passed_over.items():
-            stays_float[layer] = "{} reads past its folding, as with contrib: placement 'full'".format(reader)
+            stays_float[layer] = "in evaluation, as with contrib: {} reads past its folding".format(reader)
         return Plan(
             tuple(folds.values()),
             tuple(self._norms),
