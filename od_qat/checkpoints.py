@@ -22,6 +22,9 @@ QUANT_STEP = "fake_quantization_step"
 AVERAGE = "/ExponentialMovingAverage"
 
 _NAMES_SHOWN = 3
+# What makes a scope's name unique.
+_NUMBER = re.compile(r"_\d+(?=/|$)")
+_UPPER_END = re.compile(r"_quant(_\d+)?/max$")
 
 
 class FineTunePlan(NamedTuple):
@@ -283,7 +286,10 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     if unused:
         print(
             "warning: {} has the ranges of {} tensors that are not quantised here, {}: was it trained with "
-            "another graph_rewriter block?".format(prefix, len(unused), _some(unused)),
+            "another graph_rewriter block? Or with parts that this graph has not? Then give them a scope of "
+            "their own, or ranges that a number tells apart are those of other tensors.".format(
+                prefix, len(unused), _some(unused)
+            ),
             file=sys.stderr,
         )
 
@@ -291,14 +297,22 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
 def _unused_ranges(name_to_variable: Dict[str, object], available: Iterable[str]) -> List[str]:
     """Scopes of ranges in a checkpoint that no variable is restored from, though the graph has their layer.
 
+    Or a range of that name with another number.
+
     (placement 'contrib' has ranges in training that no eval graph has a place for: of dropout's products.)
     """
     spare = set(available) - set(name_to_variable)
-    ranges = [name[: -len("/max")] for name in spare if name.endswith("_quant/max")]
+    ranges = [name[: -len("/max")] for name in spare if _UPPER_END.search(name)]
     if not ranges or not name_to_variable:
         return []
     here = names_and_scopes(next(iter(name_to_variable.values())).graph.get_operations())
-    return sorted(scope for scope in ranges if scope + "/min" in spare and scope.rpartition("/")[0] in here)
+    unnumbered = {_NUMBER.sub("", name) for name in name_to_variable if _UPPER_END.search(name)}
+    return sorted(
+        scope
+        for scope in ranges
+        if scope + "/min" in spare
+        and (scope.rpartition("/")[0] in here or _NUMBER.sub("", scope) + "/max" in unnumbered)
+    )
 
 
 def _read(prefix: str, names: Iterable[str]) -> None:

@@ -271,6 +271,11 @@ def _reason(text: str) -> str:
     return (fatal or lines or ["no message"])[-1][:300]
 
 
+# Ops whose TFLite kernels take the scales of all their tensors for equal. TensorFlow 1.15's converter does
+# not make them so.
+_COMPARES_INTEGERS = frozenset(["MAXIMUM", "MINIMUM"])
+
+
 class Inspection(NamedTuple):
     """What is inside a .tflite.
 
@@ -278,11 +283,13 @@ class Inspection(NamedTuple):
       ops: op name -> count.
       float_tensors: names of float tensors that an op before the post-processing makes or reads.
       size: bytes.
+      unequal: names of the outputs of ops that compare integers whose scales differ.
     """
 
     ops: Dict[str, int]
     float_tensors: List[str]
     size: int
+    unequal: List[str] = []
 
 
 def _interpreter_module():
@@ -336,6 +343,7 @@ def inspect(model: bytes) -> Inspection:
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
     ops: Dict[str, int] = {}
     floats: List[str] = []
+    unequal: List[str] = []
     for operation in interpreter._get_ops_details():
         name = operation["op_name"]
         ops[name] = ops.get(name, 0) + 1
@@ -344,7 +352,10 @@ def inspect(model: bytes) -> Inspection:
         for index in list(operation["inputs"]) + list(operation["outputs"]):
             if index in details and details[index]["dtype"] == np.float32 and name != "QUANTIZE":
                 floats.append(details[index]["name"])
-    return Inspection(ops, sorted(set(floats)), len(model))
+        tensors = [details[i] for i in list(operation["inputs"]) + list(operation["outputs"]) if i in details]
+        if name in _COMPARES_INTEGERS and len({tensor["quantization"] for tensor in tensors}) > 1:
+            unequal.append(tensors[-1]["name"])
+    return Inspection(ops, sorted(set(floats)), len(model), unequal)
 
 
 def check(
@@ -373,7 +384,17 @@ def check(
             found="{} float tensors, {} first".format(
                 len(inspection.float_tensors), inspection.float_tensors[0]
             ),
-            fix="their ranges were not trained: see the rewrite's report for what stays float",
+            fix="their ranges were not trained: the rewrite's report says what stays float between layers; "
+            "what stands behind the last one may have no range: let the network end in a layer",
+        )
+    if inspection.unequal and not inspection.float_tensors:
+        raise ExportError(
+            "the converter compares quantised numbers of different scales, so that the .tflite is wrong",
+            where=where,
+            found="{} such ops, {} first".format(len(inspection.unequal), inspection.unequal[0]),
+            fix="convert with TensorFlow 2, or have no {} in the network".format(
+                " or ".join(sorted(_COMPARES_INTEGERS))
+            ),
         )
     # One byte a weight, four a bias; the format itself is the rest.
     if inspection.size > (4 if float_layers else 2) * weight_count + other_bytes + 200000:

@@ -189,7 +189,7 @@ class LayerMatcher(object):
         if data is None:
             return tensor
         # What a mask leaves is scaled up by a scalar, first.
-        if tensor.op.type not in policy.ADD and data.op.type in ("Mul", "RealDiv"):
+        if tensor.op.type not in policy.ADDS_NOISE and data.op.type in ("Mul", "RealDiv"):
             first, second = self._index.inputs(data.op)
             for kept, factor in ((first, second), (second, first)):
                 if factor.get_shape().ndims == 0:
@@ -202,7 +202,7 @@ class LayerMatcher(object):
             return False
         if self._without_mask(operation) is not None:
             return True
-        if operation.type in policy.ADD:
+        if operation.type in policy.ADDS_NOISE:
             return False
         consumers = self._index.consumer_ops(operation.outputs[0])
         return (
@@ -213,9 +213,9 @@ class LayerMatcher(object):
 
     def _without_mask(self, operation):
         """The data of a product with a random mask, a selection by one, or a sum with noise; else None."""
-        if operation.type in policy.ADD or operation.type == "Mul":
-            is_noise = self._is_nothing_but_random if operation.type in policy.ADD else self._is_random
-            for data, noise in self._both_ways(operation):
+        if operation.type in policy.ADDS_NOISE or operation.type == "Mul":
+            is_noise = self._is_random if operation.type == "Mul" else self._is_nothing_but_random
+            for data, noise in self._both_ways(operation)[: 1 if operation.type == "Sub" else None]:
                 if is_noise(noise):
                     return data
         elif operation.type in ("Select", "SelectV2"):
@@ -248,8 +248,18 @@ class LayerMatcher(object):
             yield ""
 
     def ends_layer(self, operation) -> bool:
-        """Whether an op is a layer's bias or batch norm."""
-        return self._bias_or_norm(operation) is not None
+        """Whether an op is a layer's bias or batch norm, or a layer that has neither."""
+        if operation.type not in policy.WEIGHTED and operation.type != "BatchToSpaceND":
+            return self._bias_or_norm(operation) is not None
+        layer = self._layer_output(operation.outputs[0])
+        if (
+            layer is None
+            or layer.batch_norm is not None
+            or operation is not (layer.batch_to_space or layer.op)
+        ):
+            return False
+        consumers = self._index.consumer_ops(operation.outputs[0])
+        return len(consumers) != 1 or self._bias_or_norm(consumers[0]) is None
 
     def end_of(self, operation):
         """The op whose output is a batch norm's: the Identity that updates its averages, or itself."""
@@ -538,12 +548,31 @@ class LayerMatcher(object):
                 layer = self._layer_output(tensor)
                 if layer is not None and layer.batch_norm is None and self._is_bias(operation, other):
                     return layer
+            if self._as_contrib and operation.type in policy.ADD:
+                return self._scaled_and_added_to(operation)
+        return None
+
+    def _scaled_and_added_to(self, operation) -> Optional[Layer]:
+        """The layer of `layer * x + y + z`, which contrib takes for a batch norm that it has folded."""
+        for correction, _ in self._both_ways(operation):
+            if correction.op.type not in policy.ADD:
+                continue
+            for product, _ in self._both_ways(correction.op):
+                if product.op.type != "Mul":
+                    continue
+                for tensor in reversed(self._index.inputs(product.op)):
+                    layer = self._layer_output(tensor)
+                    if layer is not None and layer.batch_norm is None:
+                        return layer
         return None
 
     def _is_bias(self, operation, tensor) -> bool:
         """Whether what is added to a layer is a parameter, not another layer's output. (contrib: always.)"""
         if operation.type == "BiasAdd" or self._as_contrib:
             return True
+        shape = tensor.get_shape()
+        if shape.ndims is not None and sum(size != 1 for size in shape.as_list()) > 1:
+            return False  # (Of several dimensions, a learned position: no layer's bias in TFLite.)
         while tensor.op.type in ("ExpandDims", "Identity", "Reshape") and not self._is_variable_value(tensor):
             tensor = self._index.inputs(tensor.op)[0]
         return tensor.op.type == "Const" or self._is_variable_value(tensor)
@@ -593,6 +622,8 @@ class LayerMatcher(object):
         return None
 
     def _post_activation_bypass(self, operation) -> Optional[LayerMatch]:
+        if self.is_noise(operation):
+            return None
         # contrib's pattern prefers the second input.
         for tensor in reversed(self._index.inputs(operation)):
             match = self._activation(self.before_noise(tensor).op)

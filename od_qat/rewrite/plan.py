@@ -116,6 +116,7 @@ class _Planner(object):
         self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
         self._clones = clone_scopes(index)
         self._quantised: Dict[str, str] = {}  # tensor name -> quant name
+        self._quantised_weights = set()  # names of weights; of layers with a batch norm, of their ops
         self._weights: List[WeightQuant] = []
         self._activations: List[ActivationQuant] = []
         self._position_of: Dict[str, int] = {}  # tensor name -> where in self._activations
@@ -218,10 +219,10 @@ class _Planner(object):
         key = layer.op.name if layer.batch_norm else layer.weights.name
         if not settings.quantise:
             self._excluded[layer.op.name] = settings.reason
-        elif key not in self._quantised:
+        elif key not in self._quantised_weights:
             clone = self._clone_of(layer.op)
             name = self._unique(name, clone)
-            self._quantised[key] = name
+            self._quantised_weights.add(key)
             self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel, clone))
 
     def _unique(self, name: str, clone: str) -> str:
@@ -256,9 +257,9 @@ class _Planner(object):
         if len(consumers) == 1 and consumers[0][0].type in policy.RELU:
             return False
         for tensor in map(self._matcher.before_noise, self._index.inputs(operation)):
-            while tensor.name not in self._quantised and tensor.op.type in policy.RANGE_KEEPING:
+            while not self._is_quantised(tensor) and tensor.op.type in policy.RANGE_KEEPING:
                 tensor = self._index.inputs(tensor.op)[0]
-            if tensor.name in self._quantised or tensor.op.type == "FakeQuantWithMinMaxVars":
+            if self._is_quantised(tensor) or tensor.op.type == "FakeQuantWithMinMaxVars":
                 return True
             if tensor.op.type in policy.INTERMEDIATE:
                 for below in self._index.inputs(tensor.op):
@@ -266,13 +267,19 @@ class _Planner(object):
                         return True
         return False
 
+    def _is_quantised(self, tensor) -> bool:
+        """Weights count with contrib, which so quantises what a regulariser makes of them, too."""
+        as_contrib = self._config.placement == "contrib"
+        return tensor.name in self._quantised or (as_contrib and tensor.name in self._quantised_weights)
+
     def _plan_between_layers(self) -> None:
         """Arithmetic on quantised values that no pattern covers, such as a ReLU behind a sum of sums.
 
         Without a range the converter leaves it float, or takes a range that was not trained. Only between
-        layers: what comes after the heads (decoding, scores) is not the network's. A batch norm behind no
-        layer counts as arithmetic, and so does a layer's end that is read by more than its activation. What
-        stands there and is none of all these is reported.
+        layers: what comes after the heads (decoding, scores) is not the network's, but for the activation of
+        what is quantised (FCOS' boxes). A batch norm behind no layer counts as arithmetic, and so does a
+        layer's end that is read by more than its activation. What stands there and is none of all these is
+        reported.
         """
         to_layers = self._matcher.leading_to_layers
         from_quantised = set(self._quantised)
@@ -287,7 +294,8 @@ class _Planner(object):
             if self._matcher.is_noise(operation):
                 pass  # (in training only; its input's range)
             elif self._has_own_range(operation) or norm is not None or ends_layer:
-                if operation.outputs[0].name in to_layers and self._in_scope(operation):
+                between = operation.outputs[0].name in to_layers or self._is_activation_at_the_end(operation)
+                if between and self._in_scope(operation):
                     if norm is not None:
                         self._norms.append(norm)
                     if not self._feeds_only(operation, policy.RELU) and not self._is_twin(operation):
@@ -301,6 +309,15 @@ class _Planner(object):
                 continue
             from_quantised.update(output.name for output in operation.outputs)
 
+    def _is_activation_at_the_end(self, operation) -> bool:
+        """Whether an op is the activation of quantised values, or of their sum or product."""
+        if operation.type not in policy.RELU | policy.LEAKY_RELU:
+            return False
+        source = self._index.inputs(operation)[0]
+        through = source.op.type in policy.INTERMEDIATE | policy.JOINS
+        sources = (source,) + (self._index.inputs(source.op) if through else ())
+        return any(self._quantised_source(tensor) is not None for tensor in sources)
+
     def _has_own_range(self, operation) -> bool:
         """Not the inside of a batch norm that stays as it is: vectors, and means over the batch."""
         if operation.type not in policy.OWN_RANGE or operation.outputs[0].get_shape().ndims == 1:
@@ -313,6 +330,11 @@ class _Planner(object):
     def _is_float_between_layers(self, operation) -> bool:
         if operation.type in policy.NEEDS_NO_RANGE or in_control_flow(operation):
             return False
+        if operation.type == "SquaredDifference" and all(
+            consumer.type == "Mean" and not self._has_own_range(consumer)
+            for consumer in self._index.consumer_ops(operation.outputs[0])
+        ):
+            return False  # (a batch norm's variance in training)
         return any(
             output.name in self._matcher.leading_to_layers and output.dtype.base_dtype == tf.float32
             for output in operation.outputs
@@ -353,19 +375,21 @@ class _Planner(object):
     def _plan_concats(self) -> None:
         """A concat needs one range for all its inputs; untrained, the converter takes one of theirs.
 
-        Named after its first source, not after itself: `concat_3` in a training graph is `concat` in the
-        eval graph of the same model. A concat on the side, of feature maps that go on into layers while it
-        does not (the OD API's `detection_features`), is no part of the network and is left alone: it exists
-        in one of the two graphs only.
+        Named after its first quantised source, not after itself: `concat_3` in a training graph is `concat`
+        in the eval graph of the same model. In front of layers the others need no range (coordinates, the
+        image, what a rule leaves float). A concat on the side, of feature maps that go on into layers while
+        it does not (the OD API's `detection_features`), is no part of the network and is left alone: it
+        exists in one of the two graphs only.
         """
         to_layers = self._matcher.leading_to_layers
         for operation in self._index.operations:
             joined = self._joined(operation)
-            sources = [self._quantised_source(tensor) for tensor in joined]
-            if len(sources) < 2 or any(source is None for source in sources) or not self._in_scope(operation):
+            found = [self._quantised_source(tensor) for tensor in joined]
+            sources = [source for source in found if source is not None]
+            if len(joined) < 2 or not sources or not self._in_scope(operation):
                 continue
-            if operation.outputs[0].name not in to_layers and any(
-                source.name in to_layers for source in sources
+            if operation.outputs[0].name not in to_layers and (
+                len(sources) < len(found) or any(source.name in to_layers for source in sources)
             ):
                 continue
             self._add(

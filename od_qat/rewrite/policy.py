@@ -22,6 +22,7 @@ CALLS = BRANCHES | frozenset(["PartitionedCall", "StatefulPartitionedCall", "Sta
 ADD = frozenset(["Add", "AddV2"])
 BIAS_ADD = frozenset(["BiasAdd"]) | ADD
 RELU = frozenset(["Relu", "Relu6"])
+LEAKY_RELU = frozenset(["LeakyRelu"])
 ACTIVATION = RELU | frozenset(["Identity"])
 BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
 # What tf.nn.moments is made of, which an unfused batch norm takes its batch's statistics from.
@@ -40,7 +41,7 @@ CONCAT = frozenset(["ConcatV2"])
 JOINS = CONCAT | frozenset(["Pack"])
 # placement='full': between layers, the output of these gets a range of its own where no pattern gave it one
 OWN_RANGE = (
-    RELU | INTERMEDIATE | frozenset(["LeakyRelu", "Maximum", "Mean", "Minimum", "PadV2", "RealDiv", "Sub"])
+    RELU | LEAKY_RELU | INTERMEDIATE | frozenset(["Maximum", "Mean", "Minimum", "PadV2", "RealDiv", "Sub"])
 )
 # and these hand on values whose range is trained elsewhere: their input's, which their TFLite kernels keep.
 HANDS_ON_RANGE = frozenset(
@@ -99,7 +100,8 @@ RANDOM = frozenset(
     ]
 )
 OF_MASKS = frozenset(["Add", "AddV2", "Cast", "Floor", "GreaterEqual", "Less", "Mul", "Sub"])
-NOISY = ADD | frozenset(["Mul", "RealDiv", "Select", "SelectV2"])
+ADDS_NOISE = ADD | frozenset(["Sub"])
+NOISY = ADDS_NOISE | frozenset(["Mul", "RealDiv", "Select", "SelectV2"])
 
 TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 # What only gradients are made of; besides, all whose type ends in Grad, GradV2, ..., and what tf.gradients
