@@ -219,6 +219,13 @@ def _ends_in_activations(net, training):
     return tf.concat([tf.reshape(end, [-1]) for end in (scaled, leaky, joined)], 0)
 
 
+def _prelu(net, training):
+    """As Keras writes it."""
+    net = norm(conv(net, "one", bias=False), "one/norm", training)
+    slope = tf.get_variable("slope", [8], initializer=tf.constant_initializer(0.25))
+    return conv(tf.nn.relu(net) - slope * tf.nn.relu(-net), "out")
+
+
 def _names_that_differ_in_case(net, training):
     for name in ("Block/Conv", "block/conv"):
         weights = variable(name.replace("/", "_") + "_w", [3, 3, 8, 8], 0.3)
@@ -254,6 +261,7 @@ NETS = [
     _learned_positions,
     _hard_swish_of_a_bare_layer,
     _ends_in_activations,
+    _prelu,
     _names_that_differ_in_case,
 ]
 

@@ -36,6 +36,7 @@ BETWEEN = {
     "Minimum": lambda net: tf.minimum(net, 0.5),
     "MirrorPad": lambda net: tf.pad(net, _AROUND, "REFLECT"),
     "Mul": lambda net: 1.7 * net,
+    "Neg": lambda net: -net,
     "Pack": lambda net: tf.reshape(tf.stack([net, 0.1 * net], 3), [-1, SIZE, 2 * SIZE, 8]),
     "Pad": lambda net: tf.pad(net, _AROUND),
     "PadV2": lambda net: tf.pad(net, _AROUND, constant_values=0.5),

@@ -342,11 +342,15 @@ PASSES = {
     "training, failing", [(t, name) for t in (True, False) for name in PASSES[t]], ids=lambda v: str(v)
 )
 def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, training, failing):
+    import tf_slim as slim
+
     rewrite = api.experimental_create_training_graph if training else api.experimental_create_eval_graph
     options = {"freeze_bn_delay": 1} if training else {}
-    # Fails at the 40th node that this very pass drafts; one that drafts none, at the first reroute.
+    # Fails at the 40th node that this very pass drafts, or at the last of few; one that drafts none, at the
+    # first reroute.
     pass_ = getattr(passes, failing)
-    where, at = ("reroute", 1) if pass_ is passes.leave_out_identities else ("op", 40)
+    few = {passes.leave_out_identities: ("reroute", 1), passes.negatives_as_products: ("op", 2)}
+    where, at = few.get(pass_, ("op", 40))
 
     def armed(plan, state):
         drafted = []
@@ -365,8 +369,9 @@ def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, trai
     table = "TRAINING_PASSES" if training else "EVAL_PASSES"
     rows = tuple((armed if one is pass_ else one, why) for one, why in getattr(passes, table))
     with tf.Graph().as_default() as graph:
-        _, boxes, _, _ = _build(training)
+        images, boxes, _, _ = _build(training)
         tf.nn.swish(boxes)  # an IdentityN, for the pass that leaves these out
+        slim.conv2d(-slim.conv2d(images, 4, 1, scope="more/one"), 4, 1, scope="more/two")  # and a Neg
         before, variables = graph.as_graph_def(), len(tf.global_variables())
         with monkeypatch.context() as patch:
             patch.setattr(passes, table, rows)

@@ -274,6 +274,16 @@ def leave_out_identities(plan: Plan, state: _State) -> None:
                 state.draft.reroute(output, state.draft.current_input(operation, position))
 
 
+def negatives_as_products(plan: Plan, state: _State) -> None:
+    """Products with -1 stand for negatives, which the converter knows in float only (PReLU has one)."""
+    draft = state.draft
+    for operation in plan.negatives:
+        inputs = (draft.current_input(operation, 0), draft.constant(-1.0))
+        product = draft.op("Mul", operation.name + "_product", inputs, T=tf.float32)
+        draft.count_as_reader(product)
+        state.replace(operation.outputs[0], product)
+
+
 def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
     """In an eval graph both are computed: nothing there is in a hurry, and the converter knows Select."""
     condition = state.quantising()
@@ -360,6 +370,7 @@ TRAINING_PASSES: Tuple[Tuple[Pass, str], ...] = (
 )
 EVAL_PASSES: Tuple[Tuple[Pass, str], ...] = (
     (leave_out_identities, "first: what reads through them is then found by all others"),
+    (negatives_as_products, "before activations: some of the products get a range"),
     (fold_and_quantise_eval_weights, "before activations: copies layers, whose inputs these then reroute"),
     (quantise_activations, "last: its readers include the copies"),
 )

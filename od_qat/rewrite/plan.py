@@ -71,6 +71,7 @@ class Plan(NamedTuple):
     Attributes:
       folds: layers with a batch norm to fold.
       norms: batch norms behind no layer, which become layers in an eval graph.
+      negatives: Neg ops between layers, which become products there.
       weights, activations: the fake quants.
       stays_float: op with weights, or between layers -> reason.
       clones: scopes of the clones but the first, `clone_1/` and so on.
@@ -85,6 +86,7 @@ class Plan(NamedTuple):
     stays_float: Dict[str, str]
     clones: Tuple[str, ...] = ()
     read_on: FrozenSet[str] = frozenset()
+    negatives: Tuple[object, ...] = ()
 
     def of_first_clone(self) -> "Plan":
         """What is done to the first clone; all there is without clones."""
@@ -121,6 +123,7 @@ class _Planner(object):
         self._activations: List[ActivationQuant] = []
         self._position_of: Dict[str, int] = {}  # tensor name -> where in self._activations
         self._norms: List[BatchNorm] = []
+        self._negatives: List[object] = []
         self._skip_ops = set()  # ops contrib counts as quantised already
         self._rules = RuleBook(config)
         self._excluded: Dict[str, str] = {}  # name of an op with weights -> reason
@@ -169,6 +172,7 @@ class _Planner(object):
             stays_float,
             self._clones[1:],
             frozenset(passed_over),
+            tuple(self._negatives),
         )
 
     def _passed_over(self, folds: Dict[str, Layer]) -> Dict[str, str]:
@@ -298,6 +302,8 @@ class _Planner(object):
                 if between and self._in_scope(operation):
                     if norm is not None:
                         self._norms.append(norm)
+                    if operation.type == "Neg":
+                        self._negatives.append(operation)
                     if not self._feeds_only(operation, policy.RELU) and not self._is_twin(operation):
                         self._add_own_range(operation)
             elif operation.type in policy.OWN_RANGE:

@@ -41,7 +41,10 @@ CONCAT = frozenset(["ConcatV2"])
 JOINS = CONCAT | frozenset(["Pack"])
 # placement='full': between layers, the output of these gets a range of its own where no pattern gave it one
 OWN_RANGE = (
-    RELU | LEAKY_RELU | INTERMEDIATE | frozenset(["Maximum", "Mean", "Minimum", "PadV2", "RealDiv", "Sub"])
+    RELU
+    | LEAKY_RELU
+    | INTERMEDIATE
+    | frozenset(["Maximum", "Mean", "Minimum", "Neg", "PadV2", "RealDiv", "Sub"])
 )
 # and these hand on values whose range is trained elsewhere: their input's, which their TFLite kernels keep.
 HANDS_ON_RANGE = frozenset(
