@@ -1,6 +1,7 @@
 """What a test needs to take a small net of its own from training to a .tflite that runs."""
 
 import os
+import zlib
 
 import numpy as np
 
@@ -18,7 +19,8 @@ def pictures(seed, batch=4):
 
 
 def variable(name, shape, spread):
-    return tf.get_variable(name, shape, initializer=tf.random_normal_initializer(0, spread, seed=1))
+    seed = zlib.crc32((tf.get_variable_scope().name + "/" + name).encode())
+    return tf.get_variable(name, shape, initializer=tf.random_normal_initializer(0, spread, seed=seed))
 
 
 def conv(net, name, bias=True, spread=0.3, channels=8):

@@ -336,6 +336,11 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
         draft.reroute(twin, result)
     if original.op.type in policy.JOINS and not state.training:
         _keep_in_front_of_reshapes(draft, range_.scope, result)
+    for part in () if state.training else activation_quant.parts:
+        # For some ranges the converter (TensorFlow 2.21) leaves a split float of which an output is not read,
+        # unless it finds the range behind it too.
+        again = fake_quant.quantise(draft, part, range_, activation_quant.bits, False)
+        draft.reroute(part, _delayed(state, range_.scope, part.name, again))
 
 
 def _keep_in_front_of_reshapes(draft: Draft, scope: str, result: str) -> None:

@@ -53,6 +53,7 @@ class ActivationQuant(NamedTuple):
       pattern: what it was recognised as, the last part of its name.
       bits: its width.
       twins: other tensors with the same value; their readers read this fake quant too.
+      parts: of it, what splits give that have an output which nobody reads.
       clone: scope of the clone it is in when that takes the first clone's range, `clone_1/`; else ''.
     """
 
@@ -63,6 +64,7 @@ class ActivationQuant(NamedTuple):
     bits: int
     twins: Tuple[object, ...] = ()
     clone: str = ""
+    parts: Tuple[object, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -148,6 +150,7 @@ class _Planner(object):
         if full:
             self._plan_between_layers()
             self._plan_concats()
+            self._find_parts()
         folds = {}
         for operation in self._index.operations:
             layer = matcher.layer(operation)
@@ -371,6 +374,7 @@ class _Planner(object):
                 quant, output = self._activations[position], operation.outputs[0]
                 self._activations[position] = quant._replace(twins=quant.twins + (output,))
                 self._quantised[output.name] = quant.name
+                self._position_of[output.name] = position
                 return True
         return False
 
@@ -401,6 +405,16 @@ class _Planner(object):
             self._add(
                 scope_of(self._quantised[sources[0].name]), "concat_quant", operation, -6.0, check_scope=False
             )
+
+    def _find_parts(self) -> None:
+        for operation in self._index.operations:
+            if operation.type in policy.SPLIT and not all(map(self._index.consumers, operation.outputs)):
+                for output in filter(self._index.consumers, operation.outputs):
+                    source = self._quantised_source(output)
+                    if source is not None:
+                        position = self._position_of[source.name]
+                        quant = self._activations[position]
+                        self._activations[position] = quant._replace(parts=quant.parts + (output,))
 
     def _joined(self, operation) -> Tuple[object, ...]:
         """The tensors that a concat or a stack puts together; () for other ops and of one several times."""

@@ -76,6 +76,7 @@ HANDS_ON_RANGE = frozenset(
         "Transpose",
     ]
 )
+SPLIT = frozenset(["Split", "SplitV"])
 # ... of this not its first input's (and of JOINS of several).
 DATA_INPUT = {"Split": 1}
 # The output range of these TFLite kernels is fixed.
