@@ -247,6 +247,12 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
                 'of tf.contrib.quantize, [od_qat.layers] { placement: "contrib" }), or name it as '
                 "train_config.fine_tune_checkpoint and train into a new train_dir"
             )
+            spare = {_NUMBER.sub("", name) for name in set(available) - set(name_to_variable)}
+            if any(_NUMBER.sub("", name) in spare for name in missing):
+                fix += (
+                    "; or, if only the training has noise or more ops there, give these a scope: "
+                    "they shift the numbers of ops that have no name"
+                )
         elif only_quant:
             fix = (
                 "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "

@@ -12,7 +12,7 @@ import pytest
 
 from od_qat import freeze, tflite
 from od_qat.compat import FAKE_QUANT_TYPES, IS_TF1, tf
-from od_qat.errors import ExportError, RewriteError
+from od_qat.errors import CheckpointError, ExportError, RewriteError
 from od_qat.rewrite import api
 from tests.small_road import SIZE, conv, distance, frozen, norm, pictures, run, run_tflite, trained, variable
 from tests.zoo import build
@@ -368,6 +368,19 @@ def test_ranges_whose_numbers_may_have_shifted_are_named(tmp_path, capsys):
     frozen(net, checkpoint)
     said = capsys.readouterr().err
     assert "post_activation_bypass_quant_1: was it trained" in said and "a scope of their own" in said
+
+
+def test_ops_whose_numbers_shifted_are_explained(tmp_path):
+    def net(images, training):
+        net = tf.nn.relu(conv(images, "one"))
+        if training:
+            net = net - tf.random_uniform(tf.shape(net), -0.01, 0.01)
+        return conv(net - tf.nn.relu(conv(net, "two")), "out")
+
+    with pytest.raises(
+        CheckpointError, match="no sub/output_quant/max.*shift the numbers of ops that have no name"
+    ):
+        frozen(net, trained(net, str(tmp_path)))
 
 
 def test_a_variance_is_reported_only_where_it_is_data():
