@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from od_qat import freeze, tflite
-from od_qat.compat import tf
+from od_qat.compat import FAKE_QUANT_TYPES, tf
 from od_qat.rewrite import api
 from od_qat.scoring.images import dequantize
 from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
@@ -63,6 +63,13 @@ def run(graph_def):
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name="")
         return session.run("result:0", {"images:0": pictures(99, batch=1)})
+
+
+def converted(graph_def):
+    """int8 on TensorFlow 2, uint8 on 1.15, whose converter makes no int8 of fake quants."""
+    return tflite.convert(
+        graph_def, "images", [1, SIZE, SIZE, 8], ["result"], FAKE_QUANT_TYPES[0], 127.5, 127.5
+    )
 
 
 def run_tflite(model):

@@ -11,10 +11,22 @@ import numpy as np
 import pytest
 
 from od_qat import freeze, tflite
-from od_qat.compat import FAKE_QUANT_TYPES, IS_TF1, tf
+from od_qat.compat import IS_TF1, tf
 from od_qat.errors import CheckpointError, ExportError, RewriteError
 from od_qat.rewrite import api
-from tests.small_road import SIZE, conv, distance, frozen, norm, pictures, run, run_tflite, trained, variable
+from tests.small_road import (
+    SIZE,
+    conv,
+    converted,
+    distance,
+    frozen,
+    norm,
+    pictures,
+    run,
+    run_tflite,
+    trained,
+    variable,
+)
 from tests.zoo import build
 
 pytestmark = pytest.mark.tf1
@@ -281,13 +293,11 @@ def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path, request):
     quantised = frozen(net, checkpoint)
     here = run(quantised)
     assert distance(run(frozen(net, checkpoint, rewrite=False)), here) < 0.1
-    # (uint8 on TensorFlow 1.15, whose converter makes no int8 of fake quants.)
-    arguments = (quantised, "images", [1, SIZE, SIZE, 8], ["result"], FAKE_QUANT_TYPES[0], 127.5, 127.5)
     if IS_TF1 and net in TF1_CONVERTS_NOT:
         with pytest.raises(ExportError, match=TF1_CONVERTS_NOT[net]):
-            tflite.inspect(tflite.convert(*arguments))
+            tflite.inspect(converted(quantised))
         return
-    model = tflite.convert(*arguments)
+    model = converted(quantised)
     assert tflite.check(model, tflite.count_weights(quantised), net.__name__).float_tensors == []
     assert distance(here, run_tflite(model)) < 0.05
 
@@ -324,9 +334,7 @@ def test_contrib_placement_is_contribs(net, training, request):
             ]
             found.append((sorted(quants), sorted(set(variables) - set(averaged))))
             if not training:
-                with build.session(graph) as session:
-                    build.assign(session, build.variable_values(graph))
-                    outputs.append(session.run(output, {images: pictures(7)}))
+                outputs.append(build.run_with_values(output, images, pictures(7)))
     assert found[0] == found[1]
     if not training:
         np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5 * np.ptp(outputs[0]), rtol=0)
@@ -345,8 +353,7 @@ def test_a_comparison_of_different_scales_is_right_or_refused(tmp_path):
         return conv(tf.maximum(conv(images, "one", spread=0.1), tf.nn.relu(conv(images, "two"))), "out")
 
     quantised = frozen(net, trained(net, str(tmp_path)))
-    arguments = (quantised, "images", [1, SIZE, SIZE, 8], ["result"], FAKE_QUANT_TYPES[0], 127.5, 127.5)
-    model, weights = tflite.convert(*arguments), tflite.count_weights(quantised)
+    model, weights = converted(quantised), tflite.count_weights(quantised)
     if IS_TF1:
         with pytest.raises(ExportError, match="different scales.*found 1 such op.*no MAXIMUM or MINIMUM"):
             tflite.check(model, weights, "net")

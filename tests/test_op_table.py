@@ -5,9 +5,9 @@ import os
 import pytest
 
 from od_qat import freeze, tflite
-from od_qat.compat import FAKE_QUANT_TYPES, IS_TF1, tf
+from od_qat.compat import IS_TF1, tf
 from od_qat.rewrite import api, policy
-from tests.small_road import SIZE, conv, distance, frozen, run, run_tflite, trained
+from tests.small_road import SIZE, conv, converted, distance, frozen, run, run_tflite, trained
 from tests.zoo import build
 
 pytestmark = pytest.mark.tf1
@@ -101,10 +101,8 @@ def test_a_split_of_which_one_part_is_read_stays_quantised(kind, tmp_path):
                     for reader in again.consumers():
                         reader._update_input(0, output)
                 frozen_graph = freeze.freeze(checkpoint, ["result"], graph)
-            model = tflite.convert(
-                frozen_graph, "images", [1, SIZE, SIZE, 8], ["result"], FAKE_QUANT_TYPES[0], 127.5, 127.5
-            )
-            (float_with_help if helped else float_without).extend(tflite.inspect(model).float_tensors)
+            found = tflite.inspect(converted(frozen_graph)).float_tensors
+            (float_with_help if helped else float_without).extend(found)
     assert float_without and not float_with_help
 
 
@@ -124,8 +122,6 @@ def test_an_op_between_layers_stays_quantised(kind, tmp_path):
     assert distance(run(as_it_is), here) < 0.1
     if IS_TF1:
         return  # (Its converter knows about half of these ops in 8 bits.)
-    model = tflite.convert(
-        quantised, "images", [1, SIZE, SIZE, 8], ["result"], FAKE_QUANT_TYPES[0], 127.5, 127.5
-    )
+    model = converted(quantised)
     assert tflite.check(model, tflite.count_weights(quantised), kind).float_tensors == []
     assert distance(here, run_tflite(model)) < 0.05

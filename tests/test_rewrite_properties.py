@@ -194,11 +194,7 @@ def test_contrib_placement_is_contribs(network):
                     for op in graph.get_operations()
                     if op.type.startswith("FakeQuant")
                 ]
-                value = None
-                if not training:
-                    with build.session(graph) as session:
-                        build.assign(session, build.variable_values(graph))
-                        value = session.run(output, {images: _images()})
+                value = None if training else build.run_with_values(output, images, _images())
                 found.append((sorted(quants), value))
         assert found[0][0] == found[1][0]
         if not training:

@@ -326,10 +326,14 @@ def session(graph):
 
 def run_eval(row, images, outputs):
     """{output name: array} for the deterministic values and picture."""
-    graph = images.graph
-    with session(graph) as running:
-        assign(running, variable_values(graph))
-        return running.run(outputs, {images: images_value(row)})
+    return run_with_values(outputs, images, images_value(row))
+
+
+def run_with_values(outputs, images, value):
+    """Outputs of a graph with the deterministic values of its variables, for the `value` of its input."""
+    with session(images.graph) as running:
+        assign(running, variable_values(images.graph))
+        return running.run(outputs, {images: value})
 
 
 def digest(array):
