@@ -22,7 +22,14 @@ def pytest_report_header(config):
         for name in ("tensorflow", "tensorflow-cpu", "tf-object-detection-api")
         if doctor.installed_version(name)
     ]
-    for variable in ("OD_API", "OD_QAT_BCCD", "OD_QAT_SAMPLES", "OD_QAT_GENERATIONS", "OD_QAT_TF1_PYTHON"):
+    for variable in (
+        "OD_API",
+        "OD_QAT_BCCD",
+        "OD_QAT_COCO_DETECTOR",
+        "OD_QAT_SAMPLES",
+        "OD_QAT_GENERATIONS",
+        "OD_QAT_TF1_PYTHON",
+    ):
         if os.environ.get(variable):
             found.append("{}={}".format(variable, os.environ[variable]))
     return "od_qat with: " + (", ".join(found) or "no TensorFlow")
