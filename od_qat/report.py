@@ -25,7 +25,7 @@ _COLUMNS = 80
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model in a comparison; the first row of a comparison is the float model.
+    """One model in a comparison.
 
     Attributes:
       label: what to call it, "int8 .tflite" for example.
@@ -67,20 +67,35 @@ def _size(size_bytes: int) -> str:
     return "{:.1f} MB".format(size_bytes / 1e6)
 
 
-def _cells(rows: Sequence[Row]) -> List[Tuple[str, ...]]:
-    """The table's text; the first row has no differences."""
+def _baseline(rows: Sequence[Row], label: Optional[str]) -> Row:
+    """The row with this label, which the others are compared with; the first without a label."""
     if not rows:
         raise DataError("a report needs at least one scored model", fix="score a model first")
-    baseline = rows[0]
+    if label is None:
+        return rows[0]
+    for item in rows:
+        if item.label == label:
+            return item
+    raise ConfigError(
+        "no model of the report has the baseline's label",
+        found=repr(label),
+        allowed=", ".join(item.label for item in rows),
+    )
+
+
+def _cells(rows: Sequence[Row], label: Optional[str]) -> List[Tuple[str, ...]]:
+    """The table's text; the baseline has no differences."""
+    baseline = _baseline(rows, label)
     cells = []
-    for number, item in enumerate(rows):
+    for item in rows:
+        other = item is not baseline
         cells.append(
             (
                 item.label,
                 "{:.1f}".format(100.0 * item.map),
-                _points(item.map, baseline.map) if number else "",
+                _points(item.map, baseline.map) if other else "",
                 "{:.1f}".format(100.0 * item.map50),
-                _points(item.map50, baseline.map50) if number else "",
+                _points(item.map50, baseline.map50) if other else "",
                 _size(item.size_bytes),
                 "-" if item.latency_ms is None else "{:.1f} ms".format(item.latency_ms),
             )
@@ -88,20 +103,25 @@ def _cells(rows: Sequence[Row]) -> List[Tuple[str, ...]]:
     return cells
 
 
-def _note(rows: Sequence[Row]) -> str:
+def _note(rows: Sequence[Row], label: Optional[str]) -> str:
     text = "mAP at overlaps .50 to .95 and at .50, in percent"
     if len(rows) > 1:
-        text += "; points against {}".format(rows[0].label)
+        text += "; points against {}".format(_baseline(rows, label).label)
     return text
 
 
-def to_text(rows: Sequence[Row]) -> str:
+def to_text(rows: Sequence[Row], baseline: Optional[str] = None) -> str:
     """The comparison as plain text, at most 80 columns wide.
+
+    Args:
+      rows: the models.
+      baseline: label of the model that the others are compared with; default is the first.
 
     Raises:
       DataError: without rows.
+      ConfigError: no row has the baseline's label.
     """
-    cells = [_HEADERS] + _cells(rows)
+    cells = [_HEADERS] + _cells(rows, baseline)
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADERS))]
     # The model's name gets what the numbers leave of a line.
     widths[0] = min(widths[0], max(_COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1), 10))
@@ -111,7 +131,7 @@ def to_text(rows: Sequence[Row]) -> str:
         padded += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines += _wrapped(_note(rows), _COLUMNS)
+    lines += _wrapped(_note(rows, baseline), _COLUMNS)
     return "\n".join(lines) + "\n"
 
 
@@ -125,20 +145,22 @@ def _wrapped(text: str, width: int) -> List[str]:
     return textwrap.wrap(text, width)
 
 
-def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None) -> None:
+def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None, baseline: Optional[str] = None) -> None:
     """Prints the comparison: a table on a terminal, plain text into a file or a pipe.
 
     Args:
-      rows: the float model first.
+      rows: the models.
       stream: default is standard output.
+      baseline: as for to_text.
 
     Raises:
       DataError: without rows.
+      ConfigError: no row has the baseline's label.
     """
     stream = stream or sys.stdout
-    cells = _cells(rows)
+    cells = _cells(rows, baseline)
     if not stream.isatty() or importlib.util.find_spec("rich") is None:  # (an optional package)
-        stream.write(to_text(rows))
+        stream.write(to_text(rows, baseline))
         return
     from rich import box
     from rich.console import Console
@@ -153,7 +175,7 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None) -> None:
         table.add_row(*[Text(cell, style=_style(column, cell)) for column, cell in enumerate(line)])
     console = Console(file=stream)
     console.print(table)
-    console.print(Text(_note(rows), style="dim"))
+    console.print(Text(_note(rows, baseline), style="dim"))
 
 
 def _style(column: int, cell: str) -> str:
@@ -164,59 +186,83 @@ def _style(column: int, cell: str) -> str:
     return "" if abs(value) < 0.5 else ("green" if value > 0 else "red")
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[Row], baseline: Optional[str] = None, conclusion: str = "") -> str:
     """The comparison as a Markdown table.
 
+    Args:
+      rows: the models.
+      baseline: as for to_text.
+      conclusion: a sentence below the table.
+
     Raises:
       DataError: without rows.
+      ConfigError: no row has the baseline's label.
     """
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in _cells(rows)]
+    cells = [
+        [cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in _cells(rows, baseline)
+    ]
     lines = ["| " + " | ".join(_HEADERS) + " |", "| --- |" + " ---: |" * (len(_HEADERS) - 1)]
     lines += ["| " + " | ".join(line) + " |" for line in cells]
-    return "\n".join(lines) + "\n\n" + _note(rows) + "\n"
+    text = "\n".join(lines) + "\n\n" + _note(rows, baseline) + "\n"
+    return text + ("\n" + conclusion + "\n" if conclusion else "")
 
 
-def to_json(rows: Sequence[Row]) -> Dict[str, Any]:
+def to_json(rows: Sequence[Row], baseline: Optional[str] = None) -> Dict[str, Any]:
     """The comparison as a value for JSON, with its differences in points.
+
+    Args:
+      rows: the models.
+      baseline: as for to_text.
 
     Raises:
       DataError: without rows.
+      ConfigError: no row has the baseline's label.
     """
-    _cells(rows)
-    baseline = rows[0]
+    compared = _baseline(rows, baseline)
     values = []
     for item in rows:
         value = dataclasses.asdict(item)  # type: Dict[str, Any]
-        value["map_points"] = round(100.0 * (item.map - baseline.map), 4)
-        value["map50_points"] = round(100.0 * (item.map50 - baseline.map50), 4)
-        value["size_ratio"] = round(item.size_bytes / baseline.size_bytes, 4) if baseline.size_bytes else None
-        measured = item.latency_ms is not None and baseline.latency_ms
-        value["latency_ratio"] = round(item.latency_ms / baseline.latency_ms, 4) if measured else None
+        value["map_points"] = round(100.0 * (item.map - compared.map), 4)
+        value["map50_points"] = round(100.0 * (item.map50 - compared.map50), 4)
+        value["size_ratio"] = round(item.size_bytes / compared.size_bytes, 4) if compared.size_bytes else None
+        measured = item.latency_ms is not None and compared.latency_ms
+        value["latency_ratio"] = round(item.latency_ms / compared.latency_ms, 4) if measured else None
         values.append(value)
-    return {"format": FORMAT, "baseline": baseline.label, "rows": values}
+    return {"format": FORMAT, "baseline": compared.label, "rows": values}
 
 
 def write_report(
-    output_dir: str, rows: Sequence[Row], pictures: Sequence[str] = (), title: str = "Quantization report"
+    output_dir: str,
+    rows: Sequence[Row],
+    pictures: Sequence[str] = (),
+    title: str = "Quantization report",
+    baseline: Optional[str] = None,
+    conclusion: str = "",
 ) -> List[str]:
     """Writes report.json, report.md and report.html.
 
     Args:
       output_dir: made when missing.
-      rows: the float model first.
+      rows: the models.
       pictures: PNG files for the HTML.
       title: of the HTML.
+      baseline: label of the model that the others are compared with; default is the first.
+      conclusion: a sentence below the table.
 
     Returns:
       the paths written.
 
     Raises:
       DataError: without rows, or a picture cannot be read; nothing is written.
+      ConfigError: no row has the baseline's label.
       OdQatError: when the folder cannot be written.
     """
-    contents = (("report.md", to_markdown(rows)), ("report.html", to_html(rows, pictures, title)))
+    contents = (
+        ("report.md", to_markdown(rows, baseline, conclusion)),
+        ("report.html", to_html(rows, pictures, title, baseline, conclusion)),
+    )
     json_file = os.path.join(output_dir, "report.json")
-    write_json(json_file, to_json(rows))
+    write_json(json_file, to_json(rows, baseline))
     paths = [json_file]
     for name, content in contents:
         paths.append(os.path.join(output_dir, name))
@@ -243,20 +289,29 @@ figcaption { color: #57606a; font-size: .9rem; margin-bottom: .4rem; }
 """
 
 
-def to_html(rows: Sequence[Row], pictures: Sequence[str] = (), title: str = "Quantization report") -> str:
+def to_html(
+    rows: Sequence[Row],
+    pictures: Sequence[str] = (),
+    title: str = "Quantization report",
+    baseline: Optional[str] = None,
+    conclusion: str = "",
+) -> str:
     """The comparison and pictures as one HTML document that loads nothing else.
 
     Args:
-      rows: the float model first.
+      rows: the models.
       pictures: PNG files, taken into the document.
       title: heading.
+      baseline: as for to_text.
+      conclusion: a sentence below the table.
 
     Raises:
       DataError: without rows, or a picture cannot be read.
+      ConfigError: no row has the baseline's label.
     """
     colours = {"red": "loss", "green": "gain"}
     body = []
-    for line in _cells(rows):
+    for line in _cells(rows, baseline):
         columns = []
         for column, cell in enumerate(line):
             kind = colours.get(_style(column, cell))
@@ -281,13 +336,14 @@ def to_html(rows: Sequence[Row], pictures: Sequence[str] = (), title: str = "Qua
         "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
         '<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n'
         "<tbody>\n{body}\n</tbody>\n</table></div>\n"
-        '<p class="note">{note}</p>\n{figures}\n</body>\n</html>\n'
+        '<p class="note">{note}</p>\n{conclusion}{figures}\n</body>\n</html>\n'
     ).format(
         title=html.escape(title),
         style=_STYLE,
         head=head,
         body="\n".join(body),
-        note=html.escape(_note(rows)),
+        note=html.escape(_note(rows, baseline)),
+        conclusion="<p>{}</p>\n".format(html.escape(conclusion)) if conclusion else "",
         figures="\n".join(figures),
     )
 

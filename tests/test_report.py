@@ -81,6 +81,25 @@ def test_markdown():
     assert "post-training [int8] \\| raw" in lines[4]
 
 
+def test_another_row_than_the_first_can_be_what_is_compared_with(tmp_path):
+    lines = report.to_text(ROWS, "int8 .tflite").splitlines()
+    assert lines[2].split() == "float .pb 44.1 +0.3 78.0 +0.0 18.9 MB 14.4 ms".split()
+    assert lines[3].split() == "int8 .tflite 43.9 78.0 4.8 MB 6.5 ms".split()
+    assert "points against int8 .tflite" in lines[-1]
+    value = report.to_json(ROWS, "int8 .tflite")
+    assert value["baseline"] == "int8 .tflite"
+    assert [row["map_points"] for row in value["rows"]] == [0.27, 0.0, -13.64]
+    paths = report.write_report(
+        str(tmp_path), ROWS, baseline="int8 .tflite", conclusion="QAT costs < 1 point."
+    )
+    for path, conclusion in zip(paths[1:], ("QAT costs < 1 point.", "<p>QAT costs &lt; 1 point.</p>")):
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read()
+        assert conclusion in text and "points against int8 .tflite" in text
+    with pytest.raises(ConfigError, match="'int9'.*float .pb, int8"):
+        report.to_text(ROWS, "int9")
+
+
 def test_json_keeps_all_digits():
     value = json.loads(json.dumps(report.to_json(ROWS)))
     assert value["format"] == "od_qat_report/1" and value["baseline"] == "float .pb"
