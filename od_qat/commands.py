@@ -204,7 +204,8 @@ def export_tflite(
       trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir for its newest.
       output_directory: where to.
       inference_type: 'int8' (CPUs) or 'uint8' (devices that want it).
-      fast_nms: TFLite's fast NMS instead of the config's own, which scores better.
+      fast_nms: TFLite's fast NMS instead of the config's own, which scores better; the same where the config
+        has use_class_agnostic_nms with one class a detection.
       max_detections: default is the config's max_total_detections.
       overrides: `dotted.path=value` edits of the config.
       ptq: post-training quantization of a float checkpoint, calibrated on training images.
@@ -312,15 +313,20 @@ def _post_process(ssd, fast_nms: bool, max_detections: Optional[int]):
             found=ssd.box_coder.WhichOneof("box_coder_oneof"),
             allowed="faster_rcnn_box_coder",
         )
-    # (Trees of early 2019 know neither.)
-    for name in ("soft_nms_sigma", "use_class_agnostic_nms"):
-        if getattr(nms, name, 0):
-            print(
-                "warning: TFLite_Detection_PostProcess has no {}: the .tflite suppresses boxes without it, "
-                "od-qat eval and export with it. Fix: evaluate with --override "
-                "model.ssd.post_processing.batch_non_max_suppression.{}= to compare".format(name, name),
-                file=sys.stderr,
-            )
+    # (Trees of early 2019 know neither field.)
+    class_agnostic = getattr(nms, "use_class_agnostic_nms", False)
+    # TFLite's fast NMS keeps the best class of each box and suppresses across classes, which is what the OD
+    # API calls class-agnostic, with one class a detection.
+    one_class_a_box = class_agnostic and nms.max_classes_per_detection <= 1
+    differing = ["soft_nms_sigma"] if getattr(nms, "soft_nms_sigma", 0) else []
+    differing += ["use_class_agnostic_nms"] if class_agnostic and not one_class_a_box else []
+    for name in differing:
+        print(
+            "warning: TFLite_Detection_PostProcess has no {}: the .tflite suppresses boxes without it, "
+            "od-qat eval and export with it. Fix: evaluate with --override "
+            "model.ssd.post_processing.batch_non_max_suppression.{}= to compare".format(name, name),
+            file=sys.stderr,
+        )
     return tflite.PostProcess(
         num_classes=ssd.num_classes,
         y_scale=coder.y_scale,
@@ -331,5 +337,5 @@ def _post_process(ssd, fast_nms: bool, max_detections: Optional[int]):
         iou_threshold=nms.iou_threshold,
         max_detections=max_detections or nms.max_total_detections,
         detections_per_class=nms.max_detections_per_class,
-        regular_nms=not fast_nms,
+        regular_nms=not (fast_nms or one_class_a_box),
     )

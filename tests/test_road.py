@@ -30,6 +30,7 @@ from od_qat.datasets import builtin  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
 from od_qat.files import write_atomically  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
+from od_qat.scoring.matching import iou_matrix  # noqa: E402
 
 STEPS = 6
 
@@ -271,16 +272,26 @@ def test_tflite_heads_equal_the_frozen_graphs(evaluated, tmp_path):
         assert abs(best - best_lite) < 4.0 / 256
 
 
-def test_ptq_of_the_float_checkpoint(road, tmp_path):
+def test_ptq_of_the_float_checkpoint_whose_boxes_suppress_those_of_all_classes(road, tmp_path, capsys):
+    nms = "model.ssd.post_processing.batch_non_max_suppression."
     path = commands.export_tflite(
         road.paths.float_config,
         road.paths.float_train,
         str(tmp_path),
-        overrides=road.small,
+        overrides=road.small + [nms + "use_class_agnostic_nms=true", nms + "iou_threshold=0.5"],
         ptq=True,
         calibration_images=4,
     )
     assert os.path.getsize(path) < 2000000
+    assert "use_class_agnostic_nms" not in capsys.readouterr().err  # no warning: it is done
+    names = list(road.data.class_names)
+    scored = scoring.score(path, road.data.val_record, class_names=names, processes=1, progress=False)
+    found = [detections for detections in scored.detections.values() if len(detections.boxes) > 1]
+    assert found
+    for detections in found:
+        overlaps = iou_matrix(detections.boxes, detections.boxes)
+        np.fill_diagonal(overlaps, 0.0)
+        assert overlaps.max() < 0.5 + 1e-3
 
 
 def test_what_a_tflite_does_otherwise_than_the_config_is_said(road, tmp_path, capsys):
