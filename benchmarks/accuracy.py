@@ -1,10 +1,12 @@
-"""The demo over several seeds: does the QAT .tflite keep the float model's mAP, and is it no worse than PTQ?
+"""The demo over several seeds: what does quantization cost at equal training, with QAT and with PTQ?
 
     python benchmarks/accuracy.py [--data builtin|voc:FOLDER] [--seeds 0 1 2] [--work_dir accuracy_out]
         [--placements full contrib]
 
 Runs `od-qat demo` once for each seed (a seed's finished steps are not repeated) and prints a line for each:
-mAP@[.5:.95] of the float checkpoint, the PTQ .tflite and the QAT .tflite, in points.
+mAP@[.5:.95] in points of the float checkpoint and of what equally many more steps from it make: the float
+model trained on, its PTQ .tflite and the QAT .tflite. Below stand the means of their differences over the
+seeds, the standard deviations, and intervals of 95 % of the means (Student's t).
 
 With `--placements full contrib` a second QAT from the same float checkpoint, with placement 'contrib', and
 for each placement the mAP of the frozen graph with fake quants and of its .tflite. Those of 'contrib' are
@@ -12,9 +14,40 @@ uint8, per tensor: its weight ranges, each end by itself, fit no int8 kernel.
 """
 
 import argparse
+import math
 import os
+from typing import Dict, Sequence
 
-FLOAT, PTQ, QAT, FROZEN = "float checkpoint", "PTQ int8 .tflite", "QAT int8 .tflite", "QAT frozen .pb"
+# 97.5 % quantiles of Student's t by degrees of freedom.
+_STUDENTS_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_DIFFERENCES = (("qat", "float_on"), ("ptq_on", "float_on"), ("qat", "ptq_on"), ("float_on", "float"))
+
+
+def differences(results: Sequence[dict]) -> Dict[str, Dict[str, float]]:
+    """How the models of one seed differ in mAP, over the seeds.
+
+    Args:
+      results: one for each seed, with mAP (0 to 1) of "float", "float_on", "ptq_on" and "qat".
+
+    Returns:
+      for "qat - float_on" and the like "mean", "deviation" (of the sample) and "half_width" of the mean's
+      interval of 95 %, in points; the latter two are NaN with one seed.
+    """
+    found = {}
+    for one, other in _DIFFERENCES:
+        points = [100 * (result[one] - result[other]) for result in results]
+        count, mean = len(points), sum(points) / len(points)
+        deviation = half_width = float("nan")
+        if count > 1:
+            deviation = math.sqrt(sum((value - mean) ** 2 for value in points) / (count - 1))
+            quantile = _STUDENTS_T[count - 2] if count - 2 < len(_STUDENTS_T) else 2.0
+            half_width = quantile * deviation / math.sqrt(count)
+        found["{} - {}".format(one, other)] = {
+            "mean": mean,
+            "deviation": deviation,
+            "half_width": half_width,
+        }
+    return found
 
 
 def with_contrib_placement(work_dir: str, seed: int) -> dict:
@@ -77,25 +110,38 @@ def main() -> None:
         results.append(
             {
                 "seed": seed,
-                "float": rows[FLOAT]["map"],
-                "float_map50": rows[FLOAT]["map50"],
-                "ptq": rows[PTQ]["map"],
-                "qat": rows[QAT]["map"],
+                "minutes": report["minutes"],
+                "float": rows[demo.FLOAT]["map"],
+                "float_map50": rows[demo.FLOAT]["map50"],
+                "ptq": rows[demo.PTQ]["map"],
+                "float_on": rows[demo.FLOAT_ON]["map"],
+                "float_on_map50": rows[demo.FLOAT_ON]["map50"],
+                "ptq_on": rows[demo.PTQ_ON]["map"],
+                "qat": rows[demo.QAT]["map"],
+                "qat_map50": rows[demo.QAT]["map50"],
                 "agreement": report["agreement"]["share"],
-                "placements": {"full": {"frozen": rows[FROZEN]["map"], "tflite": rows[QAT]["map"]}},
+                "placements": {
+                    "full": {"frozen": rows[demo.QAT_FROZEN]["map"], "tflite": rows[demo.QAT]["map"]}
+                },
             }
         )
         if "contrib" in arguments.placements:
             results[-1]["placements"]["contrib"] = with_contrib_placement(folder, seed)
-    print("seed  float  mAP@.5    PTQ    QAT  QAT-float  QAT-PTQ  agreement")
+    # "on": trained on for as long as QAT.
+    columns = ("float", "ptq", "float_on", "float_on_map50", "ptq_on", "qat", "qat_map50", "agreement")
+    print("seed  minutes  " + "  ".join(columns))
     for one in results:
+        cells = ["{:.1f}".format(100 * one[name]).rjust(len(name)) for name in columns]
+        print("{:4d}  {:7.1f}  ".format(one["seed"], one["minutes"]) + "  ".join(cells))
+    found = differences(results)
+    for name, value in found.items():
         print(
-            "{:4d}  {:5.1f}  {:6.1f}  {:5.1f}  {:5.1f}  {:+9.1f}  {:+7.1f}  {:8.1f}%".format(
-                one["seed"],
-                *(100 * one[key] for key in ("float", "float_map50", "ptq", "qat")),
-                100 * (one["qat"] - one["float"]),
-                100 * (one["qat"] - one["ptq"]),
-                100 * one["agreement"],
+            "{:18} {:+.2f} points, deviation {:.2f}, mean's interval of 95 % {:+.2f} to {:+.2f}".format(
+                name,
+                value["mean"],
+                value["deviation"],
+                value["mean"] - value["half_width"],
+                value["mean"] + value["half_width"],
             )
         )
     if "contrib" in arguments.placements:
@@ -108,7 +154,10 @@ def main() -> None:
                         one["seed"], placement, 100 * scores["frozen"], 100 * scores["tflite"], kind
                     )
                 )
-    write_json(os.path.join(arguments.work_dir, "accuracy.json"), {"data": arguments.data, "runs": results})
+    write_json(
+        os.path.join(arguments.work_dir, "accuracy.json"),
+        {"data": arguments.data, "runs": results, "differences": found},
+    )
 
 
 if __name__ == "__main__":

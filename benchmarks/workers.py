@@ -21,7 +21,7 @@ from tests import tiny  # noqa: E402
 from tests.test_distributed import Cluster  # noqa: E402
 
 _SIZE = "model.ssd.image_resizer.fixed_shape_resizer."
-_DEMO = (
+_SMALL_DETECTOR = (
     _SIZE + "height=160",
     _SIZE + "width=160",
     "model.ssd.feature_extractor.depth_multiplier=0.5",
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", help="default: the demo's detector at 160x160 on made-up images")
+    parser.add_argument("--config", help="default: an SSDLite MobileNet V1 at 160x160 on made-up images")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
         config = arguments.config
         if config is None:
             tiny.write_data(folder)
-            config = tiny.write_config(folder, True, "qat", more=_DEMO)
+            config = tiny.write_config(folder, True, "qat", more=_SMALL_DETECTOR)
         for _ in range(arguments.rounds):
             for workers, found in rates.items():
                 found.append(measure(os.path.abspath(config), workers, arguments.steps))

@@ -416,7 +416,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_list", default="train", metavar="NAME", help="for voc: list to train on")
     parser.add_argument("--val_list", default="val", metavar="NAME", help="for voc: list to score on")
     parser.add_argument("--float_steps", type=_positive, metavar="N", help="length of the float training")
-    parser.add_argument("--qat_steps", type=_positive, metavar="N", help="length of the QAT training")
+    parser.add_argument(
+        "--qat_steps", type=_positive, metavar="N", help="length of QAT, and of the training beside it"
+    )
     parser.add_argument("--processes", type=_positive, metavar="N", help="for scoring; default: one a core")
 
 
@@ -612,7 +614,8 @@ Example:
 Next: od-qat demo."""
 
 _DEMO = """\
-The whole road on a small data set: float training, QAT, evaluation, .tflite, scores, pictures.
+The whole road on a small data set: float training, QAT, evaluation, .tflite, scores, pictures. From the same
+float checkpoint the float model is trained on for as long as QAT, so that the table compares equal training.
 
 Example:
 

@@ -1,4 +1,4 @@
-"""The whole road once: data, float training, QAT, evaluation, export, scoring, one table and a few pictures.
+"""The whole road once: data, training, QAT, evaluation, export, scoring, one table and a few pictures.
 
 Every step is one that a user can take alone (`od-qat data|train|eval|export|export-tflite|score`); this puts
 them in a row, fits the demo's configs to the data at hand and skips what a former run has finished.
@@ -24,18 +24,31 @@ _AGREEMENT_IOU = 0.9
 _PICTURES = 4
 _SETTINGS = "demo_settings.json"
 
+# The rows of the demo's table.
+FLOAT, FLOAT_FROZEN, PTQ = "float checkpoint", "float frozen .pb", "PTQ int8 .tflite"
+FLOAT_ON, PTQ_ON = "float trained on, frozen .pb", "float trained on, PTQ .tflite"
+EVAL_GRAPH, QAT_FROZEN, QAT = "fake-quant eval graph", "QAT frozen .pb", "QAT int8 .tflite"
+
 
 class Schedule(NamedTuple):
-    """Which configs, steps of both trainings and the number of input pixels."""
+    """Which configs, and how much training.
+
+    Attributes:
+      configs: prefix of the two configs' names.
+      float_steps: of the float training.
+      qat_steps: of QAT, and of the float training that goes on for comparison.
+      pixels: height times width of the input, which is fitted to the data as the anchors are; None keeps the
+        config's own input and anchors.
+    """
 
     configs: str
     float_steps: int
     qat_steps: int
-    pixels: int
+    pixels: Optional[int]
 
 
-# The built-in set has to be done in a quarter of an hour on two cores; a user's photographs get more.
-BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=1800, qat_steps=450, pixels=160 * 160)
+# The built-in set has to be done in eight minutes on two cores; a user's photographs get more.
+BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=2400, qat_steps=500, pixels=None)
 FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320)
 
 
@@ -54,8 +67,9 @@ def run(
     Args:
       data: 'builtin', 'voc:FOLDER' or 'coco:FOLDER'.
       work_dir: everything goes here; a second run goes on from what is there.
-      seed: of the data and of both trainings.
-      float_steps, qat_steps: other lengths of training.
+      seed: of the data and of the trainings.
+      float_steps, qat_steps: other lengths of training. The float training that goes on beside QAT, for a
+        comparison at equal training, is as long as QAT.
       train_list, val_list: of a VOC folder's ImageSets/Main.
       processes: for scoring.
 
@@ -72,28 +86,41 @@ def run(
     )
     settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
     _keep_to_one_run(work_dir, settings)
-    _say("1/6 data")
+    _say("1/7 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list)
-    _say("1/6 data: " + dataset.summary())
+    _say("1/7 data: " + dataset.summary())
     # Not before: a folder in which nothing was made is free for another try.
     write_json(os.path.join(work_dir, _SETTINGS), settings)
     # Nothing of TensorFlow is imported before the data is known to be good.
-    from od_qat import commands
+    from od_qat import commands, evaluator
 
     paths = _Paths(work_dir)
-    float_config, qat_config = _write_configs(dataset, schedule, paths)
-    _say("2/6 float training, {} steps".format(schedule.float_steps))
-    commands.train(float_config, paths.float_train, seed=seed, save_interval_secs=120)
-    _say("3/6 quantization-aware training, {} steps".format(schedule.qat_steps))
-    commands.train(qat_config, paths.qat_train, seed=seed, save_interval_secs=120)
-    _say("4/6 evaluation of both checkpoints")
-    float_metrics = commands.evaluate(float_config, paths.float_train, paths.float_eval, run_once=True)
-    qat_metrics = commands.evaluate(qat_config, paths.qat_train, paths.qat_eval, run_once=True)
-    _say("5/6 export")
-    ptq = commands.export_tflite(float_config, paths.float_train, paths.ptq, ptq=True)
-    qat = commands.export_tflite(qat_config, paths.qat_train, paths.qat)
-    _say("6/6 scoring")
-    return _report(dataset, paths, float_metrics, qat_metrics, ptq, qat, seed, processes, started)
+    _write_configs(dataset, schedule, paths)
+    _say("2/7 float training, {} steps".format(schedule.float_steps))
+    commands.train(paths.float_config, paths.float_train, seed=seed, save_interval_secs=120)
+    _say("3/7 quantization-aware training from its checkpoint, {} steps".format(schedule.qat_steps))
+    commands.train(paths.qat_config, paths.qat_train, seed=seed, save_interval_secs=120)
+    _say("4/7 the same training without quantization, {} steps".format(schedule.qat_steps))
+    commands.train(paths.float_on_config, paths.float_on_train, seed=seed, save_interval_secs=120)
+    _say("5/7 evaluation of the three checkpoints")
+    float_metrics = commands.evaluate(paths.float_config, paths.float_train, paths.float_eval, run_once=True)
+    commands.evaluate(paths.float_on_config, paths.float_on_train, paths.float_on_eval, run_once=True)
+    qat_metrics = commands.evaluate(paths.qat_config, paths.qat_train, paths.qat_eval, run_once=True)
+    _say("6/7 export")
+    models = {
+        FLOAT_FROZEN: os.path.join(paths.float_eval, evaluator.FROZEN_NAME),
+        PTQ: commands.export_tflite(paths.float_config, paths.float_train, paths.ptq, ptq=True),
+        FLOAT_ON: os.path.join(paths.float_on_eval, evaluator.FROZEN_NAME),
+        PTQ_ON: commands.export_tflite(paths.float_on_config, paths.float_on_train, paths.ptq_on, ptq=True),
+        QAT_FROZEN: os.path.join(paths.qat_eval, evaluator.FROZEN_NAME),
+        QAT: commands.export_tflite(paths.qat_config, paths.qat_train, paths.qat),
+    }
+    _say("7/7 scoring")
+    checkpoints = {
+        FLOAT: _of_checkpoint(float_metrics, paths.float_train),
+        EVAL_GRAPH: _of_checkpoint(qat_metrics, paths.qat_train),
+    }
+    return _report(dataset, paths, checkpoints, models, seed, processes, started)
 
 
 def _keep_to_one_run(work_dir: str, settings: Dict[str, object]) -> None:
@@ -123,11 +150,12 @@ class _Paths(object):
         def below(*parts):
             return os.path.join(work_dir, *parts)
 
-        self.float_config = below("float.config")
+        self.float_config, self.float_on_config = below("float.config"), below("float_on.config")
         self.qat_config = below("qat.config")
-        self.float_train, self.qat_train = below("float", "train"), below("qat", "train")
-        self.float_eval, self.qat_eval = below("float", "eval"), below("qat", "eval")
-        self.ptq, self.qat = below("ptq"), below("qat", "tflite")
+        self.float_train, self.float_eval = below("float", "train"), below("float", "eval")
+        self.float_on_train, self.float_on_eval = below("float_on", "train"), below("float_on", "eval")
+        self.qat_train, self.qat_eval = below("qat", "train"), below("qat", "eval")
+        self.ptq, self.ptq_on, self.qat = below("ptq"), below("float_on", "ptq"), below("qat", "tflite")
         self.work_dir = work_dir
         self.pictures = below("pictures")
 
@@ -216,106 +244,116 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
     return height, width, [round(scale, 4) for scale in (first, second, third, last)]
 
 
-def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> Tuple[str, str]:
+def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
+    """The configs of the three trainings; float_on.config is qat.config without its graph_rewriter block."""
     from od_qat.datasets import records
     from od_qat.od_api import pipeline
 
-    height, width, scales = fit_to_boxes(records.read_examples(dataset.train_record), schedule.pixels)
     common = [
         "model.ssd.num_classes={}".format(len(dataset.class_names)),
-        "model.ssd.image_resizer.fixed_shape_resizer.height={}".format(height),
-        "model.ssd.image_resizer.fixed_shape_resizer.width={}".format(width),
-        "model.ssd.anchor_generator.ssd_anchor_generator.scales={}".format(scales),
         "train_input_reader.label_map_path={}".format(dataset.label_map),
         "train_input_reader.tf_record_input_reader.input_path={}".format(dataset.train_record),
         "eval_input_reader.0.label_map_path={}".format(dataset.label_map),
         "eval_input_reader.0.tf_record_input_reader.input_path={}".format(dataset.val_record),
     ]
+    if schedule.pixels is not None:
+        height, width, scales = fit_to_boxes(records.read_examples(dataset.train_record), schedule.pixels)
+        common += [
+            "model.ssd.image_resizer.fixed_shape_resizer.height={}".format(height),
+            "model.ssd.image_resizer.fixed_shape_resizer.width={}".format(width),
+            "model.ssd.anchor_generator.ssd_anchor_generator.scales={}".format(scales),
+        ]
+        text = "input {}x{}, anchor scales {}".format(height, width, " ".join(str(s) for s in scales))
+        print(text, file=sys.stderr)
+    trained = os.path.join(paths.float_train, "model.ckpt-{}".format(schedule.float_steps))
+    fine_tuning = ["train_config.fine_tune_checkpoint={}".format(os.path.abspath(trained))]
     for source, steps, path, more in (
-        (schedule.configs + "_float.config", schedule.float_steps, paths.float_config, []),
-        (
-            schedule.configs + "_qat.config",
-            schedule.qat_steps,
-            paths.qat_config,
-            [
-                "train_config.fine_tune_checkpoint={}".format(
-                    os.path.abspath(
-                        os.path.join(paths.float_train, "model.ckpt-{}".format(schedule.float_steps))
-                    )
-                )
-            ],
-        ),
+        ("_float.config", schedule.float_steps, paths.float_config, []),
+        ("_qat.config", schedule.qat_steps, paths.qat_config, fine_tuning),
     ):
-        config = pipeline.load(os.path.join(CONFIG_FOLDER, source), common + more)
-        config.train_config.num_steps = steps
-        optimizer = config.train_config.optimizer
-        schedule_of_rate = getattr(
-            optimizer, optimizer.WhichOneof("optimizer")
-        ).learning_rate.cosine_decay_learning_rate
-        schedule_of_rate.total_steps = steps
-        schedule_of_rate.warmup_steps = max(1, min(schedule_of_rate.warmup_steps, steps // 10))
+        config = pipeline.load(os.path.join(CONFIG_FOLDER, schedule.configs + source), common + more)
+        _set_steps(config.train_config, steps)
         write_atomically(path, pipeline.to_text(config))
-    print(
-        "input {}x{}, anchor scales {}".format(height, width, " ".join(str(s) for s in scales)),
-        file=sys.stderr,
-    )
-    return paths.float_config, paths.qat_config
+    config.ClearField("graph_rewriter")
+    write_atomically(paths.float_on_config, pipeline.to_text(config))
 
 
-def _report(dataset, paths, float_metrics, qat_metrics, ptq, qat, seed, processes, started) -> Dict[str, Any]:
-    from od_qat import evaluator, report, scoring
+def _set_steps(train_config, steps: int) -> None:
+    train_config.num_steps = steps
+    optimizer = getattr(train_config.optimizer, train_config.optimizer.WhichOneof("optimizer"))
+    rate = optimizer.learning_rate.cosine_decay_learning_rate
+    rate.total_steps = steps
+    rate.warmup_steps = max(1, min(rate.warmup_steps, steps // 10))
+
+
+def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Dict[str, Any]:
+    """Scores the models, draws pictures and writes everything into the work_dir.
+
+    Args:
+      checkpoints: label -> mAP, mAP at .5 and size of what the evaluator has scored.
+      models: label -> path of what is still to be scored.
+    """
+    from od_qat import report, scoring
     from od_qat.datasets import records
 
     examples = list(records.read_examples(dataset.val_record))
-    models = {
-        "frozen": os.path.join(paths.qat_eval, evaluator.FROZEN_NAME),
-        "float": os.path.join(paths.float_eval, evaluator.FROZEN_NAME),
-        "ptq": ptq,
-        "qat": qat,
-    }
     scores = {
-        name: scoring.score(
+        label: scoring.score(
             path, dataset.val_record, class_names=list(dataset.class_names), processes=processes
         )
-        for name, path in models.items()
+        for label, path in models.items()
     }
     rows = [
-        report.Row("float checkpoint", *_of_checkpoint(float_metrics, paths.float_train)),
-        report.row("float frozen .pb", scores["float"]),
-        report.row("PTQ int8 .tflite", scores["ptq"]),
-        report.Row("fake-quant eval graph", *_of_checkpoint(qat_metrics, paths.qat_train)),
-        report.row("QAT frozen .pb", scores["frozen"]),
-        report.row("QAT int8 .tflite", scores["qat"]),
+        report.Row(label, *checkpoints[label]) if label in checkpoints else report.row(label, scores[label])
+        for label in (FLOAT, FLOAT_FROZEN, PTQ, FLOAT_ON, PTQ_ON, EVAL_GRAPH, QAT_FROZEN, QAT)
     ]
     agreement = scoring.agreement(
-        scores["frozen"].detections,
-        scores["qat"].detections,
+        scores[QAT_FROZEN].detections,
+        scores[QAT].detections,
         iou=_AGREEMENT_IOU,
         score_tolerance=2 * _SCORE_STEP,
     )
     pictures = report.side_by_side(
         examples[:_PICTURES],
-        {"float": scores["float"].detections, "int8": scores["qat"].detections},
+        {"float": scores[FLOAT_ON].detections, "int8": scores[QAT].detections},
         list(dataset.class_names),
         paths.pictures,
     )
-    report.write_report(paths.work_dir, rows, pictures, title="od_qat demo")
+    cost = what_quantization_cost(*[scores[label].score.map for label in (FLOAT_ON, PTQ_ON, QAT)])
+    report.write_report(
+        paths.work_dir, rows, pictures, title="od_qat demo", baseline=FLOAT_ON, conclusion=cost
+    )
     result = {
         "seed": seed,
         "minutes": round((time.time() - started) / 60.0, 1),
         "validation_images": len(examples),
-        "rows": report.to_json(rows),
+        "rows": report.to_json(rows, FLOAT_ON),
         "agreement": dataclasses.asdict(agreement),
     }
     write_json(os.path.join(paths.work_dir, "demo.json"), result)
-    report.print_table(rows)
+    report.print_table(rows, baseline=FLOAT_ON)
     print(
         "the .tflite and the frozen .pb agree on {:.1f} % of their detections (IoU {}, 2 score steps)".format(
             100 * agreement.share, _AGREEMENT_IOU
         )
     )
     print("{} minutes; report.html and pictures/ are in {}".format(result["minutes"], paths.work_dir))
+    print(cost)
     return result
+
+
+def what_quantization_cost(float_on: float, ptq: float, qat: float) -> str:
+    """A sentence for the last line: differences in mAP after equally long training.
+
+    Args:
+      float_on: mAP (0 to 1) of the float model that was trained on for as long as QAT took.
+      ptq: of the .tflite that post-training quantization makes of it.
+      qat: of QAT's .tflite.
+    """
+    return (
+        "at equal training (mAP {:.1f} in float) QAT's .tflite differs by {:+.1f} points, PTQ's by {:+.1f}; "
+        "one seed: benchmarks/accuracy.py measures how far seeds differ"
+    ).format(100 * float_on, *[round(100 * (value - float_on), 1) + 0.0 for value in (qat, ptq)])
 
 
 def _of_checkpoint(metrics: Dict[str, float], train_dir: str) -> Tuple[float, float, int]:

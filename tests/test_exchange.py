@@ -61,7 +61,7 @@ def exchanged(tmp_path_factory):
     )
     resizer = "model.ssd.image_resizer.fixed_shape_resizer."
     made.config = exchange.write_config(
-        os.path.join(demo.CONFIG_FOLDER, "demo_builtin_qat.config"),
+        os.path.join(demo.CONFIG_FOLDER, "demo_folder_qat.config"),
         os.path.join(folder, "qat.config"),
         made.data,
         STEPS,
