@@ -16,14 +16,14 @@ uint8, per tensor: its weight ranges, each end by itself, fit no int8 kernel.
 import argparse
 import math
 import os
-from typing import Dict, Sequence
+from typing import Dict, Optional, Sequence
 
 # 97.5 % quantiles of Student's t by degrees of freedom.
 _STUDENTS_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 _DIFFERENCES = (("qat", "float_on"), ("ptq_on", "float_on"), ("qat", "ptq_on"), ("float_on", "float"))
 
 
-def differences(results: Sequence[dict]) -> Dict[str, Dict[str, float]]:
+def differences(results: Sequence[dict]) -> Dict[str, Dict[str, Optional[float]]]:
     """How the models of one seed differ in mAP, over the seeds.
 
     Args:
@@ -31,13 +31,13 @@ def differences(results: Sequence[dict]) -> Dict[str, Dict[str, float]]:
 
     Returns:
       for "qat - float_on" and the like "mean", "deviation" (of the sample) and "half_width" of the mean's
-      interval of 95 %, in points; the latter two are NaN with one seed.
+      interval of 95 %, in points; the latter two are None with one seed.
     """
     found = {}
     for one, other in _DIFFERENCES:
         points = [100 * (result[one] - result[other]) for result in results]
         count, mean = len(points), sum(points) / len(points)
-        deviation = half_width = float("nan")
+        deviation = half_width = None
         if count > 1:
             deviation = math.sqrt(sum((value - mean) ** 2 for value in points) / (count - 1))
             quantile = _STUDENTS_T[count - 2] if count - 2 < len(_STUDENTS_T) else 2.0
@@ -135,15 +135,13 @@ def main() -> None:
         print("{:4d}  {:7.1f}  ".format(one["seed"], one["minutes"]) + "  ".join(cells))
     found = differences(results)
     for name, value in found.items():
-        print(
-            "{:18} {:+.2f} points, deviation {:.2f}, mean's interval of 95 % {:+.2f} to {:+.2f}".format(
-                name,
-                value["mean"],
-                value["deviation"],
-                value["mean"] - value["half_width"],
-                value["mean"] + value["half_width"],
+        text = "{:18} {:+.2f} points".format(name, value["mean"])
+        if len(results) > 1:
+            low, high = value["mean"] - value["half_width"], value["mean"] + value["half_width"]
+            text += ", deviation {:.2f}, mean's interval of 95 % {:+.2f} to {:+.2f}".format(
+                value["deviation"], low, high
             )
-        )
+        print(text)
     if "contrib" in arguments.placements:
         print("seed  placement  frozen .pb  .tflite")
         for one in results:

@@ -286,10 +286,12 @@ def test_ptq_of_the_float_checkpoint_whose_boxes_suppress_those_of_all_classes(r
     assert "use_class_agnostic_nms" not in capsys.readouterr().err  # no warning: it is done
     names = list(road.data.class_names)
     scored = scoring.score(path, road.data.val_record, class_names=names, processes=1, progress=False)
-    found = [detections for detections in scored.detections.values() if len(detections.boxes) > 1]
-    assert found
-    for detections in found:
-        overlaps = iou_matrix(detections.boxes, detections.boxes)
+    for detections in scored.detections.values():
+        # (Boxes are cut at the image's edge after the suppression, which may enlarge their overlap.)
+        inside = ((detections.boxes > 0) & (detections.boxes < 1)).all(axis=1)
+        boxes = detections.boxes[inside]
+        assert len(boxes) > 1 and len(set(detections.classes[inside])) > 1
+        overlaps = iou_matrix(boxes, boxes)
         np.fill_diagonal(overlaps, 0.0)
         assert overlaps.max() < 0.5 + 1e-3
 
