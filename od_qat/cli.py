@@ -15,7 +15,7 @@ import traceback
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import od_qat
-from od_qat.errors import ConfigError, DataError, OdQatError
+from od_qat.errors import ConfigError, OdQatError
 
 _INTERRUPTED = 130
 
@@ -275,59 +275,25 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", metavar="GRAPH", help="a .pb, .pbtxt or .meta file")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a .pb, .pbtxt or .meta graph, a .tflite, or the folder of a SavedModel",
+    )
 
 
 def _nodes(arguments: argparse.Namespace) -> int:
-    _require_file(arguments.graph, "graph")
-    from od_qat import output_nodes
+    if not os.path.isdir(arguments.model):
+        _require_file(arguments.model, "model")
+    from od_qat import model_nodes
 
-    answer = output_nodes.find_output_nodes(_read_graph(arguments.graph))
+    found = model_nodes.find(arguments.model)
     # The names alone go to standard output, for `$(od-qat nodes ...)`.
-    print(",".join(answer.names))
-    print("{}: {}".format(answer.kind, answer.reason), file=sys.stderr)
+    print(",".join(found.names))
+    sys.stdout.flush()
+    model_nodes.print_table(found.nodes, sys.stderr)
+    print("{}: {}".format(found.kind, found.reason), file=sys.stderr)
     return 0
-
-
-_GRAPHS = "give a frozen graph, such as frozen_inference_graph.pb, or the .meta of an inference graph"
-
-
-def _read_graph(path: str) -> Any:
-    """GraphDef of a .pb (binary), .pbtxt (text) or .meta (MetaGraphDef) file."""
-    from google.protobuf import text_format
-    from google.protobuf.message import DecodeError
-
-    from od_qat.compat import tf
-
-    extension = os.path.splitext(path)[1].lower()
-    if extension not in (".pb", ".pbtxt", ".meta"):
-        raise ConfigError(
-            "unknown kind of graph",
-            where=path,
-            found="the extension {!r}".format(extension),
-            allowed=".pb, .pbtxt or .meta",
-            fix=_GRAPHS,
-        )
-    with open(path, "rb") as stream:
-        data = stream.read()
-    try:
-        if extension == ".meta":
-            graph_def = tf.MetaGraphDef.FromString(data).graph_def
-        elif extension == ".pbtxt":
-            graph_def = text_format.Parse(data.decode("utf-8"), tf.GraphDef())
-        else:
-            graph_def = tf.GraphDef.FromString(data)
-    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
-        raise DataError(
-            "cannot read the graph",
-            where=path,
-            found=str(error).splitlines()[0],
-            allowed="a GraphDef (.pb, .pbtxt) or a MetaGraphDef (.meta)",
-            fix=_GRAPHS,
-        ) from error
-    if not graph_def.node:
-        raise DataError("the graph is empty", where=path, found="no node", fix=_GRAPHS)
-    return graph_def
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -557,7 +523,9 @@ Example:
 Next: compare with the float model's score; 0.3 points of mAP less is usual, several are not."""
 
 _NODES = """\
-Finds the output nodes of a graph: the names that freezing and conversion ask for.
+What goes into a model and what comes out: names, shapes, types, scale and zero point, roles. Of a graph it
+finds the output nodes, the names that freezing and conversion ask for; of a SavedModel it reads the
+signatures; a .tflite is read without being run.
 
 Example:
 
@@ -590,6 +558,7 @@ Example:
 
   od-qat data voc VOCdevkit/VOC2012 --output_dir=out/data --train_list=train --val_list=val
 
+  od-qat nodes detect.tflite
 Next: od-qat train, with these files in the config's input readers."""
 
 _DATA_COCO = """\
@@ -668,7 +637,7 @@ _COMMANDS = (
     ("export", "checkpoint -> frozen_inference_graph.pb", _EXPORT, _add_export, _export),
     ("export-tflite", "checkpoint -> detect.tflite", _EXPORT_TFLITE, _add_export_tflite, _export_tflite),
     ("score", "metrics, size and latency of a .tflite or .pb", _SCORE, _add_score, _score),
-    ("nodes", "the output nodes of a graph", _NODES, _add_nodes, _nodes),
+    ("nodes", "inputs and outputs of a graph or a .tflite", _NODES, _add_nodes, _nodes),
     ("patch", "put od_qat into an OD API tree of yours", _PATCH, _add_patch, _patch),
     ("unpatch", "take it out again, to the byte", _UNPATCH, _add_tree, _unpatch),
     ("run", "a command of the OD API or a script of yours, as it is", _RUN, _add_run, _run),

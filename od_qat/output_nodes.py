@@ -15,6 +15,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.errors import OdQatError
 from od_qat.rewrite import policy
+from od_qat.tflite_file import POST_PROCESS
 
 DETECTION_NAMES = (
     "detection_boxes",
@@ -24,7 +25,6 @@ DETECTION_NAMES = (
 )
 OPTIONAL_DETECTION_NAMES = ("detection_masks", "detection_keypoints")
 RAW_HEAD_NAMES = ("raw_outputs/box_encodings", "raw_outputs/class_predictions")
-POST_PROCESS = "TFLite_Detection_PostProcess"
 _CLASSIFIER_ENDINGS = (
     "Predictions/Reshape_1",
     "Predictions/Softmax",

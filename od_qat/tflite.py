@@ -17,10 +17,8 @@ from od_qat.compat import tf
 from od_qat.errors import EnvironmentProblem, ExportError
 from od_qat.quiet import native_stderr_silenced
 from od_qat.rewrite.folding import NORM_AS_LAYER
+from od_qat.tflite_file import POST_PROCESS, POST_PROCESS_ROLES
 
-POST_PROCESS = "TFLite_Detection_PostProcess"
-# Outputs of the op, in its order.
-POST_PROCESS_ROLES = ("boxes", "classes", "scores", "count")
 INFERENCE_TYPES = ("int8", "uint8")
 _PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 

@@ -1,0 +1,332 @@
+"""What goes into a model and what comes out, whatever file a user has at hand.
+
+A frozen or unfrozen graph (its outputs are found by output_nodes), a SavedModel (what its signatures say) or
+a .tflite (read from its bytes: nothing is loaded, so that a damaged file cannot crash the process).
+
+The role of a .tflite's output is what TFLite_Detection_PostProcess gives there, in whatever order a
+converter put them (TF 2's have scores, boxes, count, classes). Without that op it is what the JSON beside the
+model says, or the output's name in the signature or in the graph. An output whose name tells nothing has no
+role.
+"""
+
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
+
+from od_qat import output_nodes, tflite_file
+from od_qat.errors import ConfigError, DataError, ExportError
+
+_FIX = (
+    "give a frozen graph, such as frozen_inference_graph.pb, the .meta of an inference graph, a .tflite or "
+    "the folder of a SavedModel"
+)
+_SAVED_MODEL = "saved_model.pb"
+# The OD API's names, in graphs, signatures and .tflite files.
+_ROLES = {
+    "detection_boxes": "boxes",
+    "detection_classes": "classes",
+    "detection_scores": "scores",
+    "num_detections": "count",
+    "detection_masks": "masks",
+    "detection_keypoints": "keypoints",
+    "detection_multiclass_scores": "scores of all classes",
+    "raw_detection_boxes": "boxes before suppression",
+    "raw_detection_scores": "scores before suppression",
+    "raw_outputs/box_encodings": "box encodings",
+    "raw_outputs/class_predictions": "scores before suppression",
+}
+
+
+class Node(NamedTuple):
+    """One row.
+
+    Attributes:
+      what: 'input' or 'output', with the signature's name where there are several.
+      name: of the tensor; of a graph's output the name to freeze.
+      key: its name in the signature; empty without one.
+      shape: as text; empty where it is not known.
+      dtype: as text.
+      quantization: scale and zero point as text; empty for what is not quantised.
+      role: 'boxes' and so on; empty where nothing tells.
+    """
+
+    what: str
+    name: str
+    key: str = ""
+    shape: str = ""
+    dtype: str = ""
+    quantization: str = ""
+    role: str = ""
+
+
+class Nodes(NamedTuple):
+    """What was found.
+
+    Attributes:
+      nodes: inputs, then outputs, in the model's order.
+      kind: of model.
+      reason: how the outputs and their roles were found.
+    """
+
+    nodes: Tuple[Node, ...]
+    kind: str
+    reason: str
+
+    @property
+    def names(self) -> Tuple[str, ...]:
+        """The outputs' names, in order, each once, fit to be printed."""
+        return tuple(
+            dict.fromkeys(_printable(node.name) for node in self.nodes if node.what.startswith("output"))
+        )
+
+
+def find(path: str) -> Nodes:
+    """Inputs and outputs of a model.
+
+    Args:
+      path: a .pb, .pbtxt or .meta graph, a .tflite, or the folder of a SavedModel.
+
+    Raises:
+      OdQatError: when it is none of these, is damaged, or its outputs cannot be told.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, _SAVED_MODEL)
+        if not os.path.isfile(path):
+            raise ConfigError(
+                "no SavedModel in the folder",
+                where=os.path.dirname(path),
+                found="no " + _SAVED_MODEL,
+                fix=_FIX,
+            )
+    if os.path.basename(path) == _SAVED_MODEL:
+        return _of_saved_model(path)
+    if path.lower().endswith(".tflite"):
+        return _of_tflite(path)
+    return _of_graph(read_graph(path))
+
+
+def _of_tflite(path: str) -> Nodes:
+    content = tflite_file.read(path)
+    roles, reason = _roles(path, content)
+    nodes = [
+        _of_tensor("input", tensor, "image" if len(content.inputs) == 1 and tensor.shape[3:] == (3,) else "")
+        for tensor in content.inputs
+    ]
+    nodes.extend(_of_tensor("output", tensor, role) for tensor, role in zip(content.outputs, roles))
+    return Nodes(tuple(nodes), "tflite", reason)
+
+
+def _of_tensor(what: str, tensor: tflite_file.TensorOfModel, role: str) -> Node:
+    quantised = "{:.6g}, {}".format(tensor.scale, tensor.zero_point) if tensor.scale else ""
+    return Node(what, tensor.name, tensor.key or "", _shape(tensor.shape), tensor.dtype, quantised, role)
+
+
+def _roles(path: str, content: tflite_file.TfliteFile) -> Tuple[List[str], str]:
+    """A role for each output, empty where nothing tells, and a clause that says what told."""
+    if any(content.roles):
+        told, reason = [role or "" for role in content.roles], "roles by " + tflite_file.POST_PROCESS
+        kind = "regular" if content.options.get("use_regular_nms") else "fast"
+        reason += ", {} NMS, score threshold {:.3g}, at most {} detections".format(
+            kind,
+            content.options.get("nms_score_threshold", 0.0),
+            content.options.get("max_detections", "?"),
+        )
+        return told, reason
+    try:
+        by_json, of_json = _roles_by_json(path, content), "no JSON beside it"
+    except ExportError as error:
+        by_json, of_json = [], "no use of the JSON beside it ({})".format(error.what)
+    if by_json:
+        return by_json, "roles by the JSON beside it"
+    told = [_role(tensor.key) or _role(tensor.name) for tensor in content.outputs]
+    if any(told):
+        return told, "roles by the outputs' names"
+    return told, "no {}, {}, no output whose name tells its role".format(tflite_file.POST_PROCESS, of_json)
+
+
+def _roles_by_json(path: str, content: tflite_file.TfliteFile) -> List[str]:
+    """Empty when there is none that fits."""
+    from od_qat.scoring import description
+
+    if not os.path.isfile(description.json_path(path)):
+        return []
+    named = description.describe_model(path).output_names
+    by_name = {name: role for role, name in named if name}
+    told = [by_name.get(tensor.name, "") for tensor in content.outputs]
+    # Tensor names do not survive every converter; the order of the outputs does.
+    return told if all(told) or len(named) != len(told) else [role for role, _ in named]
+
+
+def _role(name: Optional[str]) -> str:
+    """Of an op, a tensor or a signature's key."""
+    return _ROLES.get((name or "").split(":")[0], "")
+
+
+def _of_saved_model(path: str) -> Nodes:
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    from od_qat.compat import tf
+
+    try:
+        with open(path, "rb") as stream:
+            content = saved_model_pb2.SavedModel.FromString(stream.read())
+    except DecodeError as error:
+        raise DataError(
+            "cannot read the SavedModel", where=path, found=_first_line(error), allowed=_SAVED_MODEL, fix=_FIX
+        ) from error
+    signatures = [
+        (name, signature)
+        for meta_graph in content.meta_graphs
+        for name, signature in sorted(meta_graph.signature_def.items())
+        # (TF 2 notes its initialisers as one, too.)
+        if not name.startswith("__")
+    ]
+    if not any(signature.outputs for _, signature in signatures):
+        raise DataError(
+            "the SavedModel has no signature",
+            where=path,
+            found="{} graphs without one".format(len(content.meta_graphs)),
+            fix="save it with signatures, or give its frozen graph",
+        )
+
+    def rows(what, tensors):
+        for key, tensor in sorted(tensors.items()):
+            shape = None if tensor.tensor_shape.unknown_rank else [d.size for d in tensor.tensor_shape.dim]
+            dtype = tf.as_dtype(tensor.dtype).name if tensor.dtype in _known_types(tf) else "?"
+            yield Node(what, tensor.name, key, _shape(shape), dtype, "", _role(key) or _role(tensor.name))
+
+    nodes = []
+    for name, signature in signatures:
+        end = "" if len(signatures) == 1 else " of " + name
+        nodes.extend(rows("input" + end, signature.inputs))
+        nodes.extend(rows("output" + end, signature.outputs))
+    told = any(node.role for node in nodes)
+    reason = "signature {}; {}".format(
+        ", ".join(name for name, _ in signatures),
+        "roles by the keys" if told else "no key tells a role",
+    )
+    return Nodes(tuple(nodes), "saved_model", reason)
+
+
+def _known_types(tf) -> Sequence[int]:
+    from tensorflow.core.framework import types_pb2
+
+    return [number for number in types_pb2.DataType.values() if number]
+
+
+def _of_graph(graph_def) -> Nodes:
+    answer = output_nodes.find_output_nodes(graph_def)
+    read = {source.lstrip("^").split(":")[0] for node in graph_def.node for source in node.input}
+    inputs = [node for node in graph_def.node if node.op == "Placeholder" and node.name in read]
+    known = _tensors(graph_def, [node.name + ":0" for node in inputs] + list(answer.tensors))
+
+    def row(what, name, tensor, role):
+        shape, dtype = known.get(tensor, ("", ""))
+        return Node(what, name, "", shape, dtype, "", role)
+
+    nodes = [row("input", node.name, node.name + ":0", "") for node in inputs]
+    if answer.kind == "tflite_detection":
+        pairs = zip(answer.tensors, tflite_file.POST_PROCESS_ROLES)
+        nodes.extend(row("output", answer.names[0], tensor, role) for tensor, role in pairs)
+    else:
+        told = {"classifier": "predictions"}.get(answer.kind, "")
+        pairs = zip(answer.names, answer.tensors)
+        nodes.extend(row("output", name, tensor, _role(name) or told) for name, tensor in pairs)
+    return Nodes(tuple(nodes), answer.kind, answer.reason)
+
+
+def _tensors(graph_def, names: Sequence[str]) -> Dict[str, Tuple[str, str]]:
+    """Tensor name -> shape and dtype; nothing for a graph with an op that this TensorFlow does not know."""
+    from od_qat.compat import tf
+
+    try:
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(graph_def, name="")
+            tensors = [graph.get_tensor_by_name(name) for name in names]
+    except (ValueError, KeyError, tf.errors.OpError):
+        return {}
+    return {
+        tensor.name: (
+            _shape(
+                None
+                if tensor.shape.ndims is None
+                else [-1 if d is None else d for d in tensor.shape.as_list()]
+            ),
+            tensor.dtype.base_dtype.name,
+        )
+        for tensor in tensors
+    }
+
+
+def _shape(sizes: Optional[Sequence[int]]) -> str:
+    """'?' for a size that is not fixed; empty without a rank."""
+    return "" if sizes is None else "[{}]".format(", ".join("?" if s < 0 else str(s) for s in sizes))
+
+
+def read_graph(path: str) -> Any:
+    """GraphDef of a .pb (binary), .pbtxt (text) or .meta (MetaGraphDef) file.
+
+    Raises:
+      ConfigError, DataError: when it is none.
+    """
+    from google.protobuf import text_format
+    from google.protobuf.message import DecodeError
+
+    from od_qat.compat import tf
+
+    extension = os.path.splitext(path)[1].lower()
+    if extension not in (".pb", ".pbtxt", ".meta"):
+        raise ConfigError(
+            "unknown kind of model",
+            where=path,
+            found="the extension {!r}".format(extension),
+            allowed=".pb, .pbtxt, .meta, .tflite or the folder of a SavedModel",
+            fix=_FIX,
+        )
+    with open(path, "rb") as stream:
+        data = stream.read()
+    try:
+        if extension == ".meta":
+            graph_def = tf.MetaGraphDef.FromString(data).graph_def
+        elif extension == ".pbtxt":
+            graph_def = text_format.Parse(data.decode("utf-8"), tf.GraphDef())
+        else:
+            graph_def = tf.GraphDef.FromString(data)
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise DataError(
+            "cannot read the graph",
+            where=path,
+            found=_first_line(error),
+            allowed="a GraphDef (.pb, .pbtxt) or a MetaGraphDef (.meta)",
+            fix=_FIX,
+        ) from error
+    if not graph_def.node:
+        raise DataError("the graph is empty", where=path, found="no node", fix=_FIX)
+    return graph_def
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+_HEADERS = ("", "name", "key", "shape", "type", "scale, zero point", "role")
+
+
+def print_table(nodes: Sequence[Node], stream: TextIO) -> None:
+    """One row for each input and output; columns that are empty throughout are left out."""
+    rows = [_HEADERS] + [tuple(_short(_printable(cell)) for cell in node) for node in nodes]
+    columns = [column for column in zip(*rows) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in zip(*columns)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        stream.write("  ".join(line).rstrip() + "\n")
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that a name in a file of others may have."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
