@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import sys
-from typing import Dict, Iterable, Optional
+from typing import Dict, Iterable, Optional, Union
 
 from od_qat import plugin  # noqa: F401  (puts everything in place before object_detection is imported)
 from od_qat.errors import ConfigError
@@ -196,8 +196,12 @@ def export_tflite(
     overrides: Iterable[str] = (),
     ptq: bool = False,
     calibration_images: int = 100,
+    input_type: str = "uint8",
+    score_threshold: Union[float, str, None] = None,
 ) -> str:
     """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
+
+    Says on standard error which score threshold it has, and what that leaves out (see suppression).
 
     Args:
       pipeline_config_path: the config that the checkpoint was trained with.
@@ -210,15 +214,31 @@ def export_tflite(
       overrides: `dotted.path=value` edits of the config.
       ptq: post-training quantization of a float checkpoint, calibrated on training images.
       calibration_images: how many.
+      input_type: 'uint8' (images as cameras give them) or 'int8' (less 128), for an int8 network.
+      score_threshold: detections that score less are left out; 'config' takes the config's own. Default is
+        0.05, and lower where the detector's scores are low.
 
     Returns:
       path of the .tflite.
+
+    Raises:
+      ConfigError: before anything is built, for types or numbers that cannot be had.
+      CheckpointError, ExportError: and nothing is written.
     """
-    from od_qat import files, freeze, tflite, tflite_difference
+    from od_qat import files, freeze, suppression, tflite, tflite_difference
     from od_qat.compat import tf
     from od_qat.od_api import calibration, graph_transforms, inference
     from od_qat.rewrite import rules
 
+    tflite.require_types(inference_type, input_type, ptq)
+    suppression.require_threshold(score_threshold)
+    if max_detections is not None and max_detections < 1:
+        raise ConfigError(
+            "a detector reports one detection at least",
+            where="--max_detections",
+            found=str(max_detections),
+            allowed="a whole number from 1",
+        )
     config = pipeline.load(pipeline_config_path, overrides)
     if ptq:
         pipeline.require_paths(config.train_input_reader, "train_input_reader")
@@ -249,8 +269,17 @@ def export_tflite(
         )
     if not ptq:
         tflite.require_quantised(heads, checkpoint, inference_type, excluded)
-    post_process = _post_process(config.model.ssd, fast_nms, max_detections)
     method = inference.resize_method(config.model)
+    prepared = functools.partial(
+        calibration.images, height=height, width=width, method=method, mean=mean, std=std
+    )
+    nms = config.model.ssd.post_processing.batch_non_max_suppression
+    best_scores = ()
+    if score_threshold is None and nms.score_threshold < suppression.LARGEST:
+        images = prepared(_records_there(config), count=suppression.IMAGES)
+        best_scores = suppression.best_scores(heads, inference.TFLITE_INPUT, inference.RAW_SCORES, images)
+    threshold = suppression.choose(nms.score_threshold, score_threshold, best_scores)
+    post_process = _post_process(config.model.ssd, fast_nms, max_detections, threshold.value)
     graph_def = tflite.add_post_process(
         heads,
         inference.RAW_BOXES,
@@ -262,12 +291,18 @@ def export_tflite(
     images = None
     if ptq:
         files_of_train = pipeline.input_files(config.train_input_reader)
-        images = functools.partial(
-            calibration.images, files_of_train, height, width, method, mean, std, calibration_images
-        )
+        images = functools.partial(prepared, files_of_train, count=calibration_images)
     outputs = [tflite.POST_PROCESS] + ["{}:{}".format(tflite.POST_PROCESS, i) for i in (1, 2, 3)]
     model_bytes = tflite.convert(
-        graph_def, inference.TFLITE_INPUT, [1, height, width, 3], outputs, inference_type, mean, std, images
+        graph_def,
+        inference.TFLITE_INPUT,
+        [1, height, width, 3],
+        outputs,
+        inference_type,
+        mean,
+        std,
+        images,
+        input_type,
     )
     path = os.path.join(output_directory, "detect.tflite")
     weights = tflite.count_weights(heads)
@@ -278,7 +313,7 @@ def export_tflite(
         tflite_difference.warn_if_large(found, path)
     description = freeze.describe(
         path,
-        inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": inference_type}],
+        inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": input_type}],
         outputs=[{"name": name, "role": role} for name, role in zip(outputs, tflite.POST_PROCESS_ROLES)],
         preprocessing={
             "resize": {"method": method, "height": height, "width": width},
@@ -291,6 +326,7 @@ def export_tflite(
         quantized=True,
         max_detections=post_process.max_detections,
     )
+    description["nms"] = dict(post_process.as_json(), score_threshold_of_config=threshold.of_config)
     files.write_together(
         {
             os.path.join(output_directory, "tflite_graph.pb"): graph_def.SerializeToString(),
@@ -298,10 +334,23 @@ def export_tflite(
             os.path.splitext(path)[0] + ".json": files.json_text(description),
         }
     )
+    print(threshold, file=sys.stderr)
     return path
 
 
-def _post_process(ssd, fast_nms: bool, max_detections: Optional[int]):
+def _records_there(config):
+    """The record files of the config's evaluation, or of its training, that can be read here."""
+    from od_qat.compat import tf
+
+    for reader in list(config.eval_input_reader)[:1] + [config.train_input_reader]:
+        if reader.tf_record_input_reader.input_path:
+            found = [path for path in pipeline.input_files(reader) if tf.gfile.Exists(path)]
+            if found:
+                return found
+    return []
+
+
+def _post_process(ssd, fast_nms: bool, max_detections: Optional[int], score_threshold: float):
     from od_qat import tflite
 
     nms = ssd.post_processing.batch_non_max_suppression
@@ -333,7 +382,7 @@ def _post_process(ssd, fast_nms: bool, max_detections: Optional[int]):
         x_scale=coder.x_scale,
         h_scale=coder.height_scale,
         w_scale=coder.width_scale,
-        score_threshold=nms.score_threshold,
+        score_threshold=score_threshold,
         iou_threshold=nms.iou_threshold,
         max_detections=max_detections or nms.max_total_detections,
         detections_per_class=nms.max_detections_per_class,

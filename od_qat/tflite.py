@@ -8,18 +8,19 @@ import importlib
 import os
 import re
 import tempfile
-from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 
 from od_qat import compat
 from od_qat.compat import tf
-from od_qat.errors import EnvironmentProblem, ExportError
+from od_qat.errors import ConfigError, EnvironmentProblem, ExportError
 from od_qat.quiet import native_stderr_silenced
 from od_qat.rewrite.folding import NORM_AS_LAYER
 from od_qat.tflite_file import POST_PROCESS, POST_PROCESS_ROLES
 
 INFERENCE_TYPES = ("int8", "uint8")
+INPUT_TYPES = ("uint8", "int8")
 _PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 
 
@@ -45,6 +46,18 @@ class PostProcess(NamedTuple):
     max_detections: int
     detections_per_class: int
     regular_nms: bool
+
+    def as_json(self) -> Dict[str, Any]:
+        """For the JSON beside the model."""
+        content: Dict[str, Any] = {
+            "kind": "regular" if self.regular_nms else "fast",
+            "score_threshold": self.score_threshold,
+            "iou_threshold": self.iou_threshold,
+            "max_detections": self.max_detections,
+        }
+        if self.regular_nms:
+            content["max_detections_per_class"] = self.detections_per_class
+        return content
 
 
 def add_post_process(
@@ -99,6 +112,41 @@ def add_post_process(
         node.attr[key].f = value
     node.attr["use_regular_nms"].b = parameters.regular_nms
     return with_anchors
+
+
+def require_types(inference_type: str, input_type: str, ptq: bool) -> None:
+    """Raises unless a network of this type, with images of that type, can be had.
+
+    Args:
+      inference_type: 'int8' or 'uint8', of weights and activations.
+      input_type: 'int8' or 'uint8', of the image.
+      ptq: post-training quantization.
+
+    Raises:
+      ConfigError: naming the flag.
+    """
+    for flag, value, allowed in (
+        ("--inference_type", inference_type, INFERENCE_TYPES),
+        ("--input_type", input_type, INPUT_TYPES),
+    ):
+        if value not in allowed:
+            raise ConfigError("unknown type", where=flag, found=repr(value), allowed=", ".join(allowed))
+    if ptq and inference_type == "uint8":
+        raise ConfigError(
+            "post-training quantization makes int8 networks only",
+            where="--inference_type",
+            found="uint8",
+            allowed="int8",
+            fix="leave --inference_type out; the image may be uint8 all the same (--input_type=uint8)",
+        )
+    if inference_type == "uint8" and input_type == "int8":
+        raise ConfigError(
+            "a uint8 network takes uint8 images only",
+            where="--input_type",
+            found="int8",
+            allowed="uint8",
+            fix="leave --input_type out, or export with --inference_type=int8",
+        )
 
 
 def require_quantised(
@@ -197,6 +245,7 @@ def convert(
     mean: float,
     std: float,
     calibration: Optional[Callable[[], Iterable[np.ndarray]]] = None,
+    input_type: Optional[str] = None,
 ) -> bytes:
     """Runs TensorFlow's converter.
 
@@ -205,10 +254,12 @@ def convert(
       input_name: op name of the input.
       input_shape: its shape.
       output_names: tensor names, without `:0`.
-      inference_type: 'int8' or 'uint8', of weights, activations and the input.
+      inference_type: 'int8' or 'uint8', of weights and activations.
       mean, std: of the preprocessing, real = (pixel - mean) / std with pixels 0 to 255.
       calibration: gives float32 [1, height, width, 3] inputs; then the ranges are taken from them
         (post-training quantization).
+      input_type: 'int8' or 'uint8', of the input; default is `inference_type`. An int8 network gets a
+        QUANTIZE op for uint8 images, which changes no value.
 
     Returns:
       the .tflite.
@@ -235,17 +286,27 @@ def convert(
             path, [input_name], output_names, {input_name: input_shape}
         )
         converter.allow_custom_ops = True
-        dtype = getattr(tf, inference_type)
-        if calibration is None:
-            converter.inference_type = dtype
-            # int8 pixels are the uint8 ones less 128.
-            shift = 128.0 if inference_type == "int8" else 0.0
-            converter.quantized_input_stats = {input_name: (mean - shift, std)}
-        else:
+        input_type = input_type or inference_type
+        if calibration is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ([image] for image in calibration())
-            converter.inference_input_type = dtype
-        return _converted_quietly(converter)
+            ends = (np.array([0.0, 255.0]) - mean) / std
+            converter.representative_dataset = lambda: ([image] for image in _with_ends(calibration(), ends))
+            converter.inference_input_type = getattr(tf, input_type)
+            return _converted_quietly(converter)
+        converter.inference_type = getattr(tf, inference_type)
+        # int8 pixels are the uint8 ones less 128.
+        shift = 128.0 if inference_type == "int8" else 0.0
+        converter.quantized_input_stats = {input_name: (mean - shift, std)}
+        if input_type == inference_type:
+            return _converted_quietly(converter)
+        # (Asked for uint8 images, the converter makes a uint8 network. So float ones, whose QUANTIZE op is
+        # then given uint8.)
+        from tensorflow.lite.python import util
+
+        converter.inference_input_type = converter.inference_output_type = tf.float32
+        return bytes(
+            util.modify_model_io_type(_converted_quietly(converter), getattr(tf, input_type), tf.float32)
+        )
     except ExportError:
         raise
     except Exception as error:
@@ -254,6 +315,19 @@ def convert(
         ) from error
     finally:
         os.unlink(path)
+
+
+def _with_ends(images: Iterable[np.ndarray], ends: np.ndarray) -> Iterator[np.ndarray]:
+    """The same images, with a black and a white pixel in the corner of the first.
+
+    The range of the input is then that of all pixels, so that a pixel is what goes in. Without them pictures
+    that are bright throughout give it another, and cameras' images would have to be scaled.
+    """
+    for number, image in enumerate(images):
+        if not number:
+            image = np.array(image)
+            image[:, 0, :2] = ends[:, None]
+        yield image
 
 
 def _converted_quietly(converter) -> bytes:

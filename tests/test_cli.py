@@ -13,6 +13,9 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.tf1
 
+EXPORT_TFLITE = ["export-tflite", "--pipeline_config_path=a", "--trained_checkpoint_prefix=b"] + [
+    "--output_directory=c"
+]
 COMMANDS = ("demo", "doctor", "data", "train", "eval", "export", "export-tflite", "score", "nodes")
 
 
@@ -82,6 +85,11 @@ class TestUsageErrors(object):
                 + ["--output_directory=c", "--inference_type=int4"],
                 "uint8",
             ),
+            (EXPORT_TFLITE + ["--max_detections=0"], "whole number from 1"),
+            (EXPORT_TFLITE + ["--score_threshold=1"], "found '1', allowed: a number, 0 <= t < 1, or config"),
+            (EXPORT_TFLITE + ["--score_threshold=nan"], "found 'nan'"),
+            (EXPORT_TFLITE + ["--score_threshold=half"], "found 'half'"),
+            (EXPORT_TFLITE + ["--input_type=float32"], "'uint8', 'int8'"),
             (["data"], "builtin"),
             (["data", "voc", "--output_dir=x"], "FOLDER"),
             (["train", "--pipeline_config=a", "--train_dir=b"], "--pipeline_config_path"),

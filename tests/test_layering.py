@@ -38,12 +38,13 @@ ORDER = (
     "evaluator",
     "tflite",
     "tflite_difference",
+    "suppression",
     "commands",  # what the OD API's scripts do around the drop-ins
     "run",  # those scripts themselves
     "scoring",
     "report",
-    "doctor",
     "model_nodes",
+    "doctor",
     "demo",
     "cli",
     "__main__",

@@ -21,8 +21,10 @@ from od_qat import (  # noqa: E402
     freeze,
     output_nodes,
     scoring,
+    suppression,
     tflite,
     tflite_difference,
+    tflite_file,
     training_graph,
 )
 from od_qat.compat import tf  # noqa: E402
@@ -216,7 +218,7 @@ def test_tflite_is_fully_quantised_and_runs(road, tmp_path, inference_type):
     with open(str(tmp_path / "detect.json")) as stream:
         description = json.load(stream)
     assert description["preprocessing"]["mean"] == description["preprocessing"]["std"] == 127.5
-    assert description["inputs"][0]["dtype"] == inference_type
+    assert description["inputs"][0]["dtype"] == "uint8"
     nodes = output_nodes.find_output_nodes(_graph_def(str(tmp_path / "tflite_graph.pb")))
     assert nodes.kind == "tflite_detection"
     assert nodes.tensors[3] == "TFLite_Detection_PostProcess:3"
@@ -283,6 +285,8 @@ def test_ptq_of_the_float_checkpoint_whose_boxes_suppress_those_of_all_classes(r
         calibration_images=4,
     )
     assert os.path.getsize(path) < 2000000
+    # Whatever the pictures: a range of theirs would scale what cameras give.
+    np.testing.assert_array_equal(_grey_levels(_runner(path)), np.arange(256))
     assert "use_class_agnostic_nms" not in capsys.readouterr().err  # no warning: it is done
     names = list(road.data.class_names)
     scored = scoring.score(path, road.data.val_record, class_names=names, processes=1, progress=False)
@@ -294,6 +298,109 @@ def test_ptq_of_the_float_checkpoint_whose_boxes_suppress_those_of_all_classes(r
         overlaps = iou_matrix(boxes, boxes)
         np.fill_diagonal(overlaps, 0.0)
         assert overlaps.max() < 0.5 + 1e-3
+
+
+def _runner(path):
+    return scoring.runners.open_runner(scoring.describe_model(path))
+
+
+def _grey_levels(runner):
+    """What goes into the .tflite for each grey level."""
+    height, width = runner.image_size
+    pixels = np.zeros([height, width, 3], np.uint8)
+    pixels[0, :96], pixels[1, :96], pixels[2, :64] = (
+        np.repeat(np.arange(low, high)[:, None], 3, 1) for low, high in ((0, 96), (96, 192), (192, 256))
+    )
+    value = runner.prepare(pixels)[0, :3, :, 0].astype(int)
+    return np.concatenate([value[0, :96], value[1, :96], value[2, :64]])
+
+
+def _ops(path):
+    with open(path, "rb") as stream:
+        return tflite.inspect(stream.read()).ops
+
+
+def test_the_image_of_an_int8_network_is_uint8_or_int8_and_the_detections_are_the_same(road, tmp_path):
+    paths = {
+        input_type: commands.export_tflite(
+            road.paths.qat_config,
+            road.paths.qat_train,
+            str(tmp_path / input_type),
+            overrides=road.small,
+            input_type=input_type,
+            score_threshold="config",
+        )
+        for input_type in ("uint8", "int8")
+    }
+    found = {}
+    for input_type, path in paths.items():
+        with open(os.path.splitext(path)[0] + ".json") as stream:
+            assert json.load(stream)["inputs"][0]["dtype"] == input_type
+        runner = _runner(path)
+        # A pixel goes in as it is, or less 128.
+        lowest = np.iinfo(input_type).min
+        np.testing.assert_array_equal(_grey_levels(runner), np.arange(256) + lowest)
+        assert tflite_file.read(path).inputs[0].dtype == input_type
+        picture = np.random.RandomState(0).randint(0, 256, runner.image_size + (3,)).astype(np.uint8)
+        found[input_type] = runner.detect(picture)
+    np.testing.assert_array_equal(found["uint8"].boxes, found["int8"].boxes)
+    np.testing.assert_array_equal(found["uint8"].scores, found["int8"].scores)
+    ops = {input_type: _ops(path) for input_type, path in paths.items()}
+    more = {name: count - ops["int8"].get(name, 0) for name, count in ops["uint8"].items()}
+    assert {name: count for name, count in more.items() if count} == {"QUANTIZE": 1}
+
+
+@pytest.mark.parametrize(
+    "types, says",
+    [
+        ({"inference_type": "uint8", "input_type": "int8"}, "a uint8 network takes uint8 images only"),
+        ({"inference_type": "uint8", "ptq": True}, "makes int8 networks only.*may be uint8"),
+        ({"input_type": "float32"}, "unknown type: at --input_type"),
+        ({"max_detections": 0}, "at --max_detections, found 0, allowed: a whole number from 1"),
+        ({"score_threshold": 1.5}, "at --score_threshold, found 1.5"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_at_once(road, tmp_path, types, says):
+    with pytest.raises(ConfigError, match=says):
+        commands.export_tflite("no.config", road.paths.qat_train, str(tmp_path), **types)
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_a_score_threshold_is_chosen_said_and_written(road, tmp_path, capsys, monkeypatch):
+    def export(name, more=(), **options):
+        path = commands.export_tflite(
+            road.paths.qat_config,
+            road.paths.qat_train,
+            str(tmp_path / name),
+            overrides=road.small + list(more),
+            **options,
+        )
+        lines = capsys.readouterr().err.splitlines()
+        (said,) = [line for line in lines if line.startswith("score threshold")]
+        threshold = tflite_file.read(path).options["nms_score_threshold"]
+        with open(os.path.splitext(path)[0] + ".json") as stream:
+            nms = json.load(stream)["nms"]
+        assert nms["score_threshold"] == pytest.approx(threshold)
+        assert nms["score_threshold_of_config"] == pytest.approx(0.001)
+        assert nms["kind"] == "regular" and nms["max_detections"] == 100
+        return path, threshold, said
+
+    readers = ("eval_input_reader[0]", "train_input_reader")
+    gone = [reader + ".tf_record_input_reader.input_path=gone.record" for reader in readers]
+    _, threshold, said = export("blind", gone)
+    assert threshold == pytest.approx(0.05)
+    assert "no image of the config" in said and "own is 0.001" in said and "left out" in said
+
+    asked, threshold, said = export("asked", score_threshold=0.9)
+    assert threshold == pytest.approx(0.9) and "as asked for" in said and "1 in 10,000" not in said
+    runner = _runner(asked)
+    picture = np.random.RandomState(0).randint(0, 256, runner.image_size + (3,)).astype(np.uint8)
+    assert np.all(runner.detect(picture).scores >= 0.9)
+
+    # As for a detector whose best scores are less than ten times the usual threshold.
+    monkeypatch.setattr(suppression, "LARGEST", 0.2)
+    _, threshold, said = export("low")
+    assert 0.001 <= threshold < 0.2 and "as this detector's scores are low" in said and "of 6 images" in said
 
 
 def test_what_a_tflite_does_otherwise_than_the_config_is_said(road, tmp_path, capsys):
