@@ -278,7 +278,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 def _score(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    from od_qat import files, report, scoring
+    from od_qat import files, report, scoring, tflite_file
     from od_qat.datasets import records
 
     _require_file(arguments.model, "model")
@@ -293,11 +293,17 @@ def _score(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         max_images=arguments.max_images,
     )
+    # (Of the file itself: a mAP is one of this threshold, whatever a JSON says.)
+    options = tflite_file.read(arguments.model).options if arguments.model.endswith(".tflite") else {}
     if arguments.json:
         content = {"model": arguments.model, "size_bytes": result.size_bytes, "latency_ms": result.latency_ms}
         content.update(dataclasses.asdict(result.score))
+        if options:
+            content["post_processing"] = options
         files.write_json(arguments.json, content)
     report.print_table([report.row(os.path.basename(arguments.model), result)])
+    if options:
+        print("scored with " + tflite_file.suppression(options))
     return 0
 
 

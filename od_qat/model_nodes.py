@@ -124,12 +124,8 @@ def _roles(path: str, content: tflite_file.TfliteFile) -> Tuple[List[str], str]:
     """A role for each output, empty where nothing tells, and a clause that says what told."""
     if any(content.roles):
         told, reason = [role or "" for role in content.roles], "roles by " + tflite_file.POST_PROCESS
-        kind = "regular" if content.options.get("use_regular_nms") else "fast"
-        reason += ", {} NMS, score threshold {:.3g}, at most {} detections".format(
-            kind,
-            content.options.get("nms_score_threshold", 0.0),
-            content.options.get("max_detections", "?"),
-        )
+        if content.options:
+            reason += ", " + tflite_file.suppression(content.options)
         return told, reason
     try:
         by_json, of_json = _roles_by_json(path, content), "no JSON beside it"

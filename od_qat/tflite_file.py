@@ -58,6 +58,15 @@ class TfliteFile(NamedTuple):
     options: Dict[str, Any]
 
 
+def suppression(options: Dict[str, Any]) -> str:
+    """The options of TFLite_Detection_PostProcess in a clause."""
+    return "{} NMS, score threshold {:.3g}, at most {} detections".format(
+        "regular" if options.get("use_regular_nms") else "fast",
+        options.get("nms_score_threshold", 0.0),
+        options.get("max_detections", "?"),
+    )
+
+
 class _Damaged(Exception):
     pass
 
