@@ -297,6 +297,7 @@ def _score(arguments: argparse.Namespace) -> int:
     options = tflite_file.read(arguments.model).options if arguments.model.endswith(".tflite") else {}
     if arguments.json:
         content = {"model": arguments.model, "size_bytes": result.size_bytes, "latency_ms": result.latency_ms}
+        content["warnings"] = list(result.warnings)
         content.update(dataclasses.asdict(result.score))
         if options:
             content["post_processing"] = options
@@ -346,14 +347,25 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar = "FOLDER" if name.endswith("images") else "FILE"
         coco.add_argument("--" + name, required=True, metavar=metavar)
     _switch(coco, "--include_crowd", "train on the boxes around crowds too; validation has them in any case")
+    _switch(
+        coco,
+        "--renumber_categories",
+        "number the categories from 1 without gaps; otherwise they keep their ids, as published COCO "
+        "detectors have them, and num_classes is the highest id",
+    )
     for kind in (voc, coco):
-        kind.add_argument(
-            "--skip_invalid",
-            action="store_true",
-            help="leave invalid objects out and count them, instead of stopping",
-        )
+        _add_skip_invalid(kind)
     for kind in (builtin, voc, coco):
         kind.add_argument("--output_dir", required=True, metavar="DIR", help="records and label map go here")
+
+
+def _add_skip_invalid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip_invalid",
+        action="store_true",
+        help="leave out invalid objects, and images that cannot be read or whose annotation cannot, list and "
+        "count them, instead of stopping",
+    )
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -385,6 +397,7 @@ def _data(arguments: argparse.Namespace) -> int:
             arguments.output_dir,
             skip_invalid=arguments.skip_invalid,
             include_crowd=arguments.include_crowd,
+            renumber_categories=arguments.renumber_categories,
         )
     print(info.summary())
     for path in (info.train_record, info.val_record, info.label_map):
@@ -419,6 +432,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--qat_steps", type=_positive, metavar="N", help="length of QAT, and of the training beside it"
     )
     parser.add_argument("--processes", type=_positive, metavar="N", help="for scoring; default: one a core")
+    _add_skip_invalid(parser)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -438,6 +452,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         train_list=arguments.train_list,
         val_list=arguments.val_list,
         processes=arguments.processes,
+        skip_invalid=arguments.skip_invalid,
     )
     return 0
 
@@ -596,7 +611,8 @@ Example:
 Next: od-qat train, with these files in the config's input readers."""
 
 _DATA_COCO = """\
-Converts COCO annotations.
+Converts COCO annotations. The categories keep their ids: COCO's 80 have ids up to 90, and so have published
+detectors, whose configs say num_classes: 90.
 
 Example:
 

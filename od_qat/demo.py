@@ -61,6 +61,7 @@ def run(
     train_list: str = "train",
     val_list: str = "val",
     processes: Optional[int] = None,
+    skip_invalid: bool = False,
 ) -> Dict[str, Any]:
     """Runs the demo and writes `report.json`, `report.md` and `pictures/` into work_dir.
 
@@ -72,6 +73,8 @@ def run(
         comparison at equal training, is as long as QAT.
       train_list, val_list: of a VOC folder's ImageSets/Main.
       processes: for scoring.
+      skip_invalid: leave unreadable images out too; invalid objects (public sets have a few boxes without
+        area) are left out, listed and counted in any case.
 
     Returns:
       the report, as written to report.json.
@@ -87,7 +90,7 @@ def run(
     settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
     _keep_to_one_run(work_dir, settings)
     _say("1/7 data")
-    dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list)
+    dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
     _say("1/7 data: " + dataset.summary())
     # Not before: a folder in which nothing was made is free for another try.
     write_json(os.path.join(work_dir, _SETTINGS), settings)
@@ -164,7 +167,7 @@ def _say(text: str) -> None:
     print("== " + text, file=sys.stderr, flush=True)
 
 
-def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list: str):
+def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list: str, skip_invalid: bool):
     from od_qat.datasets import builtin, coco, records, voc
 
     kind, _, folder = data.partition(":")
@@ -175,7 +178,9 @@ def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list:
         return builtin.build(output_dir, seed=seed)
     if kind == "voc" and folder:
         # Public sets have a few boxes without area (BCCD has two): dropped here, and counted aloud.
-        return voc.convert(folder, output_dir, train_list=train_list, val_list=val_list, skip_invalid=True)
+        return voc.convert(
+            folder, output_dir, train_list, val_list, skip_invalid=skip_invalid, skip_invalid_objects=True
+        )
     if kind == "coco" and folder:
         return coco.convert(
             os.path.join(folder, "train2017"),
@@ -183,7 +188,8 @@ def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list:
             os.path.join(folder, "val2017"),
             os.path.join(folder, "annotations", "instances_val2017.json"),
             output_dir,
-            skip_invalid=True,
+            skip_invalid=skip_invalid,
+            skip_invalid_objects=True,
         )
     raise ConfigError(
         "unknown data", found=repr(data), allowed="builtin, voc:FOLDER or coco:FOLDER", fix="set DATA=..."
@@ -250,7 +256,7 @@ def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
     from od_qat.od_api import pipeline
 
     common = [
-        "model.ssd.num_classes={}".format(len(dataset.class_names)),
+        "model.ssd.num_classes={}".format(max(dataset.names_by_id())),
         "train_input_reader.label_map_path={}".format(dataset.label_map),
         "train_input_reader.tf_record_input_reader.input_path={}".format(dataset.train_record),
         "eval_input_reader.0.label_map_path={}".format(dataset.label_map),
@@ -298,9 +304,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
 
     examples = list(records.read_examples(dataset.val_record))
     scores = {
-        label: scoring.score(
-            path, dataset.val_record, class_names=list(dataset.class_names), processes=processes
-        )
+        label: scoring.score(path, dataset.val_record, class_names=dataset.names_by_id(), processes=processes)
         for label, path in models.items()
     }
     rows = [
@@ -316,7 +320,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     pictures = report.side_by_side(
         examples[:_PICTURES],
         {"float": scores[FLOAT_ON].detections, "int8": scores[QAT].detections},
-        list(dataset.class_names),
+        dataset.names_by_id(),
         paths.pictures,
     )
     cost = what_quantization_cost(*[scores[label].score.map for label in (FLOAT_ON, PTQ_ON, QAT)])

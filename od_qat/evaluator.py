@@ -139,6 +139,19 @@ def _by_interest(name: str):
     return ("mAP" not in name, "(" in name, len(name), name)
 
 
+def _require_ground_truth(metrics: Dict[str, float], images: int) -> None:
+    """The OD API's metrics are -1 (COCO) or NaN (VOC) where there is nothing to find."""
+    means = {name: value for name, value in metrics.items() if "/mAP" in name and "(" not in name}
+    if means and all(value < 0 or np.isnan(value) for value in means.values()):
+        raise DataError(
+            "the images that are evaluated have no object to find",
+            where="eval_input_reader",
+            found="{} images without ground truth".format(images),
+            allowed="at least one object that is not a crowd",
+            fix="evaluate on records with objects, or raise eval_config.num_examples",
+        )
+
+
 class _Run(object):
     """One graph, evaluated for any number of checkpoints."""
 
@@ -183,6 +196,7 @@ class _Run(object):
             finally:
                 _stop(coordinator, threads)
         metrics = self._metrics(losses)
+        _require_ground_truth(metrics, self._config.num_examples)
         self._write(metrics, step)
         return metrics
 

@@ -4,10 +4,19 @@ import errno
 import json
 import math
 import os
+import stat
 import tempfile
-from typing import Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Optional, Union
 
 from od_qat.errors import OdQatError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def read(path: str) -> bytes:
@@ -27,6 +36,29 @@ def read(path: str) -> bytes:
             return stream.read()
     except tf.errors.OpError as error:
         raise OSError(0, error.message) from error
+
+
+def read_regular(path: str, limit: Optional[int] = None) -> bytes:
+    """The bytes of a file on disk: not of a FIFO or a device, which may never end.
+
+    Args:
+      path: of the file.
+      limit: the most bytes that it may have.
+
+    Raises:
+      OSError: when it cannot be read; its strerror says why, also for a path that no file can have.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, _KINDS.get(stat.S_IFMT(kind), "no regular file"), path)
+        with open(path, "rb") as stream:
+            data = stream.read() if limit is None else stream.read(limit + 1)
+    except ValueError as error:  # a NUL, or a character that the file system cannot encode
+        raise OSError(errno.EINVAL, "a path that no file can have", path) from error
+    if limit is not None and len(data) > limit:
+        raise OSError(errno.EFBIG, "more than {:,} bytes".format(limit), path)
+    return data
 
 
 def write_atomically(path: str, content: Union[bytes, str]) -> None:

@@ -22,6 +22,7 @@ from od_qat.datasets import (
     sources,
     voc,
 )
+from od_qat.datasets.findings import refuse
 from od_qat.errors import ConfigError, DataError, EnvironmentProblem, OdQatError
 
 PIL_Image = pytest.importorskip("PIL.Image")
@@ -158,6 +159,11 @@ class TestRecords(object):
         with pytest.raises(DataError, match="cannot find the record file"):
             read_all(tmp_path / name)
 
+    def test_fifo(self, tmp_path):
+        os.mkfifo(str(tmp_path / "a.record"))
+        with pytest.raises(DataError, match="cannot read the record file.*FIFO"):
+            read_all(tmp_path / "a.record")
+
     def test_records_of_another_kind(self, tmp_path):
         with pytest.raises(DataError, match="not a tf.Example.*example 1"):
             read_all(write_raw_records(tmp_path / "a.record", b"\xff\xff\xff"))
@@ -175,6 +181,8 @@ class TestRecords(object):
             ({"image__object__bbox__xmax": [0.01]}, "invalid box"),
             ({"image__object__bbox__xmax": [1]}, "another type"),
             ({"image__object__class__label": [1, 1]}, "differ in length"),
+            ({"image__height": [10**12]}, "size that no image has.*1000000000000.*65,535"),
+            ({"image__width": [0]}, "size that no image has"),
         ],
     )
     def test_invalid_examples(self, tmp_path, changes, message):
@@ -347,7 +355,9 @@ class TestLabelMap(object):
         path = str(tmp_path / "labels.pbtxt")
         label_map.write_label_map(path, names)
         assert label_map.read_label_map(path) == dict(enumerate(names, start=1))
-        assert label_map.contiguous_names(path) == names
+        assert label_map.record_names(path) == dict(enumerate(names, start=1))
+        label_map.write_label_map(path, {90: "cat", 3: "dog"})
+        assert label_map.read_label_map(path) == {3: "dog", 90: "cat"}
 
     def test_ways_of_writing(self, tmp_path):
         text = """
@@ -358,8 +368,8 @@ class TestLabelMap(object):
             item { id: 0 name: 'background' }
         """
         assert self.read(tmp_path, text) == {1: "Cat", 2: "dog", 5: "Übung"}
-        with pytest.raises(DataError, match="leaves ids out.*1, 2, 5"):
-            label_map.contiguous_names(str(tmp_path / "labels.pbtxt"))
+        names = label_map.record_names(str(tmp_path / "labels.pbtxt"))
+        assert names == {1: "cat", 2: "dog", 5: "Übung"}
 
     @pytest.mark.parametrize(
         "text, message",
@@ -387,6 +397,10 @@ class TestLabelMap(object):
             ("item { id: 1 name: 'a' } item { id: 2 name: 'a' }", "name twice.*'a' for ids 1 and 2"),
             ("item " + "{ a " * 5000, "not readable"),
             (b"\xff\xfe\x00", "not text"),
+            ("item { id: 1 name: 'a\\000b' }", "name of the label map cannot be used.*NUL"),
+            ("item { id: 1 name: '\\355\\240\\200' }", "not readable"),
+            ("item { id: 100001 name: 'a' }", "no valid id and name.*to 100,000"),
+            ("item { id: %d name: 'a' }" % 10**400, "no valid id and name|whole number"),
         ],
     )
     def test_malformed(self, tmp_path, text, message):
@@ -394,7 +408,18 @@ class TestLabelMap(object):
             self.read(tmp_path, text)
         assert str(tmp_path / "labels.pbtxt") in str(caught.value) and "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("names", [[], ["a", "a"], ["a", ""]])
+    def test_a_million_items(self, tmp_path):
+        path = tmp_path / "labels.pbtxt"
+        path.write_text("".join("item{id:%d name:'c%d'}\n" % (n, n) for n in range(1, 10**6 + 1)))
+        with pytest.raises(DataError, match="cannot read the label map.*more than 8,388,608 bytes.*allowed"):
+            label_map.read_label_map(str(path))
+
+    def test_fifo(self, tmp_path):
+        os.mkfifo(str(tmp_path / "labels.pbtxt"))
+        with pytest.raises(DataError, match="cannot read the label map.*found a FIFO"):
+            label_map.read_label_map(str(tmp_path / "labels.pbtxt"))
+
+    @pytest.mark.parametrize("names", [[], ["a", "a"], ["a", ""], ["a\0"], ["\ud800"]])
     def test_names_that_cannot_be_written(self, tmp_path, names):
         with pytest.raises(DataError, match="names that differ"):
             label_map.write_label_map(str(tmp_path / "labels.pbtxt"), names)
@@ -408,7 +433,7 @@ class TestSources(object):
         path = tmp_path / "a.jpg"
         path.write_bytes(image_bytes())
         source = sources.SourceImage("a", str(path), objects, "notes.xml", stated_size)
-        return sources.encode_source(source, {"cat": 1}, **options)
+        return sources.encode_source(source, {"cat": 1}, **dict({"invalid_object": refuse}, **options))
 
     def boxes(self, tmp_path, encoded):
         return read_all(write_raw_records(tmp_path / "a.record", encoded.serialized))[0].boxes.tolist()
@@ -417,7 +442,7 @@ class TestSources(object):
         "item, message",
         [
             (CAT._replace(class_name="cow"), "no known class.*'cow'.*allowed: cat"),
-            (CAT._replace(class_name=""), "no known class.*''"),
+            (CAT._replace(class_name=""), "an object has no class.*empty name"),
             (CAT._replace(xmax=6), "box is empty"),
             (CAT._replace(ymax=2), "box is empty"),
             (CAT._replace(xmin=-1.5), "outside the image"),
@@ -432,9 +457,10 @@ class TestSources(object):
     def test_invalid_objects(self, tmp_path, item, message):
         with pytest.raises(DataError, match=message) as caught:
             self.encode(tmp_path, CAT, item)
-        assert "notes.xml, object 2" in str(caught.value) and "--skip-invalid" in str(caught.value)
-        encoded = self.encode(tmp_path, CAT, item, skip_invalid=True)
-        assert (encoded.objects, encoded.skipped) == (1, 1)
+        assert "notes.xml, object 2" in str(caught.value) and "--skip_invalid" in str(caught.value)
+        left_out = []
+        assert self.encode(tmp_path, CAT, item, invalid_object=left_out.append).objects == 1
+        assert [str(error) for error in left_out] == [str(caught.value)]
 
     def test_one_pixel_too_far_is_clipped(self, tmp_path):
         encoded = self.encode(tmp_path, sources.SourceObject("cat", -1, -0.5, 61, 40.5))
@@ -453,9 +479,9 @@ class TestSources(object):
 
     @pytest.mark.parametrize("size", [(40, 60), (60, 60), (600, 385), (33, 20)])
     def test_an_annotation_of_an_image_of_another_shape(self, tmp_path, size):
-        for skip_invalid in (False, True):  # no object is wrong, all are
+        for invalid_object in (refuse, [].append):  # no object is wrong, all are
             with pytest.raises(DataError, match="another shape: at notes.xml.*{}x{}.*60x40".format(*size)):
-                self.encode(tmp_path, CAT, stated_size=size, skip_invalid=skip_invalid)
+                self.encode(tmp_path, CAT, stated_size=size, invalid_object=invalid_object)
 
     def test_a_resized_copy_rounds_its_sides(self, tmp_path):
         for size in ((1000, 660), (7, 5)):
@@ -481,6 +507,13 @@ class TestSources(object):
             (b"no image", "cannot be decoded"),
             (image_bytes()[:-400], "cannot be decoded.*truncated"),
             (image_bytes(image_format="PNG")[:-400], "cannot be decoded"),
+            # Pillow takes these two; TensorFlow, and so a training, does not.
+            (image_bytes(image_format="PNG")[:-4], "cannot be decoded.*truncated"),
+            (
+                image_bytes(image_format="PNG")[:-14] + b"\0\0" + image_bytes(image_format="PNG")[-12:],
+                "checksum",
+            ),
+            (image_bytes()[:-1], "cannot be decoded.*truncated"),
             (image_bytes(image_format="BMP"), "cannot decode.*found BMP, allowed: JPEG, PNG"),
         ],
     )
@@ -490,6 +523,20 @@ class TestSources(object):
         with pytest.raises(DataError, match=message) as caught:
             sources.read_image(str(path))
         assert str(path) in str(caught.value) and "0x" not in str(caught.value)
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+    def test_what_tensorflow_decodes_without_loss_is_good(self, tmp_path, image_format):
+        from od_qat.scoring import images
+
+        path, whole = tmp_path / "a.jpg", image_bytes(image_format=image_format)
+        others = [whole + b"anything", whole + b"\0" * 100]
+        if image_format == "PNG":
+            # A comment with a wrong checksum, behind the header: Pillow refuses it.
+            others.append(whole[:33] + b"\0\0\0\4tEXta\0bcWRON" + whole[33:])
+        for content in others:
+            path.write_bytes(content)
+            pixels = images.decode(sources.read_image(str(path)).encoded)
+            assert np.array_equal(pixels, images.decode(whole))
 
     def test_missing_image(self, tmp_path):
         with pytest.raises(DataError, match="No such file"):
@@ -617,9 +664,12 @@ class TestVoc(object):
         folder = write_voc(tmp_path / "voc", {"a": [VOC_CAT], "b": [VOC_CAT]})
         image = tmp_path / "voc" / "JPEGImages" / "b.jpg"
         image.write_bytes(image_bytes()[:-400])
-        for skip_invalid in (False, True):
+        for options in ({}, {"skip_invalid_objects": True}):
             with pytest.raises(DataError, match="cannot be decoded.*b.jpg"):
-                voc.convert(folder, str(tmp_path / "out"), skip_invalid=skip_invalid, progress=False)
+                voc.convert(folder, str(tmp_path / "out"), progress=False, **options)
+        # The only validation image.
+        with pytest.raises(DataError, match="nothing to learn or score in the validation images"):
+            voc.convert(folder, str(tmp_path / "out"), skip_invalid=True, progress=False)
         image.unlink()
         with pytest.raises(DataError, match="image is missing.*b.jpg"):
             voc.convert(folder, str(tmp_path / "out"), progress=False)
@@ -659,6 +709,55 @@ class TestVoc(object):
     def test_malformed_annotations(self, tmp_path, xml, message):
         assert "a.xml" in self.refused(tmp_path, message, {"a": xml, "b": [VOC_CAT]})
 
+    def test_all_problems_in_one_list(self, tmp_path, capsys):
+        empty = ("cat", 6, 4, 6, 20)
+        annotations = {"i{:02d}".format(number): [VOC_CAT, empty] for number in range(22)}
+        annotations.update({"a": [VOC_CAT], "b": "<annotation>", "c": [VOC_CAT], "d": [VOC_CAT]})
+        folder = write_voc(
+            tmp_path / "voc", annotations, {"train": sorted(set(annotations) - {"a"}), "val": ["a"]}
+        )
+        images = tmp_path / "voc" / "JPEGImages"
+        (images / "c.jpg").write_bytes(image_bytes()[:-20])
+        (images / "d.jpg").unlink()
+        with pytest.raises(DataError, match="25 problems.*leaves out 3 images and 22 objects") as caught:
+            voc.convert(folder, str(tmp_path / "out"), progress=False)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 21 and lines[-1] == "... and 5 more" and "\n" not in str(caught.value)
+        assert any("b.xml" in line for line in lines) and any("d.jpg" in line for line in lines)
+        assert left_in(tmp_path / "out") == []
+        with pytest.raises(DataError, match="25 problems"):
+            voc.convert(folder, str(tmp_path / "out"), progress=False, skip_invalid_objects=True)
+        info = voc.convert(folder, str(tmp_path / "out"), progress=False, skip_invalid=True)
+        assert (info.train_images, info.skipped_images, info.skipped_objects) == (22, 3, 22)
+        assert DatasetInfo.load(str(tmp_path / "out")) == info
+
+    @pytest.mark.parametrize("what", ["Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/train.txt"])
+    def test_a_fifo_or_a_device_in_place_of_a_file(self, tmp_path, what):
+        folder = write_voc(tmp_path / "voc", {"a": [VOC_CAT], "b": [VOC_CAT]})
+        path = os.path.join(folder, what)
+        for make in (os.mkfifo, lambda name: os.symlink("/dev/zero", name)):
+            os.unlink(path)
+            make(path)
+            with pytest.raises(DataError, match="cannot read the.*found a (FIFO|device)") as caught:
+                voc.convert(folder, str(tmp_path / "out"), progress=False)
+            assert path in str(caught.value)
+
+    @pytest.mark.parametrize("entry, found", [("a\0b", "NUL"), ("a\ud800b", "utf-8")])
+    def test_lists_with_characters_that_no_file_has(self, tmp_path, entry, found):
+        folder = write_voc(tmp_path / "voc", {"a": [VOC_CAT], "b": [VOC_CAT]})
+        path = tmp_path / "voc" / "ImageSets" / "Main" / "train.txt"
+        path.write_bytes(entry.encode("utf-8", "surrogatepass"))
+        with pytest.raises(DataError, match="image list.*" + found) as caught:
+            voc.convert(folder, str(tmp_path / "out"), progress=False)
+        assert str(path) in str(caught.value) and "\0" not in str(caught.value)
+
+    def test_classes_of_a_label_map_with_gaps(self, tmp_path):
+        labels = str(tmp_path / "labels.pbtxt")
+        label_map.write_label_map(labels, {3: "dog", 90: "cat"})
+        info = self.convert(tmp_path, {"a": [VOC_DOG], "b": [VOC_CAT]}, label_map=labels)
+        assert label_map.read_label_map(info.label_map) == {3: "dog", 90: "cat"}
+        assert read_all(info.val_record)[0].classes.tolist() == [90]
+
     def test_entities_read_no_file(self, tmp_path):
         secret = tmp_path / "secret.txt"
         secret.write_text("do-not-read-me")
@@ -689,9 +788,10 @@ class TestVoc(object):
             voc.convert(folder, str(tmp_path / "out"), progress=False)
 
     @pytest.mark.skipif(not BCCD, reason="set OD_QAT_BCCD to a copy of the BCCD data set")
-    def test_bccd(self, tmp_path):
-        with pytest.raises(DataError, match="box is empty.*BloodImage_00343.xml, object 4"):
-            voc.convert(BCCD, str(tmp_path), progress=False)
+    def test_bccd(self, tmp_path, capsys):
+        with pytest.raises(DataError, match="2 problems, listed above.*--skip_invalid.*2 objects"):
+            voc.convert(BCCD, str(tmp_path), "trainval", "test", progress=False)
+        assert "BloodImage_00343.xml, object 4" in capsys.readouterr().err
         info = voc.convert(BCCD, str(tmp_path), "trainval", "test", skip_invalid=True, progress=False)
         assert info.class_names == ("Platelets", "RBC", "WBC")
         assert (info.train_images, info.val_images, info.skipped_objects) == (292, 72, 2)
@@ -734,12 +834,86 @@ class TestCoco(object):
 
     def test_round_trip(self, tmp_path):
         info = self.convert(tmp_path, include_crowd=True)
-        assert info.class_names == ("dog", "cat")  # 3 and 90, renumbered in their order
+        assert info.names_by_id() == label_map.read_label_map(info.label_map) == {3: "dog", 90: "cat"}
+        assert DatasetInfo.load(str(tmp_path / "out")) == info and "ids up to 90" in info.summary()
         assert check_records(info.train_record, info.label_map) == 1
         (only,) = read_all(info.train_record)
         assert (only.image_id, only.width, only.height) == ("7", 60, 40)
-        assert only.classes.tolist() == [2, 1] and only.is_crowd.tolist() == [False, True]
+        assert only.classes.tolist() == [90, 3] and only.is_crowd.tolist() == [False, True]
         np.testing.assert_allclose(only.boxes, [[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]], rtol=1e-6)
+
+    def test_renumbered(self, tmp_path):
+        info = self.convert(tmp_path, include_crowd=True, renumber_categories=True)
+        assert label_map.read_label_map(info.label_map) == {1: "dog", 2: "cat"}
+        assert read_all(info.train_record)[0].classes.tolist() == [2, 1]
+
+    @pytest.mark.parametrize("number", [0, -4, 100001, 2**63 - 1])
+    def test_ids_that_no_label_map_can_have(self, tmp_path, number):
+        """Some tools number categories from 0, which is the background's id."""
+        content = coco_content(categories=[{"id": number, "name": "cat"}, {"id": 3, "name": "dog"}])
+        content["annotations"][0]["category_id"] = number
+        content["annotations"][1]["iscrowd"] = 0
+        message = self.refused(tmp_path, "id {} for 'cat'".format(number), train=content, val=content)
+        assert "--renumber_categories" in message
+        info = self.convert(tmp_path, train=content, val=content, renumber_categories=True)
+        assert sorted(label_map.read_label_map(info.label_map)) == [1, 2]
+
+    def test_unreadable_images_are_left_out_by_name(self, tmp_path, capsys):
+        images = [{"id": 8, "file_name": "b.jpg"}, {"id": 9, "file_name": "none.jpg"}]
+        content = coco_content()
+        content["images"] += images
+        content["annotations"] += [{"id": 5, "image_id": 8, "category_id": 3, "bbox": [1, 1, 9, 9]}]
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "b.jpg").write_bytes(image_bytes()[:-20])
+        message = self.refused(tmp_path, "2 problems, listed above.*leaves out 2 images", train=content)
+        listed = capsys.readouterr().err
+        assert "train.json" in message and "b.jpg, found image file is truncated" in listed
+        assert "none.jpg, found No such file" in listed and "--skip_invalid leaves out the image" in listed
+        info = self.convert(tmp_path, train=content, skip_invalid=True)
+        assert (info.train_images, info.skipped_images, info.skipped_objects) == (1, 2, 0)
+        assert (
+            "2 unreadable images left out" in info.summary()
+            and "(left out the image)" in capsys.readouterr().err
+        )
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ('"bbox": [6, 4, %s, 16]' % (10**400), "no readable box.*100000"),
+            ('"bbox": [6, 4, NaN, 16]', "not made of numbers"),
+            ('"bbox": [6, 4, Infinity, 16]', "not made of numbers"),
+            ('"bbox": [6, 4, 1e400, 16]', "not made of numbers"),
+            ('"bbox": [6, 4, 24, 16], "iscrowd": "0"', "iscrowd is neither 0 nor 1.*'0'"),
+            ('"bbox": [6, 4, 24, 16], "category_id": %s' % (10**400), "no known category"),
+            ('"bbox": [6, 4, 24, 16], "image_id": %s' % (10**400), "belongs to no image"),
+            ('"bbox": [6, 4, 24, 16], "id": %s, "image_id": 1' % (10**400), "annotation 100000"),
+        ],
+    )
+    def test_numbers_of_any_size(self, tmp_path, text, message):
+        content = json.dumps(coco_content()).replace('"bbox": [6, 4, 24, 16]', text)
+        content = content.replace(', "iscrowd": 0', "")
+        assert len(self.refused(tmp_path, message, train=content)) < 1000
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"height": 10**400}, "size that is no number of pixels.*height 100000"),
+            ({"height": float("nan")}, "size that is no number of pixels.*nan"),
+            ({"height": 10**12}, "size that no image has.*more than a million"),
+            ({"height": -40}, "size that no image has.*below 1"),
+            ({"file_name": "a\0.jpg"}, "needs a whole number.*NUL"),
+            ({"file_name": "a\ud800.jpg"}, "needs a whole number.*ud800.*half characters"),
+        ],
+    )
+    def test_image_entries(self, tmp_path, change, message):
+        content = coco_content()
+        content["images"][0].update(change)
+        self.refused(tmp_path, message, train=content).encode("utf-8")
+
+    @pytest.mark.parametrize("name", ["c\0at", "c\ud800at"])
+    def test_names_that_cannot_be_stored(self, tmp_path, name):
+        content = coco_content(categories=[{"id": 90, "name": name}, {"id": 3, "name": "dog"}])
+        self.refused(tmp_path, "category needs.*half characters", train=content).encode("utf-8")
 
     def test_back_to_coco(self, tmp_path):
         """pycocotools scores what is read back as a perfect answer to the original file."""
@@ -749,7 +923,6 @@ class TestCoco(object):
         for entry in content["annotations"]:
             entry.update(area=entry["bbox"][2] * entry["bbox"][3], iscrowd=0)
         info = self.convert(tmp_path, train=content)
-        ids = {1: 3, 2: 90}
         answers = []
         for item in read_all(info.train_record):
             for (ymin, xmin, ymax, xmax), label in zip(item.boxes * 1.0, item.classes):
@@ -758,7 +931,7 @@ class TestCoco(object):
                 answers.append(
                     {
                         "image_id": int(item.image_id),
-                        "category_id": ids[int(label)],
+                        "category_id": int(label),
                         "bbox": box,
                         "score": 1.0,
                     }
@@ -773,9 +946,9 @@ class TestCoco(object):
     def test_crowds_are_not_trained_on_but_scored(self, tmp_path, capsys):
         info = self.convert(tmp_path)
         assert info.skipped_objects == 0
-        assert read_all(info.train_record)[0].classes.tolist() == [2]
+        assert read_all(info.train_record)[0].classes.tolist() == [90]
         (scored,) = read_all(info.val_record)
-        assert scored.classes.tolist() == [2, 1] and scored.is_crowd.tolist() == [False, True]
+        assert scored.classes.tolist() == [90, 3] and scored.is_crowd.tolist() == [False, True]
         assert "train.json: 1 boxes around crowds are not trained on" in capsys.readouterr().err
 
     def test_categories_of_one_file_only(self, tmp_path):
@@ -820,7 +993,7 @@ class TestCoco(object):
             (coco_content(images=None), "no list of images"),
             (coco_content(annotations={"a": 1}), "no list of annotations"),
             (coco_content(categories=[3]), "no list of categories"),
-            (coco_content(categories=[]), "no known category"),
+            (coco_content(categories=[]), "have no categories"),
             (coco_content(annotations=[]), "nothing to learn"),
             (coco_content(categories=[{"id": 3, "name": "dog"}] * 2), "category is there twice"),
             (coco_content(categories=[{"id": 3, "name": "dog"}, {"id": 90, "name": "dog"}]), "there twice"),

@@ -6,7 +6,7 @@ import os
 from typing import Any, Dict, Tuple
 
 from od_qat.errors import DataError
-from od_qat.files import write_json
+from od_qat.files import read_regular, write_json
 
 DATASET_FILE = "dataset.json"
 _DATASET_FORMAT = "od_qat_dataset/1"
@@ -21,10 +21,12 @@ class DatasetInfo:
       train_record: path of the training records.
       val_record: path of the validation records.
       label_map: path of `label_map.pbtxt`.
-      class_names: the names, in the order of their ids (from 1).
+      class_names: the names, in the order of their ids.
+      class_ids: their ids, ascending; ids may be left out, as in COCO. Without them, 1 to N.
       train_images: number of training images.
       val_images: number of validation images.
       skipped_objects: invalid objects left out of both (`skip_invalid`).
+      skipped_images: images left out of both, because they or their annotations cannot be read.
     """
 
     train_record: str
@@ -34,13 +36,26 @@ class DatasetInfo:
     train_images: int
     val_images: int
     skipped_objects: int = 0
+    skipped_images: int = 0
+    class_ids: Tuple[int, ...] = ()
+
+    def names_by_id(self) -> Dict[int, str]:
+        """id -> name; the highest id is the number of classes that a model needs."""
+        return dict(zip(self.class_ids or range(1, len(self.class_names) + 1), self.class_names))
 
     def summary(self) -> str:
         """How much there is, and what was left out, in a line."""
-        skipped = ", {} invalid objects left out".format(self.skipped_objects) if self.skipped_objects else ""
-        return "{} training and {} validation images, {} classes{}".format(
-            self.train_images, self.val_images, len(self.class_names), skipped
+        text = "{} training and {} validation images, {} classes".format(
+            self.train_images, self.val_images, len(self.class_names)
         )
+        highest = max(self.names_by_id())
+        if highest != len(self.class_names):
+            text += " with ids up to {} (the model's num_classes)".format(highest)
+        if self.skipped_images:
+            text += ", {} unreadable images left out".format(self.skipped_images)
+        if self.skipped_objects:
+            text += ", {} invalid objects left out".format(self.skipped_objects)
+        return text
 
     def save(self, path: str) -> None:
         """Writes `dataset.json`; files are named relative to it, so that the folder can be moved.
@@ -65,8 +80,7 @@ class DatasetInfo:
         if os.path.isdir(path):
             path = os.path.join(path, DATASET_FILE)
         try:
-            with open(path, encoding="utf-8") as stream:
-                content = json.load(stream)
+            content = json.loads(read_regular(path).decode("utf-8"))
         except OSError as error:
             raise DataError(
                 "cannot read the data set",
@@ -74,10 +88,11 @@ class DatasetInfo:
                 found=error.strerror,
                 fix="make one with `od-qat data builtin` or give the folder of another",
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError("the data set's description is not JSON", where=path, fix=_FIX) from error
         types = {"train_record": str, "val_record": str, "label_map": str, "class_names": list}
         types.update({"train_images": int, "val_images": int, "skipped_objects": int})
+        optional = {"skipped_images": 0, "class_ids": []}
         if not isinstance(content, dict) or content.get("format") != _DATASET_FORMAT:
             raise DataError(
                 "not the description of a data set",
@@ -85,7 +100,15 @@ class DatasetInfo:
                 allowed="format " + _DATASET_FORMAT,
                 fix=_FIX,
             )
+        content = dict(optional, **content)  # (written before there were these fields)
+        types.update({"skipped_images": int, "class_ids": list})
         wrong = sorted(field for field, kind in types.items() if not isinstance(content.get(field), kind))
+        if not wrong:
+            ids, names = content["class_ids"], content["class_names"]
+            if not names or not all(isinstance(name, str) for name in names):
+                wrong.append("class_names")
+            if not all(type(number) is int for number in ids) or len(ids) not in (0, len(names)):
+                wrong.append("class_ids")
         if wrong:
             raise DataError(
                 "the data set's description is incomplete",
@@ -97,5 +120,6 @@ class DatasetInfo:
         values = {field: content[field] for field in types}
         for field in ("train_record", "val_record", "label_map"):
             values[field] = os.path.normpath(os.path.join(folder, values[field]))
-        values["class_names"] = tuple(str(name) for name in values["class_names"])
+        values["class_names"] = tuple(values["class_names"])
+        values["class_ids"] = tuple(values["class_ids"])
         return cls(**values)

@@ -5,10 +5,13 @@ code, so that data can be converted and .tflite files scored where the OD API is
 """
 
 import re
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
 
 from od_qat.errors import DataError
-from od_qat.files import write_atomically
+from od_qat.files import read_regular, write_atomically
+
+# Names from id 1 on, or id -> name, where ids may be left out.
+ClassNames = Union[Sequence[str], Mapping[int, str]]
 
 _TOKEN = re.compile(
     r"""
@@ -25,12 +28,31 @@ _SIMPLE_ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\
 _CLOSING = {"{": "}", "<": ">"}
 # The messages of a label map nest two deep; the limit keeps a hostile file from exhausting the stack.
 _MAX_DEPTH = 16
+# The highest id is the number of classes that a model gets; the largest data sets have some 20,000.
+MAX_ID = 100000
+_MAX_BYTES = 8 * 1024 * 1024
 _FIX = "write the label map as item { id: 1 name: 'cat' } item { id: 2 name: 'dog' }, ids from 1"
 
 
 def shorten(text: str, limit: int = 120) -> str:
     """A list for a message, cut where it gets long."""
     return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+def unusable(name: str) -> str:
+    """What keeps a name out of label maps, records and file systems; empty when nothing does."""
+    if "\0" in name:
+        return "a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return "half a character (a lone surrogate)"
+    return ""
+
+
+def names_by_id(class_names: ClassNames) -> Dict[int, str]:
+    """Class names as id -> name, by id; a plain sequence is numbered from 1."""
+    if isinstance(class_names, Mapping):
+        return {int(key): class_names[key] for key in sorted(class_names)}
+    return dict(enumerate(class_names, start=1))
 
 
 class LabelMapItem(NamedTuple):
@@ -148,13 +170,13 @@ def read_items(path: str) -> List[LabelMapItem]:
         an id or a name twice.
     """
     try:
-        with open(path, "rb") as stream:
-            text = stream.read().decode("utf-8")
+        text = read_regular(path, _MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise DataError(
             "cannot read the label map",
             where=path,
             found=error.strerror,
+            allowed="a text file of up to {:,} bytes".format(_MAX_BYTES),
             fix="give the label_map.pbtxt of the data",
         ) from error
     except UnicodeDecodeError as error:
@@ -182,19 +204,27 @@ def read_items(path: str) -> List[LabelMapItem]:
             )
         if identifier == 0 and "background" in (name, display_name):
             continue
-        if identifier < 1 or not (name or display_name):
+        if not 1 <= identifier <= MAX_ID or not (name or display_name):
             raise DataError(
                 "an item of the label map has no valid id and name",
                 where=where,
-                found="id {}, name {!r}".format(identifier, name),
-                allowed="ids from 1 (0 is the background), a name that is not empty",
+                found=shorten("id {}, name {!r}".format(identifier, name)),
+                allowed="ids from 1 (0 is the background) to {:,}, a name that is not empty".format(MAX_ID),
                 fix=_FIX,
             )
         if identifier in items:
             raise DataError(
                 "the label map has an id twice", where=where, found="id {}".format(identifier), fix=_FIX
             )
-        for text_name in {name, display_name} - {""}:
+        for text_name in sorted({name, display_name} - {""}):
+            if unusable(text_name):
+                raise DataError(
+                    "a name of the label map cannot be used",
+                    where=where,
+                    found="{} in {}".format(unusable(text_name), shorten(ascii(text_name))),
+                    allowed="text without it",
+                    fix="correct the name",
+                )
             if text_name in names:
                 raise DataError(
                     "the label map has a name twice",
@@ -218,17 +248,30 @@ def read_label_map(path: str) -> Dict[int, str]:
     return {item.id: item.display_name for item in read_items(path)}
 
 
-def render_label_map(class_names: Sequence[str]) -> str:
-    """The text of a label map that numbers the names from 1.
+def render_label_map(class_names: ClassNames) -> str:
+    """The text of a label map.
+
+    Args:
+      class_names: names from id 1 on, or id -> name; ids may be left out.
 
     Raises:
-      DataError: when a name is empty or there twice.
+      DataError: when a name is empty, there twice or not encodable, or an id is out of range.
     """
-    if not class_names or len(set(class_names)) != len(class_names) or not all(class_names):
+    by_id = names_by_id(class_names)
+    names = list(by_id.values())
+    if not names or len(set(names)) != len(names) or not all(names) or any(map(unusable, names)):
         raise DataError(
             "a label map needs at least one class, and names that differ",
-            found=repr(list(class_names)),
+            found=shorten(ascii(names)),
+            allowed="names that are not empty, without NUL and half characters",
             fix="give each class a name of its own",
+        )
+    if min(by_id) < 1 or max(by_id) > MAX_ID:
+        raise DataError(
+            "a label map cannot have such an id",
+            found=shorten(str(min(by_id) if min(by_id) < 1 else max(by_id))),
+            allowed="1 to {:,}".format(MAX_ID),
+            fix="number the classes from 1",
         )
 
     def quote(name):
@@ -236,39 +279,29 @@ def render_label_map(class_names: Sequence[str]) -> str:
         return re.sub(r"[\x00-\x1f\x7f]", lambda match: "\\{:03o}".format(ord(match.group())), escaped)
 
     return "".join(
-        "item {{\n  id: {}\n  name: '{}'\n}}\n".format(number, quote(name))
-        for number, name in enumerate(class_names, start=1)
+        "item {{\n  id: {}\n  name: '{}'\n}}\n".format(number, quote(name)) for number, name in by_id.items()
     )
 
 
-def write_label_map(path: str, class_names: Sequence[str]) -> None:
-    """Writes a label map that numbers the names from 1.
+def write_label_map(path: str, class_names: ClassNames) -> None:
+    """Writes a label map.
 
     Raises:
-      DataError: when a name is empty or there twice.
+      DataError: as :func:`render_label_map`.
       OdQatError: when the file cannot be written.
     """
     write_atomically(path, render_label_map(class_names))
 
 
-def class_ids(class_names: Sequence[str]) -> Dict[str, int]:
-    """Label map ids by name, from 1."""
-    return {name: number for number, name in enumerate(class_names, start=1)}
+def class_ids(class_names: ClassNames) -> Dict[str, int]:
+    """Label map ids by name."""
+    return {name: number for number, name in names_by_id(class_names).items()}
 
 
-def contiguous_names(label_map_path: str) -> List[str]:
-    """The names of a label map whose ids are 1 to N, in that order.
+def record_names(label_map_path: str) -> Dict[int, str]:
+    """The names that records use for the classes of a label map, by id.
 
     Raises:
-      DataError: when an id is left out, or as :func:`read_label_map`.
+      DataError: as :func:`read_items`.
     """
-    items = read_items(label_map_path)
-    if [item.id for item in items] != list(range(1, len(items) + 1)):
-        raise DataError(
-            "the label map leaves ids out",
-            where=label_map_path,
-            found=shorten(", ".join(str(item.id) for item in items)),
-            allowed="1 to {} without gaps".format(len(items)),
-            fix="number the classes from 1 without gaps",
-        )
-    return [item.name for item in items]
+    return {item.id: item.name for item in read_items(label_map_path)}

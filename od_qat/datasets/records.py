@@ -31,6 +31,8 @@ _MAX_NORMALISED = 1.1
 # Around each record of a TFRecord file: its length (8 bytes), a checksum (4) of that and one of the data.
 _FRAME_BYTES = 16
 _IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+# What JPEG can have, and more than detectors take.
+_MAX_SIDE = 65535
 _FIX_RECORD = "convert the data again with `od-qat data`"
 
 
@@ -59,12 +61,11 @@ class Example(NamedTuple):
 
 
 class EncodedExample(NamedTuple):
-    """A serialised tf.Example, its image's id, and how many objects it holds and left out."""
+    """A serialised tf.Example, its image's id, and how many objects it holds."""
 
     image_id: str
     serialized: bytes
     objects: int
-    skipped: int = 0
 
 
 class RecordWriter(object):
@@ -203,6 +204,15 @@ def _read_serialized(path: str) -> Iterator[bytes]:
             fix="give the path of a .record file, or make one with `od-qat data`",
         )
 
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(
+            "cannot read the record file",
+            where=path,
+            found="a FIFO or a device",
+            allowed="a file",
+            fix="give the path of a .record file",
+        )
+
     def damaged():
         return DataError(
             "the record file is truncated or not a TFRecord file",
@@ -287,6 +297,21 @@ class _Features(object):
             )
         return encoded
 
+    def size(self) -> Optional[Tuple[int, int]]:
+        """Height and width in pixels as the record states them; None when it does not."""
+        height, width = self.values("image/height", "int64"), self.values("image/width", "int64")
+        if not height or not width:
+            return None
+        if not (1 <= height[0] <= _MAX_SIDE and 1 <= width[0] <= _MAX_SIDE):
+            raise DataError(
+                "an example states a size that no image has",
+                where=self.where,
+                found="image/height {}, image/width {}".format(height[0], width[0]),
+                allowed="1 to {:,} pixels".format(_MAX_SIDE),
+                fix=_FIX_RECORD,
+            )
+        return int(height[0]), int(width[0])
+
     def boxes(self) -> np.ndarray:
         """float32 [N, 4], normalised ymin, xmin, ymax, xmax."""
         sides = [
@@ -365,11 +390,7 @@ def read_examples(path: str) -> Iterator[Example]:
                 fix=_FIX_RECORD,
             )
         ids.add(image_id)
-        height, width = features.values("image/height", "int64"), features.values("image/width", "int64")
-        if height and width:
-            size = (int(height[0]), int(width[0]))
-        else:
-            size = _size_of(encoded, features.where)
+        size = features.size() or _size_of(encoded, features.where)
         yield Example(
             image_id=image_id,
             encoded=encoded,
@@ -419,6 +440,7 @@ def check_records(record_path: str, label_map_path: str, max_images: Optional[in
     for number, serialized in enumerate(examples, start=1):
         features = _Features(serialized, record_path, number)
         features.encoded()
+        features.size()
         objects = len(features.boxes())
         labels = features.per_object("image/object/class/label", "int64", objects)
         texts = features.per_object("image/object/class/text", "bytes", objects)

@@ -9,19 +9,28 @@ import math
 import os
 import re
 import sys
-from typing import Any, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple
 
+from od_qat.datasets.findings import Findings
 from od_qat.datasets.info import DATASET_FILE, DatasetInfo
-from od_qat.datasets.label_map import class_ids, shorten, write_label_map
+from od_qat.datasets.label_map import ClassNames, class_ids, names_by_id, shorten, write_label_map
 from od_qat.datasets.records import EncodedExample, RecordWriter
 from od_qat.errors import DataError
+from od_qat.files import read_regular
 
 # VOC counts pixels from 1 and some tools write a last pixel of `width`, others of `width + 1`, so a box
 # may overshoot the image by one pixel and is clipped; beyond that the box belongs to another image or size.
 _OVERSHOOT_PIXELS = 1.0
 # (MPO: a JPEG with more pictures behind it, as telephones make; TensorFlow reads the first, as Pillow does.)
 _IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
-_FIX_OBJECT = "correct the annotation, or leave such objects out with --skip-invalid"
+_FIX_OBJECT = "correct the annotation, or leave such objects out with --skip_invalid"
+_FIX_IMAGE = "replace the file, take it off the list, or leave such images out with --skip_invalid"
+# More than any annotated image has; a number beyond is a mistake, or means harm.
+_MAX_SIDE = 10**6
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+_decoder = None  # type: Optional[Callable]
 
 
 class SourceObject(NamedTuple):
@@ -47,7 +56,6 @@ class SourceImage(NamedTuple):
       objects: the annotated objects.
       annotation: the file that the objects come from, for messages.
       stated_size: (width, height) of the image that was annotated; None for the file's own.
-      skipped: objects that were left out already when the annotation was read.
     """
 
     image_id: str
@@ -55,7 +63,6 @@ class SourceImage(NamedTuple):
     objects: Sequence[SourceObject]
     annotation: str
     stated_size: Optional[Tuple[int, int]] = None
-    skipped: int = 0
 
 
 class EncodedImage(NamedTuple):
@@ -80,20 +87,23 @@ def progress_bar(items: Iterable[Any], title: str, total: Optional[int], progres
 def read_image(path: str) -> EncodedImage:
     """Reads an image file and decodes it once, to be sure that training can.
 
+    What Pillow refuses and TensorFlow decodes (a PNG with a damaged comment, a JPEG with a damaged camera's
+    note) is good; its pixels are kept as a PNG, since scoring decodes with Pillow. Of a file that breaks off
+    TensorFlow decodes nothing, nor of a PNG with a wrong checksum, which Pillow overlooks.
+
     Raises:
       DataError: naming the file, when it is missing, damaged, or neither JPEG nor PNG.
     """
     from PIL import Image
 
     try:
-        with open(path, "rb") as stream:
-            encoded = stream.read()
+        encoded = read_regular(path)
     except OSError as error:
         raise DataError(
             "cannot read the image",
             where=path,
             found=error.strerror,
-            fix="add the file or take it off the list",
+            fix=_FIX_IMAGE,
         ) from error
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -102,22 +112,51 @@ def read_image(path: str) -> EncodedImage:
                 image.load()
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and a few of their own.
     except Exception as error:
-        raise DataError(
-            "the image cannot be decoded",
-            where=path,
-            found=_image_problem(error),
-            allowed="JPEG, PNG",
-            fix="replace the file or take it off the list",
-        ) from error
+        pixels = None if isinstance(error, Image.DecompressionBombError) else _tensorflow_pixels(encoded)
+        if pixels is None:
+            raise _undecodable(path, _image_problem(error)) from error
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        return EncodedImage(stream.getvalue(), "png", pixels.shape[1], pixels.shape[0])
     if image_format not in _IMAGE_FORMATS:
         raise DataError(
             "the image has a format that training cannot decode",
             where=path,
             found=str(image_format),
             allowed="JPEG, PNG",
-            fix="save it as JPEG or PNG",
+            fix="save it as JPEG or PNG, or leave such images out with --skip_invalid",
         )
+    if image_format == "PNG" and _tensorflow_pixels(encoded) is None:
+        broken_off = (
+            "the file is truncated" if _PNG_END not in encoded else "a wrong checksum or length in it"
+        )
+        raise _undecodable(path, broken_off)
     return EncodedImage(encoded, _IMAGE_FORMATS[image_format], width, height)
+
+
+def _undecodable(path: str, found: str) -> DataError:
+    return DataError(
+        "the image cannot be decoded", where=path, found=found, allowed="JPEG, PNG", fix=_FIX_IMAGE
+    )
+
+
+def _tensorflow_pixels(encoded: bytes) -> Any:
+    """What TensorFlow makes of a JPEG or PNG, uint8 [height, width, 3]; None when it refuses it."""
+    from od_qat.compat import tf
+
+    if not encoded.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        return None
+    global _decoder
+    if _decoder is None:
+        with tf.Graph().as_default() as graph:
+            placeholder = tf.placeholder(tf.string, [])
+            # As the OD API's decoder has it.
+            pixels = tf.image.decode_image(placeholder, channels=3)
+        _decoder = tf.Session(graph=graph).make_callable(pixels, [placeholder])
+    try:
+        return _decoder(encoded)
+    except tf.errors.OpError:
+        return None
 
 
 def _image_problem(error: Exception) -> str:
@@ -132,6 +171,8 @@ def _checked(item: SourceObject, size: Tuple[int, int], ids: Dict[str, int], whe
     Raises:
       DataError: when class or box are not valid.
     """
+    if not item.class_name:
+        raise DataError("an object has no class", where=where, found="an empty name", fix=_FIX_OBJECT)
     if item.class_name not in ids:
         raise DataError(
             "an object has no known class",
@@ -232,8 +273,16 @@ def _annotated_size(source: SourceImage, image: EncodedImage) -> Tuple[int, int]
         training does not read), cropped or another image.
     """
     width, height = source.stated_size or (0, 0)
-    if width <= 0 or height <= 0:
+    if width == 0 or height == 0:
         return image.width, image.height  # (tools that do not know write 0)
+    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
+        raise DataError(
+            "the annotation states a size that no image has",
+            where=source.annotation,
+            found="a side below 1" if min(width, height) < 0 else "a side of more than a million pixels",
+            allowed="{}x{}, as {} has".format(image.width, image.height, source.path),
+            fix="correct the annotation's size",
+        )
     across, down = image.width / float(width), image.height / float(height)
     # Within a pixel of either: resizing rounds.
     off = (width * down - image.width, height * across - image.height)
@@ -250,21 +299,23 @@ def _annotated_size(source: SourceImage, image: EncodedImage) -> Tuple[int, int]
     return width, height
 
 
-def encode_source(source: SourceImage, ids: Dict[str, int], skip_invalid: bool = False) -> EncodedExample:
+def encode_source(
+    source: SourceImage, ids: Dict[str, int], invalid_object: Callable[[DataError], None]
+) -> EncodedExample:
     """Reads the image of a source, checks its objects against it and encodes both.
 
     Args:
       source: image and annotation.
       ids: label map ids by class name.
-      skip_invalid: leave invalid objects out and count them, instead of raising.
+      invalid_object: is told of each object that is left out, and may raise instead.
 
     Raises:
-      DataError: naming file and object.
+      DataError: naming the file, when the image cannot be used.
     """
     image = read_image(source.path)
     size = _annotated_size(source, image)
     across, down = image.width / float(size[0]), image.height / float(size[1])
-    kept, skipped = [], source.skipped
+    kept = []
     for number, item in enumerate(source.objects, start=1):
         where = "{}, {}".format(source.annotation, item.label or "object {}".format(number))
         try:
@@ -277,41 +328,47 @@ def encode_source(source: SourceImage, ids: Dict[str, int], skip_invalid: bool =
                     ymax=item.ymax * down,
                 )
             )
-        except DataError:
-            if not skip_invalid:
-                raise
-            skipped += 1
-    return encode_example(source.image_id, os.path.basename(source.path), image, kept, ids)._replace(
-        skipped=skipped
-    )
+        except DataError as error:
+            invalid_object(error)
+    return encode_example(source.image_id, os.path.basename(source.path), image, kept, ids)
 
 
 def write_dataset(
     output_dir: str,
-    class_names: Sequence[str],
+    class_names: ClassNames,
     train: Iterable[EncodedExample],
     val: Iterable[EncodedExample],
+    findings: Optional[Findings] = None,
 ) -> DatasetInfo:
     """Writes `train.record`, `val.record`, `label_map.pbtxt` and `dataset.json`, all or none.
 
     An older data set in the folder stays as it was until the new one is complete.
 
+    Args:
+      output_dir: where to write.
+      class_names: names from id 1 on, or id -> name.
+      train, val: the examples.
+      findings: problems that come up while the examples are made; settled before anything gets its name.
+
     Raises:
-      DataError: when there is no image, no training object, or one image id twice.
+      DataError: when a problem may not be left out, there is no image, no training object, or one image id
+        twice.
       OdQatError: when the folder cannot be written.
     """
     paths = {split: os.path.join(output_dir, split + ".record") for split in ("train", "val")}
+    names = names_by_id(class_names)
     label_map = os.path.join(output_dir, "label_map.pbtxt")
     description = os.path.join(output_dir, DATASET_FILE)
-    skipped = 0
+    findings = findings or Findings(output_dir)
     with RecordWriter(paths["train"]) as train_writer, RecordWriter(paths["val"]) as val_writer:
+        objects = {"training": 0, "validation": 0}
         for writer, examples, split in ((train_writer, train, "training"), (val_writer, val, "validation")):
-            objects = 0
             for example in examples:
                 writer.write(example)
-                objects += example.objects
-                skipped += example.skipped
-            if not objects:
+                objects[split] += example.objects
+        findings.settle()
+        for writer, split in ((train_writer, "training"), (val_writer, "validation")):
+            if not objects[split]:
                 raise DataError(
                     "there is nothing to learn or score in the {} images".format(split),
                     where=output_dir,
@@ -321,7 +378,7 @@ def write_dataset(
             writer.close()
         # From here only renames are left. The old description goes first, so that it never describes
         # files of the new data set.
-        write_label_map(label_map, class_names)
+        write_label_map(label_map, names)
         if os.path.exists(description):
             os.unlink(description)
         train_writer.commit()
@@ -330,10 +387,12 @@ def write_dataset(
             train_record=os.path.abspath(paths["train"]),
             val_record=os.path.abspath(paths["val"]),
             label_map=os.path.abspath(label_map),
-            class_names=tuple(class_names),
+            class_names=tuple(names.values()),
+            class_ids=tuple(names),
             train_images=train_writer.count,
             val_images=val_writer.count,
-            skipped_objects=skipped,
+            skipped_objects=findings.count("object"),
+            skipped_images=findings.count("image"),
         )
     info.save(description)
     return info
@@ -341,23 +400,36 @@ def write_dataset(
 
 def write_sources(
     output_dir: str,
-    class_names: Sequence[str],
+    class_names: ClassNames,
     train: Sequence[SourceImage],
     val: Sequence[SourceImage],
-    skip_invalid: bool = False,
+    findings: Findings,
     progress: bool = True,
 ) -> DatasetInfo:
     """Reads the images of annotated sources and writes them as a data set.
 
+    All images are looked at, also when one of them is in no state to be written.
+
     Raises:
-      DataError, OdQatError: as :func:`encode_source` and :func:`write_dataset`.
+      DataError, OdQatError: as :func:`write_dataset`.
     """
     ids = class_ids(class_names)
 
-    def examples(sources, title):
+    def examples(sources: Sequence[SourceImage], title: str) -> Iterator[EncodedExample]:
         for source in progress_bar(sources, title, len(sources), progress):
-            yield encode_source(source, ids, skip_invalid)
+            try:
+                example = encode_source(source, ids, findings.object)
+            except DataError as error:
+                findings.image(error)
+                continue
+            # Once it is known that nothing will be written the others are looked at only.
+            if not findings.stops():
+                yield example
 
     return write_dataset(
-        output_dir, class_names, examples(train, "training images"), examples(val, "validation images")
+        output_dir,
+        class_names,
+        examples(train, "training images"),
+        examples(val, "validation images"),
+        findings,
     )

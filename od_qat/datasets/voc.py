@@ -8,25 +8,26 @@ VOC's shift by one, so that scores compare. A box that overshoots the image by o
 
 import os
 import re
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from od_qat.datasets import sources
+from od_qat.datasets.findings import Findings, example_of
 from od_qat.datasets.info import DatasetInfo
-from od_qat.datasets.label_map import contiguous_names
+from od_qat.datasets.label_map import record_names, unusable
 from od_qat.errors import DataError
+from od_qat.files import read_regular
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_FIX_XML = "correct the annotation or take the image off the list"
+_FIX_XML = "correct the annotation, take the image off the list, or leave it out with --skip_invalid"
 
 
 class _Annotation(NamedTuple):
-    """What an XML file says; the objects that it leaves unreadable are counted where that is allowed."""
+    """What an XML file says, but for objects that cannot be read."""
 
     objects: List[sources.SourceObject]
     filename: str
     size: Optional[Tuple[int, int]]
-    skipped: int
 
 
 def _find_file(path: str, what: str) -> str:
@@ -46,12 +47,21 @@ def _read_list(folder: str, name: str) -> List[str]:
     path = _find_file(os.path.join(folder, "ImageSets", "Main", name + ".txt"), "image list")
     try:
         # -sig: some editors put a byte order mark before the first id.
-        with open(path, encoding="utf-8-sig") as stream:
-            lines = [line.strip() for line in stream]
+        lines = [line.strip() for line in read_regular(path).decode("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
+        found = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            "cannot read the image list", where=path, found=str(error), fix="save it as UTF-8"
+            "cannot read the image list", where=path, found=found, fix="save it as a text file in UTF-8"
         ) from error
+    broken = next((line for line in lines if unusable(line)), None)
+    if broken is not None:
+        raise DataError(
+            "the image list has an entry that cannot be used",
+            where=path,
+            found="{} in {}".format(unusable(broken), example_of(broken)),
+            allowed="each image once, by its file name without suffix",
+            fix="correct the list; it may be in another encoding than UTF-8",
+        )
     ids = []
     for line in lines:
         # The lists of one class end in -1, 0 or 1 (absent, difficult, present); all their images count.
@@ -66,7 +76,7 @@ def _read_list(folder: str, name: str) -> List[str]:
             raise DataError(
                 "the image list has an entry that cannot be used",
                 where=path,
-                found=repr(image_id) + (" twice" if image_id in seen else ""),
+                found=example_of(image_id) + (" twice" if image_id in seen else ""),
                 allowed="each image once, by its file name without suffix",
                 fix="correct the list",
             )
@@ -85,8 +95,7 @@ def _parse_xml(path: str):
     from lxml import etree
 
     try:
-        with open(path, "rb") as stream:
-            content = stream.read()
+        content = read_regular(path)
     except OSError as error:
         raise DataError(
             "cannot read the annotation", where=path, found=error.strerror, fix=_FIX_XML
@@ -136,9 +145,11 @@ def _read_object(element, where: str) -> sources.SourceObject:
             raise DataError(
                 "an object has no readable box",
                 where=where,
-                found="{} {} {!r}".format(name or "no name", side, text) if box is not None else "no bndbox",
+                found="{} {} {}".format(name or "no name", side, example_of(text))
+                if box is not None
+                else "no bndbox",
                 allowed="numbers as xmin, ymin, xmax, ymax in a bndbox",
-                fix="correct the annotation, or leave such objects out with --skip-invalid",
+                fix="correct the annotation, or leave such objects out with --skip_invalid",
             ) from error
     return sources.SourceObject(
         name,
@@ -149,16 +160,14 @@ def _read_object(element, where: str) -> sources.SourceObject:
     )
 
 
-def _read_annotation(path: str, include_difficult: bool, skip_invalid: bool) -> _Annotation:
+def _read_annotation(path: str, include_difficult: bool, findings: Findings) -> _Annotation:
     root = _parse_xml(path)
-    objects, skipped = [], 0
+    objects = []
     for number, element in enumerate(root.findall("object"), start=1):
         try:
             item = _read_object(element, "{}, object {}".format(path, number))
-        except DataError:
-            if not skip_invalid:
-                raise
-            skipped += 1
+        except DataError as error:
+            findings.object(error)
             continue
         if include_difficult or not item.difficult:
             objects.append(item)
@@ -167,7 +176,7 @@ def _read_annotation(path: str, include_difficult: bool, skip_invalid: bool) -> 
         numbers = [_text(root.find("size"), tag) for tag in ("width", "height")]
         if all(re.match(r"^[0-9]{1,9}$", number) for number in numbers):
             size = (int(numbers[0]), int(numbers[1]))
-    return _Annotation(objects, _text(root, "filename"), size, skipped)
+    return _Annotation(objects, _text(root, "filename"), size)
 
 
 def _find_image(folder: str, image_id: str, filename: str) -> str:
@@ -177,54 +186,44 @@ def _find_image(folder: str, image_id: str, filename: str) -> str:
     if filename:
         candidates.append(os.path.join(images, re.split(r"[/\\]", filename)[-1]))
     for path in candidates:
-        if os.path.isfile(path):
+        if os.path.exists(path):
             return path
     raise DataError(
         "an annotated image is missing",
         where=candidates[0],
         allowed="a JPEG or PNG file of that name",
-        fix="add the file or take {} off the list".format(image_id),
+        fix="add the file, take {} off the list, or leave it out with --skip_invalid".format(image_id),
     )
 
 
 def _read_sources(
-    folder: str, name: str, include_difficult: bool, skip_invalid: bool, progress: bool
+    folder: str, name: str, include_difficult: bool, findings: Findings, progress: bool
 ) -> List[sources.SourceImage]:
     annotated = []
     ids = _read_list(folder, name)
     for image_id in sources.progress_bar(ids, "annotations of " + name, len(ids), progress):
         path = os.path.join(folder, "Annotations", image_id + ".xml")
-        annotation = _read_annotation(path, include_difficult, skip_invalid)
-        image = _find_image(folder, image_id, annotation.filename)
-        annotated.append(
-            sources.SourceImage(
-                image_id, image, annotation.objects, path, annotation.size, annotation.skipped
-            )
-        )
+        try:
+            annotation = _read_annotation(path, include_difficult, findings)
+            image = _find_image(folder, image_id, annotation.filename)
+        except DataError as error:
+            findings.image(error)
+            continue
+        annotated.append(sources.SourceImage(image_id, image, annotation.objects, path, annotation.size))
     return annotated
 
 
-def _class_names(annotated: Sequence[sources.SourceImage], skip_invalid: bool) -> Tuple[str, ...]:
-    """The names in use, sorted."""
-    names = set()
-    for source in annotated:
-        for item in source.objects:
-            if item.class_name:
-                names.add(item.class_name)
-            elif not skip_invalid:
-                raise DataError(
-                    "an object has no class",
-                    where="{}, {}".format(source.annotation, item.label),
-                    found="an empty name",
-                    fix="name it, or leave such objects out with --skip-invalid",
-                )
+def _class_names(annotated: Sequence[sources.SourceImage], folder: str, findings: Findings) -> Dict[int, str]:
+    """The names in use, sorted and numbered from 1."""
+    names = {item.class_name for source in annotated for item in source.objects} - {""}
     if not names:
+        findings.settle()
         raise DataError(
             "no annotation names an object",
-            where=annotated[0].annotation,
+            where=os.path.join(folder, "Annotations"),
             fix="check that the lists name annotated images",
         )
-    return tuple(sorted(names))
+    return dict(enumerate(sorted(names), start=1))
 
 
 def convert(
@@ -236,6 +235,7 @@ def convert(
     include_difficult: bool = True,
     skip_invalid: bool = False,
     progress: bool = True,
+    skip_invalid_objects: bool = False,
 ) -> DatasetInfo:
     """Writes the records, label map and description of a VOC folder.
 
@@ -245,20 +245,22 @@ def convert(
       train_list: name in ImageSets/Main of the training list, without `.txt`.
       val_list: the same of the validation list; it may be the training list itself, but may not share only
         some images with it.
-      label_map: a label map, ids from 1 without gaps, to take classes and ids from; without it the classes
-        are the names in use, sorted.
+      label_map: a label map to take classes and ids from, which may leave ids out; without it the classes
+        are the names in use, sorted and numbered from 1.
       include_difficult: keep objects marked as difficult.
-      skip_invalid: leave objects out, and count them, whose class is unknown or whose box is unreadable,
-        empty or outside the image. Files that are missing or damaged are errors all the same.
+      skip_invalid: leave objects out, list and count them, whose class is unknown or whose box is unreadable,
+        empty or outside the image; and images that are missing or damaged, or whose annotation is.
       progress: show progress bars on a terminal.
+      skip_invalid_objects: do so with objects only.
 
     Raises:
-      DataError: naming file and object.
+      DataError: naming file and object; of several, which are listed on standard error, how many there are.
       OdQatError: when the output cannot be written.
     """
     _find_file(os.path.join(folder, "JPEGImages"), "such folder")
     _find_file(os.path.join(folder, "Annotations"), "such folder")
-    names = contiguous_names(label_map) if label_map else None
+    names = record_names(label_map) if label_map else None
+    findings = Findings(folder, skip_invalid, skip_invalid or skip_invalid_objects)
     shared = set(_read_list(folder, train_list)) & set(_read_list(folder, val_list))
     if shared and train_list != val_list:
         raise DataError(
@@ -267,8 +269,8 @@ def convert(
             found="{} of them in {}.txt, such as {}".format(len(shared), train_list, min(shared)),
             fix="choose lists that share no image",
         )
-    train = _read_sources(folder, train_list, include_difficult, skip_invalid, progress)
-    val = _read_sources(folder, val_list, include_difficult, skip_invalid, progress)
+    train = _read_sources(folder, train_list, include_difficult, findings, progress)
+    val = _read_sources(folder, val_list, include_difficult, findings, progress)
     if names is None:
-        names = list(_class_names(train + val, skip_invalid))
-    return sources.write_sources(output_dir, names, train, val, skip_invalid, progress)
+        names = _class_names(train + val, folder, findings)
+    return sources.write_sources(output_dir, names, train, val, findings, progress)

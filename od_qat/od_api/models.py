@@ -1,6 +1,7 @@
 """Models, inputs and categories of a pipeline config."""
 
 import functools
+import sys
 from typing import Callable, Dict, List
 
 from od_qat.errors import ConfigError
@@ -64,12 +65,18 @@ def check_inputs(config, reader) -> Dict[str, int]:
     kind = config.model.WhichOneof("model")
     expected = getattr(config.model, kind).num_classes
     names = records.read_label_map(reader.label_map_path)
-    if max(names) != expected:
+    if max(names) > expected:
         raise ConfigError(
             "the label map does not match the model",
             where=reader.label_map_path,
             found="{} classes, highest id {}".format(len(names), max(names)),
-            allowed="model num_classes: {}".format(expected),
+            allowed="ids up to the model's num_classes, {}".format(expected),
             fix="pass --override model.{}.num_classes={}".format(kind, max(names)),
+        )
+    if max(names) < expected:
+        print(
+            "warning: model.{}.num_classes is {}, and the highest id of {} is {}: no image teaches the model "
+            "the ids from {} on".format(kind, expected, reader.label_map_path, max(names), max(names) + 1),
+            file=sys.stderr,
         )
     return {path: records.check_records(path, reader.label_map_path) for path in pipeline.input_files(reader)}

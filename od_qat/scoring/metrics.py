@@ -3,15 +3,14 @@
 import contextlib
 import dataclasses
 import io
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from od_qat.datasets.label_map import ClassNames, names_by_id
 from od_qat.errors import DataError, EnvironmentProblem
 from od_qat.scoring.matching import iou_matrix
 from od_qat.scoring.runners import Detections
-
-ClassNames = Union[Sequence[str], Mapping[int, str]]
 
 _MAX_DETECTIONS = (1, 10, 100)
 
@@ -51,13 +50,6 @@ class VocScore:
     map: float
     per_class: Dict[str, Optional[float]]
     iou: float
-
-
-def names_by_id(class_names: ClassNames) -> Dict[int, str]:
-    """Class names as id -> name; a plain sequence is numbered from 1."""
-    if isinstance(class_names, Mapping):
-        return {int(key): name for key, name in class_names.items()}
-    return dict(enumerate(class_names, start=1))
 
 
 def coco_metrics(

@@ -5,14 +5,15 @@ import itertools
 import os
 import sys
 import time
-from typing import Any, Dict, Iterable, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
+from od_qat.datasets.label_map import ClassNames, names_by_id
 from od_qat.errors import ConfigError
-from od_qat.scoring import images, runners, workers
+from od_qat.scoring import class_ids, images, runners, workers
 from od_qat.scoring.description import ModelDescription, describe_model
-from od_qat.scoring.metrics import ClassNames, Score, coco_metrics, names_by_id
+from od_qat.scoring.metrics import Score, coco_metrics
 from od_qat.scoring.runners import Detections
 
 _WARM_UP_RUNS = 3
@@ -34,6 +35,7 @@ class ModelScore:
       latency_ms: median milliseconds for one image, one thread, without decoding and resizing.
       detections: image_id -> Detections.
       class_names: id -> name.
+      warnings: where the ids that it detects do not fit the label map or the images, see class_ids.misfits.
     """
 
     path: str
@@ -42,6 +44,7 @@ class ModelScore:
     latency_ms: float
     detections: Dict[Any, Detections]
     class_names: Dict[int, str]
+    warnings: Tuple[str, ...] = ()
 
 
 def latency(
@@ -109,8 +112,7 @@ def score(
     Args:
       model_path: a .tflite or a frozen .pb, see detect.
       record_path: a TFRecord file of the OD API's tf.Examples.
-      label_map_path: the record's label map; the record is compared with it, and a model that finds
-        classes which it does not have is warned of. Or
+      label_map_path: the record's label map; the record is compared with it. Or
       class_names: names from id 1 on, or id -> name; objects and detections of other classes are left out.
       processes, max_images, progress, mean, std, class_id_offset: as for detect.
 
@@ -149,8 +151,9 @@ def score(
             yield example
 
     detections = workers.run(description, examples(), total, processes, 1, progress)
-    if label_map_path:
-        _warn_of_unknown_classes(model_path, label_map_path, names, detections.values())
+    warnings = class_ids.misfits(model_path, label_map_path or "the class names", names, truth, detections)
+    for line in warnings:
+        print("warning: " + line, file=sys.stderr)
     return ModelScore(
         path=model_path,
         score=coco_metrics(truth, detections, names),
@@ -158,26 +161,5 @@ def score(
         latency_ms=_latency(description, _LATENCY_RUNS, 1, first_image),
         detections=detections,
         class_names=names,
+        warnings=tuple(warnings),
     )
-
-
-def _warn_of_unknown_classes(
-    model_path: str, label_map_path: str, names: Mapping[int, str], detections: Iterable[Detections]
-) -> None:
-    """Says how many detections the metrics leave out, which tells a model of other data."""
-    from od_qat.datasets.label_map import shorten
-
-    found = np.concatenate([of_image.classes for of_image in detections])
-    unknown = found[~np.isin(found, list(names))]
-    if len(unknown):
-        print(
-            "warning: {} finds classes that {} does not have, ids {}; these {} of its {} detections are not "
-            "scored: was it trained on other data?".format(
-                model_path,
-                label_map_path,
-                shorten(", ".join(map(str, np.unique(unknown)))),
-                len(unknown),
-                len(found),
-            ),
-            file=sys.stderr,
-        )
