@@ -93,7 +93,7 @@ def test_a_published_detector(tmp_path, capsys):
     assert max(kept.names_by_id()) == 90 and max(renumbered.names_by_id()) == 80
     model = os.path.join(DETECTOR, "detect.tflite")
     good = scoring.score(model, kept.val_record, kept.label_map, max_images=48, progress=False)
-    assert good.score.map > 0.2 and not any("are not those" in line for line in good.warnings)
+    assert good.score.map > 0.15 and not any("are not those" in line for line in good.warnings)
     bad = scoring.score(model, renumbered.val_record, renumbered.label_map, max_images=48, progress=False)
     assert bad.score.map < 0.1 and "are not those of" in bad.warnings[-1]
     assert bad.warnings[-1] in capsys.readouterr().err

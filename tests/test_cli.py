@@ -125,6 +125,12 @@ class TestFlags(object):
         arguments = self.parse("train", "--pipeline_config_path=a", "--train_dir=b", *words)
         assert arguments.override == ["a.b=c-d", "e=f=g"]
 
+    def test_the_demo_and_data_have_the_same_flag(self):
+        assert self.parse("demo", "--skip_invalid").skip_invalid and not self.parse("demo").skip_invalid
+        base = ["data", "coco", "--train_images=a", "--train_annotations=b", "--val_images=c"]
+        arguments = self.parse(*(base + ["--val_annotations=d", "--output_dir=e", "--renumber-categories"]))
+        assert arguments.renumber_categories and not arguments.skip_invalid
+
     def test_a_switch_before_the_folder_does_not_take_it(self):
         arguments = self.parse("data", "voc", "--skip-invalid", "folder", "--output_dir=x")
         assert (arguments.folder, arguments.skip_invalid) == ("folder", True)

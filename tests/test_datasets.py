@@ -742,7 +742,9 @@ class TestVoc(object):
                 voc.convert(folder, str(tmp_path / "out"), progress=False)
             assert path in str(caught.value)
 
-    @pytest.mark.parametrize("entry, found", [("a\0b", "NUL"), ("a\ud800b", "utf-8")])
+    @pytest.mark.parametrize(
+        "entry, found", [("a\0b", "NUL"), ("a" * 2000, "2,000 characters"), ("a\ud800b", "utf-8")]
+    )
     def test_lists_with_characters_that_no_file_has(self, tmp_path, entry, found):
         folder = write_voc(tmp_path / "voc", {"a": [VOC_CAT], "b": [VOC_CAT]})
         path = tmp_path / "voc" / "ImageSets" / "Main" / "train.txt"

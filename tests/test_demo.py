@@ -13,6 +13,7 @@ from od_qat.datasets import builtin, records
 from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, EnvironmentProblem
 from od_qat.scoring import matching
+from tests.test_datasets import VOC_CAT, write_voc
 
 
 def _example(sides, height=240, width=320):
@@ -170,6 +171,23 @@ def test_a_run_that_made_nothing_leaves_the_folder_to_another(tmp_path):
     for data in ("voc:" + str(tmp_path / "missing"), "voc:", "photographs"):
         with pytest.raises((ConfigError, DataError), match="missing|unknown data"):
             demo.run(data, work_dir)
+
+
+def test_skip_invalid(tmp_path, capsys):
+    """Objects without area are left out and listed in any case, unreadable images on request."""
+    folder = write_voc(
+        tmp_path / "voc", {"a": [VOC_CAT, ("cat", 6, 4, 6, 20)], "b": [VOC_CAT], "c": [VOC_CAT]}
+    )
+    lists = tmp_path / "voc" / "ImageSets" / "Main"
+    info = demo._make_data("voc:" + folder, str(tmp_path / "one"), 0, "train", "val", False)
+    assert info.skipped_objects == 1 and "a.xml, object 2" in capsys.readouterr().err
+    (lists / "train.txt").write_text("a\nc\n")
+    image = tmp_path / "voc" / "JPEGImages" / "c.jpg"
+    image.write_bytes(image.read_bytes()[:-20])
+    with pytest.raises(DataError, match="2 problems.*--skip_invalid.*1 image and 1 object"):
+        demo._make_data("voc:" + folder, str(tmp_path / "two"), 0, "train", "val", False)
+    info = demo._make_data("voc:" + folder, str(tmp_path / "two"), 0, "train", "val", True)
+    assert (info.train_images, info.skipped_images, info.skipped_objects) == (1, 1, 1)
 
 
 def test_no_boxes_at_all():

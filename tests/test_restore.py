@@ -16,7 +16,8 @@ compat.enable_tf1_behaviour()
 
 from od_qat import checkpoints  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
-from od_qat.errors import CheckpointError  # noqa: E402
+from od_qat.datasets import read_examples, records, sources  # noqa: E402
+from od_qat.errors import CheckpointError, DataError  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
@@ -196,6 +197,22 @@ def test_qat_checkpoint_into_a_float_eval(runs, capsys):
         graph_def.ParseFromString(stream.read())
     assert not any(node.op.startswith("FakeQuant") for node in graph_def.node)
     assert "warning: " in capsys.readouterr().err
+
+
+def test_an_evaluation_without_objects(runs):
+    """The OD API's metrics are -1 there."""
+    first = next(read_examples(runs.below("data.record")))
+    image = sources.EncodedImage(first.encoded, "png", first.width, first.height)
+    with records.RecordWriter(runs.below("empty.record")) as writer:
+        for number in range(4):
+            writer.write(sources.encode_example(str(number), "a.png", image, [], {}))
+        writer.commit()
+    reader = "eval_input_reader.0.tf_record_input_reader.input_path={}".format(runs.below("empty.record"))
+    with pytest.raises(DataError, match="no object to find: at eval_input_reader, found 4 images"):
+        commands.evaluate(
+            runs.float_config, runs.float_dir, runs.below("empty"), run_once=True, overrides=[reader]
+        )
+    assert not glob.glob(os.path.join(runs.below("empty"), "metrics-*"))
 
 
 def test_float_checkpoint_into_a_qat_eval_is_refused(runs):

@@ -18,6 +18,8 @@ from od_qat.errors import DataError
 from od_qat.files import read_regular
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+# (File systems take 255 bytes; the name may follow that of a folder.)
+_LONGEST_ID = 500
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _FIX_XML = "correct the annotation, take the image off the list, or leave it out with --skip_invalid"
 
@@ -47,18 +49,20 @@ def _read_list(folder: str, name: str) -> List[str]:
     path = _find_file(os.path.join(folder, "ImageSets", "Main", name + ".txt"), "image list")
     try:
         # -sig: some editors put a byte order mark before the first id.
-        lines = [line.strip() for line in read_regular(path).decode("utf-8-sig").split("\n")]
+        lines = [line.strip() for line in re.split("\r\n|\r|\n", read_regular(path).decode("utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or str(error)
         raise DataError(
             "cannot read the image list", where=path, found=found, fix="save it as a text file in UTF-8"
         ) from error
-    broken = next((line for line in lines if unusable(line)), None)
+    broken = next((line for line in lines if unusable(line) or len(line) > _LONGEST_ID), None)
     if broken is not None:
         raise DataError(
             "the image list has an entry that cannot be used",
             where=path,
-            found="{} in {}".format(unusable(broken), example_of(broken)),
+            found="{} in {}".format(
+                unusable(broken) or "{:,} characters".format(len(broken)), example_of(broken)
+            ),
             allowed="each image once, by its file name without suffix",
             fix="correct the list; it may be in another encoding than UTF-8",
         )
