@@ -20,7 +20,7 @@ _LARGEST_SHIFT = 2
 
 def misfits(
     model: str,
-    label_map: str,
+    label_map: Optional[str],
     names: Mapping[int, str],
     examples: Sequence[Any],
     detections: Mapping[Any, Detections],
@@ -28,7 +28,8 @@ def misfits(
     """What to say of ids that do not fit, a line each; nothing when all do.
 
     Args:
-      model, label_map: what to call them.
+      model, label_map: what to call them. Without a label map the names are the caller's choice of classes:
+        that the model detects others is no fault then.
       names: the label map, id -> name.
       examples: the scored images, see coco_metrics.
       detections: image_id -> Detections, of the same images.
@@ -37,7 +38,7 @@ def misfits(
     found = np.concatenate([of_image.classes for of_image in detections.values()] or [np.zeros(0, np.int64)])
     lines = []
     unknown = found[~np.isin(found, list(names))]
-    if len(unknown):
+    if label_map is not None and len(unknown):
         lines.append(
             "{} finds classes that {} does not have, ids {}; these {} of its {} detections are not scored: "
             "was it trained on other data?".format(model, label_map, _ids(unknown), len(unknown), len(found))
@@ -50,7 +51,8 @@ def misfits(
         )
     numbering = _numbering(names, _pairs(examples, detections, names))
     if numbering:
-        lines.append("the class ids of {} are not those of {}: {}".format(model, label_map, numbering))
+        whose = label_map or "the class names"
+        lines.append("the class ids of {} are not those of {}: {}".format(model, whose, numbering))
     return lines
 
 

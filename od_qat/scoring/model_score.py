@@ -151,7 +151,7 @@ def score(
             yield example
 
     detections = workers.run(description, examples(), total, processes, 1, progress)
-    warnings = class_ids.misfits(model_path, label_map_path or "the class names", names, truth, detections)
+    warnings = class_ids.misfits(model_path, label_map_path, names, truth, detections)
     for line in warnings:
         print("warning: " + line, file=sys.stderr)
     return ModelScore(
