@@ -58,8 +58,11 @@ class DataError(OdQatError):
     """Records, images or annotations that are missing or damaged."""
 
 
-class RewriteError(OdQatError):
-    """The graph cannot be rewritten; it has not been touched."""
+class RewriteError(OdQatError, ValueError):
+    """The graph cannot be rewritten; it has not been touched.
+
+    A ValueError too: tf.contrib.quantize raised that, and its callers may catch it.
+    """
 
 
 class CheckpointError(OdQatError):

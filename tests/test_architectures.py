@@ -497,6 +497,9 @@ def test_a_graph_with_gradients_is_refused():
         tf.train.GradientDescentOptimizer(0.1).compute_gradients(loss)
         with pytest.raises(RewriteError, match="holds gradients already.*gradients/"):
             api.create_training_graph(graph)
+        # What callers of contrib catch and look for.
+        with pytest.raises(ValueError, match="^Training op found in graph"):
+            api.create_training_graph(graph)
 
 
 @pytest.mark.parametrize("activation", [tf.nn.tanh, tf.nn.elu, tf.nn.leaky_relu, tf.nn.softplus])

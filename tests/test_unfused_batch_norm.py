@@ -315,3 +315,39 @@ def test_contrib_placement_computes_what_contrib_computes(scale, center):
     for name, value in theirs.items():
         assert np.abs(value).max() > 0, name
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def _with_forced_updates(rewrite):
+    """Names of fake quants, and loss and averages of one step of training with updates_collections=None."""
+    norm = {"is_training": True, "scale": True, "fused": False, "decay": 0.9, "updates_collections": None}
+    with tf.Graph().as_default() as graph:
+        net = images = tf.placeholder(tf.float32, [4, 32, 32, 3])
+        for scope in ("one", "two"):
+            net = slim.conv2d(net, 4, 3, normalizer_fn=slim.batch_norm, normalizer_params=norm, scope=scope)
+        loss = tf.reduce_mean(tf.square(net - 0.3))
+        rewrite(graph)
+        quants = sorted(op.name for op in graph.get_operations() if op.type == FAKE_QUANT)
+        averages = sorted(
+            (v for v in tf.global_variables() if "moving_" in v.op.name), key=lambda v: v.op.name
+        )
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            _set(session, _network_variables())
+            found = [session.run(loss, {images: _images()})]
+            return quants, found + session.run(averages)
+
+
+@pytest.mark.parametrize("placement", ["contrib", "full"])
+def test_averages_that_the_norm_waits_for(placement):
+    """slim's updates_collections=None: contrib's testBatchNormForcedUpdates."""
+    _, floating = _with_forced_updates(lambda graph: None)
+    quants, delayed = _with_forced_updates(
+        lambda graph: api.experimental_create_training_graph(graph, quant_delay=1000, placement=placement)
+    )
+    assert len([name for name in quants if "/weights_quant/" in name]) == 2 and len(quants) == 4
+    for found, expected in zip(delayed, floating):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    if IS_TF1:
+        from tensorflow.contrib import quantize
+
+        assert quants == _with_forced_updates(quantize.create_training_graph)[0]

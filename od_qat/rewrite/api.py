@@ -214,7 +214,8 @@ def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
     for operation in index.operations:
         if operation.type.startswith(policy.TRAINING_OPS_PREFIXES) or policy.is_gradient(operation):
             raise RewriteError(
-                "the graph holds gradients already, which would stay those of the float model",
+                # (The first words are tf.contrib.quantize's, which its callers may look for.)
+                "Training op found in graph: it holds gradients already, which would stay the float model's",
                 where=operation.name,
                 found=operation.type,
                 fix="rewrite before the optimizer's minimize(), compute_gradients() or tf.gradients()",

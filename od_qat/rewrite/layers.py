@@ -461,8 +461,8 @@ class LayerMatcher(object):
             moments = self._moments(data, mean) | self._moments(data, variance)
             # (Behind these mean and variance are on their way to the result, not to their averages.)
             inside = frozenset(op.name for op in self._index.consumer_ops(scale)) | {scale.op.name}
-            moving_mean = self._averaged_into(mean, mean, inside)
-            moving_variance = self._averaged_into(variance, variance, inside)
+            moving_mean = self._averaged_into(self._before_identities(mean), mean, inside)
+            moving_variance = self._averaged_into(self._before_identities(variance), variance, inside)
             if not moments or moving_mean is None or moving_variance is None:
                 return None
         return BatchNorm(
@@ -490,6 +490,12 @@ class LayerMatcher(object):
                     else:
                         pending.append(tensor)
         return frozenset(found)
+
+    def _before_identities(self, tensor) -> object:
+        """What a batch norm's statistic is before it waits for its average (updates_collections=None)."""
+        while tensor.op.type == "Identity":
+            tensor = self._index.inputs(tensor.op)[0]
+        return tensor
 
     def _averaged_into(
         self, batch_statistic, fallback, inside: FrozenSet[str] = frozenset()
