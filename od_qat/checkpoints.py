@@ -24,15 +24,30 @@ AVERAGE = "/ExponentialMovingAverage"
 _NAMES_SHOWN = 3
 # What makes a scope's name unique.
 _NUMBER = re.compile(r"_\d+(?=/|$)")
+_END_NUMBER = re.compile(r"_\d+$")
 _UPPER_END = re.compile(r"_quant(_\d+)?/max$")
 
 
 class FineTunePlan(NamedTuple):
-    """What a fine-tune checkpoint fills and what starts fresh."""
+    """What a fine-tune checkpoint fills and what starts fresh, of the restore map."""
 
     restored: Dict[str, object]
     fresh_quant: Tuple[str, ...]
     fresh_other: Tuple[str, ...]
+
+
+class FreshModel(NamedTuple):
+    """Model variables that a fine-tune checkpoint does not fill: the restore map's choice, or not there.
+
+    Attributes:
+      names: of all of them.
+      fitting: those of them that the checkpoint has, in the same shape.
+      other_shapes: those that it has in another.
+    """
+
+    names: Tuple[str, ...]
+    fitting: Tuple[str, ...]
+    other_shapes: Tuple[str, ...]
 
 
 def shapes(prefix: str) -> Dict[str, List[int]]:
@@ -300,6 +315,25 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
         )
 
 
+def refuse_float_resume(prefix: str) -> None:
+    """Raises when a checkpoint that a float graph would train on from has ranges, which the next would lack.
+
+    Raises:
+      CheckpointError: see above, and as `shapes`.
+    """
+    ranges = [name for name in shapes(prefix) if _UPPER_END.search(name)]
+    if ranges:
+        raise CheckpointError(
+            "a QAT run would go on as a float one, and its next checkpoint would have no ranges",
+            where=prefix,
+            found="the ranges of {} tensors ({}), and no graph_rewriter block in the config".format(
+                len(ranges), min(ranges)[: -len("/max")]
+            ),
+            fix="use the QAT config that it was trained with, or name it as "
+            "train_config.fine_tune_checkpoint and train into a new train_dir",
+        )
+
+
 def _unused_ranges(name_to_variable: Dict[str, object], available: Iterable[str]) -> List[str]:
     """Scopes of ranges in a checkpoint that no variable is restored from, though the graph has their layer.
 
@@ -393,6 +427,46 @@ def plan_fine_tune(
         )
     _read(prefix, restored)
     return FineTunePlan(restored, tuple(fresh_quant), tuple(fresh_other))
+
+
+def fresh_model_variables(plan: FineTunePlan, prefix: str, model_variables: Iterable[object]) -> FreshModel:
+    """What of the model itself starts fresh, whether or not the restore map asked for it.
+
+    Args:
+      plan: of plan_fine_tune.
+      prefix: the checkpoint's.
+      model_variables: those that are trained and batch norms' averages; no ranges, no optimizer's.
+
+    Raises:
+      CheckpointError: see `shapes`.
+    """
+    available = shapes(prefix)
+    restored = {variable.op.name for variable in plan.restored.values()}
+    fresh = {variable.op.name: variable for variable in model_variables if variable.op.name not in restored}
+    there = [name for name in sorted(fresh) if name in available]
+    fitting = [name for name in there if available[name] == fresh[name].shape.as_list()]
+    return FreshModel(tuple(sorted(fresh)), tuple(fitting), tuple(n for n in there if n not in fitting))
+
+
+def by_scope(names: Iterable[str]) -> str:
+    """Names by their outermost scope, `36 in BoxPredictor_* (BoxPredictor_0/a/biases to BoxPredictor_5/...)`.
+
+    Scopes that a number tells apart are one group, and a few groups stand for all, so that the text does not
+    grow with the graph.
+    """
+    groups: Dict[str, List[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_END_NUMBER.sub("_*", name.partition("/")[0]), []).append(name)
+    largest = sorted(groups, key=lambda scope: -len(groups[scope]))
+    shown = ["{} in {} ({})".format(len(groups[s]), s, _ends(groups[s])) for s in largest[:_NAMES_SHOWN]]
+    rest = [name for scope in largest[_NAMES_SHOWN:] for name in groups[scope]]
+    if rest:
+        shown.append("{} in {} other scopes".format(len(rest), len(largest) - _NAMES_SHOWN))
+    return ", ".join(shown)
+
+
+def _ends(names: List[str]) -> str:
+    return names[0] if len(names) == 1 else "{} to {}".format(names[0], names[-1])
 
 
 def _is_optimizer_state(name: str, available: Dict[str, List[int]]) -> bool:

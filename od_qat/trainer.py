@@ -251,6 +251,8 @@ def _initializer(train_config, detection_model, newest: Optional[str]) -> Option
 
     quant_names = checkpoints.quant_variable_names()
     if newest:
+        if not quant_names:
+            checkpoints.refuse_float_resume(newest)
         checkpoints.require_all({v.op.name: v for v in tf.global_variables()}, newest, quant_names)
         print("resuming from {}".format(newest), file=sys.stderr)
         return None
@@ -273,13 +275,17 @@ def _initializer(train_config, detection_model, newest: Optional[str]) -> Option
         backbone,
         whole_backbone=training.fine_tune_type(train_config) != "classification",
     )
-    fresh_model = [name for name in plan.fresh_other if not _looks_like_slot(name)]
+    in_model = tf.trainable_variables() + tf.model_variables()
+    fresh = checkpoints.fresh_model_variables(
+        plan, prefix, [variable for variable in in_model if variable.op.name not in quant_names]
+    )
+    said_of_fresh = say_what_starts_fresh(train_config, fresh, prefix, bool(quant_names))
     print(
         "fine-tuning from {}: {} variables restored, {} quantization variables fresh{}".format(
             prefix,
             len(plan.restored),
             len(quant_names) - sum(v.op.name in quant_names for v in plan.restored.values()),
-            ", {} others fresh ({} ...)".format(len(fresh_model), fresh_model[0]) if fresh_model else "",
+            said_of_fresh,
         ),
         file=sys.stderr,
     )
@@ -298,6 +304,38 @@ def _initializer(train_config, detection_model, newest: Optional[str]) -> Option
     return restore
 
 
+def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: str, quantised: bool) -> str:
+    """Words about the model variables that a fine-tune checkpoint does not fill; empty when it fills all.
+
+    Raises:
+      ConfigError: when quantised heads would start fresh by mistake: the checkpoint has them as they are
+        needed, and load_all_detection_checkpoint_vars, false when absent, does not say so. Where some have
+        another shape, for another number of classes, fresh heads are what one wants.
+    """
+    field = "load_all_detection_checkpoint_vars"
+    # (false in so many words is a wish; absent it is mostly forgotten.)
+    silent = not train_config.HasField(field)
+    if quantised and silent and fresh.fitting and not fresh.other_shapes:
+        raise ConfigError(
+            "trained heads would start fresh, though the checkpoint has them in the same shape",
+            where="train_config." + field,
+            found="not set, so {} restores the backbone alone and leaves out {} variables: {}".format(
+                prefix, len(fresh.fitting), checkpoints.by_scope(fresh.fitting)
+            ),
+            fix="--override train_config.{0}=true (in the config, {0}: true) restores them, and false, said "
+            "so, trains them anew".format(field),
+        )
+    if not fresh.names:
+        return ""
+    said = ", {} model variables fresh: {}".format(len(fresh.names), checkpoints.by_scope(fresh.names))
+    if fresh.fitting and silent:
+        said += "; the checkpoint has {} of these in the same shape, which train_config.{}: true ".format(
+            len(fresh.fitting), field
+        )
+        said += "restores"
+    return said
+
+
 def _averages_from_variables(restored):
     """Moving averages that the checkpoint has not start from the restored values, not from random ones."""
     restored = list(restored)
@@ -313,10 +351,6 @@ def _averages_from_variables(restored):
             ],
             name="start_averages",
         )
-
-
-def _looks_like_slot(name: str) -> bool:
-    return name.endswith(("/Momentum", "/RMSProp", "/RMSProp_1", "/Adam", "/Adam_1", checkpoints.AVERAGE))
 
 
 def _say_what_was_rewritten(report, train_dir: str) -> None:

@@ -17,7 +17,7 @@ compat.enable_tf1_behaviour()
 from od_qat import checkpoints  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.datasets import read_examples, records, sources  # noqa: E402
-from od_qat.errors import CheckpointError, DataError  # noqa: E402
+from od_qat.errors import CheckpointError, ConfigError, DataError  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
@@ -30,6 +30,9 @@ except Exception as error:  # noqa: BLE001
 
 BACKBONE = "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
 HEAD = "BoxPredictor_0/ClassPredictor/biases"
+KERNEL = "BoxPredictor_0/ClassPredictor/weights"
+LOAD_ALL = "train_config.load_all_detection_checkpoint_vars"
+FRESH_HEADS = ["train_config.fine_tune_checkpoint_type=detection", LOAD_ALL + "=false"]
 # (The op scope of slim's MobileNet V1 is doubled, that of its variables is not.)
 RANGE = "FeatureExtractor/MobilenetV1/MobilenetV1/Conv2d_0/act_quant/max"
 AVERAGE = BACKBONE + checkpoints.AVERAGE
@@ -104,31 +107,65 @@ def test_float_classification_checkpoint(runs, capsys):
 
 
 def test_float_detection_checkpoint(runs, capsys):
-    more = ["train_config.fine_tune_checkpoint_type=detection"]
+    more = FRESH_HEADS
     trained, _ = runs.fine_tune(checkpoints.latest(runs.float_dir), "from_detector", more)
     assert same(trained, values(runs.float_dir), BACKBONE)
+    assert not same(trained, values(runs.float_dir), KERNEL)
     ranges = [n for n in trained.get_variable_to_shape_map() if n.endswith("act_quant/max")]
     assert ranges and any(trained.get_tensor(name) != 6.0 for name in ranges)  # fresh, then updated
-    assert re.search("[0-9]+ quantization variables fresh", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search("[0-9]+ quantization variables fresh", said)
+    assert re.search(r"fresh: [0-9]+ in BoxPredictor_\* \(BoxPredictor_0/.* to BoxPredictor_3/", said)
+    assert max(map(len, said.splitlines())) < 600
 
 
-@pytest.mark.parametrize("all_variables", [False, True])
-def test_load_all_detection_checkpoint_vars(runs, all_variables):
-    source = values(runs.float_dir)
-    moved = {n: source.get_tensor(n) for n in source.get_variable_to_shape_map() if n != "global_step"}
-    moved[HEAD] = moved[HEAD] + np.float32(0.25)
-    prefix = save(runs.below("moved_{}.ckpt".format(all_variables)), moved)
-    more = [
-        "train_config.fine_tune_checkpoint_type=detection",
-        "train_config.load_all_detection_checkpoint_vars={}".format(str(all_variables).lower()),
-    ]
-    trained, _ = runs.fine_tune(prefix, "all_{}".format(all_variables), more)
-    assert np.allclose(trained.get_tensor(HEAD), moved[HEAD], atol=1e-6) == all_variables
-    assert same(trained, source, BACKBONE)
+def test_heads_that_the_checkpoint_has_are_not_fresh_by_mistake(runs):
+    """Absent, load_all_detection_checkpoint_vars is false; a QAT run then starts at four times the loss."""
+    prefix = checkpoints.latest(runs.float_dir)
+    more = ["train_config.fine_tune_checkpoint_type=detection", LOAD_ALL + "="]
+    with pytest.raises(ConfigError, match="heads would start fresh.*not set.* in BoxPredictor_") as caught:
+        runs.fine_tune(prefix, "forgotten", more)
+    assert not os.path.exists(runs.below("forgotten"))
+    assert "Fix: --override {}=true".format(LOAD_ALL) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "classes, quantised, asked, stops",
+    [
+        (2, True, None, True),
+        (2, True, False, False),
+        (2, False, None, False),
+        (3, True, None, False),  # (heads of other classes are meant to be fresh)
+    ],
+)
+def test_what_is_said_of_fresh_heads(classes, quantised, asked, stops, tmp_path):
+    from object_detection.protos import train_pb2
+
+    from od_qat import trainer
+
+    shapes = {"FeatureExtractor/w": 4, "BoxPredictor_0/boxes": 5, "BoxPredictor_1/classes": 2}
+    prefix = save(str(tmp_path / "model.ckpt"), {n: np.zeros(s, np.float32) for n, s in shapes.items()})
+    config = train_pb2.TrainConfig(load_all_detection_checkpoint_vars=asked)
+    with tf.Graph().as_default():
+        shapes["BoxPredictor_1/classes"] = classes
+        variables = {name: tf.Variable(np.zeros(s, np.float32), name=name) for name, s in shapes.items()}
+        backbone = {name: v for name, v in variables.items() if name.startswith("F")}
+        plan = checkpoints.plan_fine_tune(backbone, prefix, (), "FeatureExtractor")
+        fresh = checkpoints.fresh_model_variables(plan, prefix, variables.values())
+    if stops:
+        with pytest.raises(ConfigError, match="leaves out 2 variables"):
+            trainer.say_what_starts_fresh(config, fresh, prefix, quantised)
+        return
+    said = trainer.say_what_starts_fresh(config, fresh, prefix, quantised)
+    assert (
+        "2 model variables fresh: 2 in BoxPredictor_* (BoxPredictor_0/boxes to BoxPredictor_1/classes)"
+        in said
+    )
+    assert (LOAD_ALL + ": true restores" in said) == (asked is None)
 
 
 def test_qat_checkpoint_into_qat_fine_tuning_keeps_its_ranges(runs, capsys):
-    more = ["train_config.fine_tune_checkpoint_type=detection"]
+    more = FRESH_HEADS
     runs.fine_tune(checkpoints.latest(runs.qat_dir), "from_qat", more)
     error = capsys.readouterr().err
     restored, fresh = re.search("([0-9]+) variables restored, ([0-9]+) quantization", error).groups()
@@ -145,7 +182,7 @@ def test_another_number_of_classes(runs):
         for reader in ("train_input_reader", "eval_input_reader.0")
     ]
     more = ["train_config.fine_tune_checkpoint_type=detection"]
-    more.append("train_config.load_all_detection_checkpoint_vars=true")
+    more.append(LOAD_ALL + "=true")
     trained, _ = runs.fine_tune(checkpoints.latest(runs.float_dir), "classes", other + more)
     assert same(trained, values(runs.float_dir), BACKBONE)
     assert (
@@ -187,6 +224,14 @@ def test_float_run_is_not_resumed_as_qat(runs):
     shutil.copytree(runs.float_dir, train_dir)
     with pytest.raises(CheckpointError, match="_quant/.*fine_tune_checkpoint"):
         commands.train(runs.qat_config, train_dir, overrides=["train_config.num_steps=3"])
+
+
+def test_qat_run_is_not_resumed_as_float(runs):
+    train_dir, _ = _copy_of(runs, "qat_as_float")
+    before = sorted(os.listdir(train_dir))
+    with pytest.raises(CheckpointError, match="QAT run would go on as a float one.*_quant.*new train_dir"):
+        commands.train(runs.float_config, train_dir, overrides=["train_config.num_steps=3"])
+    assert sorted(os.listdir(train_dir)) == before
 
 
 def test_qat_checkpoint_into_a_float_eval(runs, capsys):
@@ -540,7 +585,11 @@ def test_contrib_trained_checkpoint(runs):
     assert result.global_step == 3
 
 
-_NO_ROWS = {"test_the_page_names_every_row", "test_ranges_of_what_only_training_has_are_not_named"}
+_NO_ROWS = {
+    "test_what_is_said_of_fresh_heads",
+    "test_the_page_names_every_row",
+    "test_ranges_of_what_only_training_has_are_not_named",
+}
 
 
 def test_the_page_names_every_row():
