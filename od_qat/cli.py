@@ -3,7 +3,8 @@
 Flags have the names of the OD API's scripts. TensorFlow takes seconds to import, so each handler imports
 what it needs and `--help` is instant.
 
-Exit status: 0 done, 1 an error that is reported in one line, 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 an error that is reported in one line, 2 wrong usage, 130 interrupted, 143 ended by
+SIGTERM.
 """
 
 import argparse
@@ -527,7 +528,8 @@ Example, 300 steps of QAT from a float checkpoint:
   od-qat train --pipeline_config_path=my_qat.config --train_dir=out/qat \\
       --override train_config.fine_tune_checkpoint=out/float/model.ckpt-900
 
-A run that stopped goes on from its newest checkpoint. Next: od-qat eval."""
+A run that stopped goes on from its newest checkpoint. SIGTERM and Ctrl-C end it with all saved, a second one
+at once. Next: od-qat eval."""
 
 _EVAL = """\
 Evaluates a training's checkpoints and freezes each as frozen_eval_graph.pb.
@@ -765,6 +767,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         status = arguments.handler(arguments)
         sys.stdout.flush()  # here, so that a reader who has gone is noticed below
         return status
+    except SystemExit as end:  # of a training that SIGTERM has ended
+        return end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
         print("od-qat: interrupted", file=sys.stderr)
         return _INTERRUPTED

@@ -1,4 +1,4 @@
-"""What a training session does beside its steps: progress, summaries' quantization ranges, NaN diagnosis."""
+"""What a training session does beside its steps: progress, the end at a signal, NaN diagnosis."""
 
 import sys
 import time
@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from od_qat.compat import tf
+from od_qat.stop_signals import StopSignals
 
 
 class ProgressHook(tf.train.SessionRunHook):
@@ -74,6 +75,22 @@ class ProgressHook(tf.train.SessionRunHook):
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class StopOnSignalHook(tf.train.SessionRunHook):
+    """Ends the session behind a step during which a signal came; the hooks that save then save.
+
+    Args:
+      signals: StopSignals.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+
+    def after_run(self, run_context, run_values) -> None:
+        """Looks."""
+        if self._signals.received is not None:
+            run_context.request_stop()
 
 
 class FiniteVariablesHook(tf.train.SessionRunHook):

@@ -16,7 +16,8 @@ from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
 from od_qat.range_gates import RangeGatesHook
-from od_qat.session_hooks import FiniteVariablesHook, ProgressHook
+from od_qat.session_hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
+from od_qat.stop_signals import StopSignals, name_of
 from od_qat.training_graph import Built, add_summaries, aggregates, build, seed_the_unseeded
 
 REPORT_FILE = "rewrite_report.json"
@@ -24,6 +25,11 @@ REPORT_FILE = "rewrite_report.json"
 _NOT_FINITE = re.compile(r"\b(Inf|NaN)\b")
 # Ops whose failure is that of a record or of an image in it. (An error of the input's threads has no op.)
 _OF_INPUT = re.compile(r"\b(IteratorGetNext|DecodeImage|DecodeJpeg|DecodePng)\b")
+
+
+# How long a chief's step may take after a signal: it may wait for a parameter server that is gone.
+# (Schedulers give 30 seconds or more before they kill.)
+_PATIENCE_IN_CLUSTER_SECS = 25
 
 
 class TrainResult(NamedTuple):
@@ -56,6 +62,8 @@ def train(
 ) -> TrainResult:
     """Trains a detection model until `train_config.num_steps`, resuming from `train_dir`.
 
+    SIGTERM and Ctrl-C end it early, with the state saved; called off the main thread it leaves signals alone.
+
     Args:
       create_tensor_dict_fn: gives the tensors of one example.
       create_model_fn: gives a DetectionModel.
@@ -79,6 +87,8 @@ def train(
       TrainResult.
 
     Raises:
+      KeyboardInterrupt, SystemExit(143): when a signal has ended it and all is saved, unless a handler of the
+        caller's own stands in for these.
       ConfigError, CheckpointError: before the first step.
       OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, or a
         quantization range is not.
@@ -111,6 +121,7 @@ def train(
         num_ps_tasks=ps_tasks,
         worker_job_name=worker_job_name,
     )
+    signals = StopSignals(_PATIENCE_IN_CLUSTER_SECS if ps_tasks else None)
     with tf.Graph().as_default():
         if seed is not None and not is_chief:
             seed += 1 + task  # each worker draws its own images
@@ -125,6 +136,7 @@ def train(
             worker_replicas,
             is_chief,
             inputs_in_order=seed is not None,
+            signals=signals,
         )
         if seed is not None:
             seed_the_unseeded(tf.get_default_graph(), seed)
@@ -155,9 +167,19 @@ def train(
                 init_fn=init_fn, saver=saver, local_init_op=_local_init(), summary_op=tf.summary.merge_all()
             ),
             train_dir,
+            signals,
             save_secs=save_interval_secs,
             summary_secs=summary_interval_secs,
         )
+    if signals.received is not None:
+        print(
+            "{}: step {} is saved as {}; the same command goes on from there".format(
+                name_of(signals.received), result.global_step, result.checkpoint
+            ),
+            file=sys.stderr,
+        )
+        signals.deliver()
+        return result
     if train_config.num_steps and is_chief and result.global_step < train_config.num_steps:
         raise _input_ended(result.global_step, train_config.num_steps)
     return result
@@ -177,16 +199,22 @@ def _require_delay_below(num_steps: int, graph_hook_fn) -> None:
 
 
 def _run(
-    built: Built, train_config, place: training_session.Place, scaffold, train_dir: str, **intervals
+    built: Built,
+    train_config,
+    place: training_session.Place,
+    scaffold,
+    train_dir: str,
+    signals: StopSignals,
+    **intervals,
 ) -> TrainResult:
-    """Runs the training steps; with num_steps 0 until it is killed."""
+    """Runs the training steps; with num_steps 0 until a signal comes."""
     num_steps = train_config.num_steps
     progress = ProgressHook(
         num_steps or None, built.global_step, built.total_loss, built.rates[0] if built.rates else None
     )
     # (Model variables are the batch norms' averages too.)
     finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
-    hooks = built.session_hooks + [progress, finite]
+    hooks = built.session_hooks + [progress, finite, StopOnSignalHook(signals)]
     if num_steps:
         hooks.append(tf.train.StopAtStepHook(last_step=num_steps))
     if not place.is_chief and not train_config.sync_replicas and train_config.startup_delay_steps:
@@ -198,7 +226,12 @@ def _run(
         hooks.append(RangeGatesHook(train_dir, built.global_step, decay))
     step = 0
     try:
-        with training_session.open_session(place, scaffold, train_dir, hooks, **intervals) as session:
+        # (The session's end, which saves, is still within the signals'.)
+        with signals, training_session.open_session(
+            place, scaffold, train_dir, hooks, signals=signals, **intervals
+        ) as session:
+            if place.is_chief:  # the others have nothing to save
+                signals.listen()
             while not session.should_stop():
                 try:
                     _, step = session.run([built.train_op, built.global_step])

@@ -5,6 +5,7 @@ from typing import List, NamedTuple
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
+from od_qat.stop_signals import StopSignals
 from od_qat.training_session import SynchronousChiefHook
 
 
@@ -31,6 +32,7 @@ def build(
     worker_replicas: int,
     is_chief: bool,
     inputs_in_order: bool,
+    signals: StopSignals,
 ) -> Built:
     """Input queue, clones and losses, rewrite, gradients: the whole training graph.
 
@@ -40,6 +42,7 @@ def build(
       worker_replicas: workers, the chief included.
       is_chief: whether this process initialises and saves.
       inputs_in_order: examples come one after the other, as the seed has them.
+      signals: what may end the training before its time.
 
     Raises:
       ConfigError: when batch_size leaves no image for a clone.
@@ -82,7 +85,7 @@ def build(
             )
             session_hooks.append(optimizer.make_session_run_hook(is_chief))
             if is_chief:
-                session_hooks.append(SynchronousChiefHook(optimizer, worker_replicas))
+                session_hooks.append(SynchronousChiefHook(optimizer, worker_replicas, signals))
         total_loss, grads_and_vars = training.model_deploy.optimize_clones(
             clones,
             optimizer,

@@ -13,6 +13,7 @@ from typing import List, NamedTuple
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import OdQatError
+from od_qat.stop_signals import StopSignals
 
 # The chief restores or initialises in seconds; 30 seconds between looks is longer than a short training.
 _POLL_SECS = 1
@@ -52,7 +53,15 @@ class Place(NamedTuple):
     server: object = None
 
 
-def open_session(place: Place, scaffold, train_dir: str, hooks: List, save_secs: int, summary_secs: int):
+def open_session(
+    place: Place,
+    scaffold,
+    train_dir: str,
+    hooks: List,
+    save_secs: int,
+    summary_secs: int,
+    signals: StopSignals,
+):
     """A MonitoredSession on the default graph, a context manager.
 
     Args:
@@ -62,6 +71,7 @@ def open_session(place: Place, scaffold, train_dir: str, hooks: List, save_secs:
       hooks: run before those that save.
       save_secs: seconds between checkpoints.
       summary_secs: seconds between summaries.
+      signals: a training that one of these ends will be back, so that others are not told of an end.
     """
     hooks = list(hooks)
     if place.is_chief:
@@ -70,7 +80,7 @@ def open_session(place: Place, scaffold, train_dir: str, hooks: List, save_secs:
             tf.train.SummarySaverHook(save_secs=summary_secs, output_dir=train_dir, scaffold=scaffold)
         )
     if place.ps_tasks:
-        hooks.append(_TellServersHook(place))  # last: the servers may be gone after it
+        hooks.append(_TellServersHook(place, signals))  # last: the servers may be gone after it
     return tf.train.MonitoredSession(
         _SessionCreator(place, scaffold, train_dir), hooks, stop_grace_period_secs=_STOP_GRACE_SECS
     )
@@ -160,10 +170,12 @@ class SynchronousChiefHook(tf.train.SessionRunHook):
     Args:
       optimizer: tf.train.SyncReplicasOptimizer, once its gradients have been applied.
       worker_replicas: workers, the chief included.
+      signals: a chief that one of these ends will be back, and workers wait for it.
     """
 
-    def __init__(self, optimizer, worker_replicas: int) -> None:
+    def __init__(self, optimizer, worker_replicas: int, signals: StopSignals) -> None:
         self._optimizer = optimizer
+        self._signals = signals
         self._tokens = 2 * worker_replicas
 
     def begin(self) -> None:
@@ -192,22 +204,25 @@ class SynchronousChiefHook(tf.train.SessionRunHook):
 
     def end(self, session) -> None:
         """One token lets a worker finish its step and see that training has ended."""
-        session.run(self._release)
+        if self._signals.received is None:
+            session.run(self._release)
 
 
 class _TellServersHook(tf.train.SessionRunHook):
     """Tells each parameter server that this process has ended (see `serve`)."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, signals: StopSignals) -> None:
         self._place = place
+        self._signals = signals
 
     def begin(self) -> None:
         """Builds the ops."""
         self._tell = _tell_ops(self._place)
 
     def end(self, session) -> None:
-        """Not reached by a process that is killed or fails, which will be back."""
-        session.run(self._tell)
+        """Not of a process that a signal ends, that is killed or fails: it will be back."""
+        if self._signals.received is None:
+            session.run(self._tell)
 
 
 def tell_servers(place: Place) -> None:

@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "quiet",
     "tflite_file",
+    "stop_signals",
     "compat",
     "config",
     "graph",

@@ -13,6 +13,8 @@ compat.tf.logging.set_verbosity(compat.tf.logging.INFO)  # says what is restored
 
 from od_qat import cluster, training_session  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
+from od_qat.session_hooks import StopOnSignalHook  # noqa: E402
+from od_qat.stop_signals import StopSignals  # noqa: E402
 
 
 class _Slow(tf.train.SessionRunHook):
@@ -40,22 +42,27 @@ def main(train_dir, steps, synchronous, seconds):
         step = tf.train.get_or_create_global_step()
         slope = tf.get_variable("slope", initializer=0.0)
         optimizer = tf.train.GradientDescentOptimizer(0.01)
-        hooks = [tf.train.StopAtStepHook(last_step=steps), _Slow(seconds)]
+        signals = StopSignals()
+        hooks = [StopOnSignalHook(signals), tf.train.StopAtStepHook(last_step=steps), _Slow(seconds)]
         if synchronous:
             optimizer = tf.train.SyncReplicasOptimizer(
                 optimizer, replicas_to_aggregate=2, total_num_replicas=place.worker_replicas
             )
             hooks.append(optimizer.make_session_run_hook(place.is_chief))
             if place.is_chief:
-                hooks.append(training_session.SynchronousChiefHook(optimizer, place.worker_replicas))
+                hooks.append(training_session.SynchronousChiefHook(optimizer, place.worker_replicas, signals))
         update = optimizer.minimize(tf.square(slope - 3.0), global_step=step)
         tf.summary.scalar("slope", slope)
         scaffold = tf.train.Scaffold(summary_op=tf.summary.merge_all())
-        with training_session.open_session(
-            place, scaffold, train_dir, hooks, save_secs=1, summary_secs=60
+        with signals, training_session.open_session(
+            place, scaffold, train_dir, hooks, save_secs=1, summary_secs=60, signals=signals
         ) as session:
+            if place.is_chief:
+                signals.listen()
             while not session.should_stop():
                 session.run(update)
+    if signals.received is not None:
+        signals.deliver()
     print("ended", flush=True)
 
 
