@@ -1,9 +1,8 @@
-"""The score threshold of a .tflite: what the rule chooses, and what it costs on a published detector."""
+"""The score threshold of a .tflite: what the rule chooses, and what it leaves out of a published detector."""
 
 import json
 import math
 import os
-import time
 
 import numpy as np
 import pytest
@@ -47,7 +46,7 @@ def test_what_is_no_threshold(asked):
 
 
 @pytest.mark.skipif(not COCO, reason="the published COCO detector is not here (OD_QAT_COCO_DETECTOR)")
-def test_the_published_coco_detector_keeps_its_map_and_is_fast(tmp_path, capsys):
+def test_the_published_coco_detector_keeps_its_detections(tmp_path, capsys):
     """Its config's own threshold is 1e-8: several times the time of the fast NMS, and the same mAP."""
     pytest.importorskip("ai_edge_litert")
     pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API is not installed")
@@ -72,10 +71,9 @@ def test_the_published_coco_detector_keeps_its_map_and_is_fast(tmp_path, capsys)
 
     runners = nms.variants(path, [], str(tmp_path))
     runners["default"] = scoring.runners.open_runner(scoring.describe_model(path))
-    compared = (nms.OWN, nms.FAST, "default")
+    compared = (nms.OWN, "default")
     with open(os.path.join(COCO, "instances.json")) as stream:
         pictures = json.load(stream)["images"][:12]
-    seconds = {name: [] for name in compared}
     for picture in pictures:
         with open(os.path.join(COCO, "images", picture["file_name"]), "rb") as stream:
             value = runners["default"].prepare(images.decode(stream.read()))
@@ -88,14 +86,3 @@ def test_the_published_coco_detector_keeps_its_map_and_is_fast(tmp_path, capsys)
         np.testing.assert_array_equal(default.classes, own.classes[kept])
         np.testing.assert_array_equal(default.scores, own.scores[kept])
         assert len(own.scores) - len(default.scores) <= 5
-        times = {name: [] for name in compared}
-        for _ in range(5):
-            for name in compared:
-                start = time.perf_counter()
-                runners[name].run(value)
-                times[name].append(time.perf_counter() - start)
-        for name in compared:
-            seconds[name].append(np.median(times[name]))
-    own, fast, default = (np.array(seconds[name]) for name in compared)
-    assert np.median(default / fast) <= 1.2
-    assert np.median(own / fast) > 2.0
