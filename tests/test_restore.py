@@ -119,6 +119,21 @@ def test_float_detection_checkpoint(runs, capsys):
     assert max(map(len, said.splitlines())) < 600
 
 
+@pytest.mark.parametrize("all_variables", [False, True])
+def test_load_all_detection_checkpoint_vars(runs, all_variables):
+    source = values(runs.float_dir)
+    moved = {n: source.get_tensor(n) for n in source.get_variable_to_shape_map() if n != "global_step"}
+    moved[HEAD] = moved[HEAD] + np.float32(0.25)
+    prefix = save(runs.below("moved_{}.ckpt".format(all_variables)), moved)
+    more = [
+        "train_config.fine_tune_checkpoint_type=detection",
+        "{}={}".format(LOAD_ALL, str(all_variables).lower()),
+    ]
+    trained, _ = runs.fine_tune(prefix, "all_{}".format(all_variables), more)
+    assert np.allclose(trained.get_tensor(HEAD), moved[HEAD], atol=1e-6) == all_variables
+    assert same(trained, source, BACKBONE)
+
+
 def test_heads_that_the_checkpoint_has_are_not_fresh_by_mistake(runs):
     """Absent, load_all_detection_checkpoint_vars is false; a QAT run then starts at four times the loss."""
     prefix = checkpoints.latest(runs.float_dir)
