@@ -72,7 +72,7 @@ def with_contrib_placement(work_dir: str, seed: int) -> dict:
         "frozen": os.path.join(eval_dir, evaluator.FROZEN_NAME),
         "tflite": commands.export_tflite(config, train_dir, folder, "uint8", overrides=overrides),
     }
-    names = list(dataset.class_names)
+    names = dataset.names_by_id()
     return {
         kind: scoring.score(path, dataset.val_record, class_names=names, progress=False).score.map
         for kind, path in models.items()

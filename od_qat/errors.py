@@ -50,6 +50,12 @@ class OdQatError(Exception):
         return text
 
 
+def first_line(error: Exception) -> str:
+    """The first line with text of what an exception says, cut where long; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
 class ConfigError(OdQatError):
     """A pipeline config, label map or command line that cannot be honoured."""
 

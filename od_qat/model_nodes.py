@@ -13,7 +13,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
 from od_qat import output_nodes, tflite_file
-from od_qat.errors import ConfigError, DataError, ExportError
+from od_qat.errors import ConfigError, DataError, ExportError, first_line
 
 _FIX = (
     "give a frozen graph, such as frozen_inference_graph.pb, the .meta of an inference graph, a .tflite or "
@@ -168,7 +168,7 @@ def _of_saved_model(path: str) -> Nodes:
             content = saved_model_pb2.SavedModel.FromString(stream.read())
     except DecodeError as error:
         raise DataError(
-            "cannot read the SavedModel", where=path, found=_first_line(error), allowed=_SAVED_MODEL, fix=_FIX
+            "cannot read the SavedModel", where=path, found=first_line(error), allowed=_SAVED_MODEL, fix=_FIX
         ) from error
     signatures = [
         (name, signature)
@@ -188,7 +188,7 @@ def _of_saved_model(path: str) -> Nodes:
     def rows(what, tensors):
         for key, tensor in sorted(tensors.items()):
             shape = None if tensor.tensor_shape.unknown_rank else [d.size for d in tensor.tensor_shape.dim]
-            dtype = tf.as_dtype(tensor.dtype).name if tensor.dtype in _known_types(tf) else "?"
+            dtype = tf.as_dtype(tensor.dtype).name if tensor.dtype in _known_types() else "?"
             yield Node(what, tensor.name, key, _shape(shape), dtype, "", _role(key) or _role(tensor.name))
 
     nodes = []
@@ -204,7 +204,7 @@ def _of_saved_model(path: str) -> Nodes:
     return Nodes(tuple(nodes), "saved_model", reason)
 
 
-def _known_types(tf) -> Sequence[int]:
+def _known_types() -> Sequence[int]:
     from tensorflow.core.framework import types_pb2
 
     return [number for number in types_pb2.DataType.values() if number]
@@ -292,17 +292,13 @@ def read_graph(path: str) -> Any:
         raise DataError(
             "cannot read the graph",
             where=path,
-            found=_first_line(error),
+            found=first_line(error),
             allowed="a GraphDef (.pb, .pbtxt) or a MetaGraphDef (.meta)",
             fix=_FIX,
         ) from error
     if not graph_def.node:
         raise DataError("the graph is empty", where=path, found="no node", fix=_FIX)
     return graph_def
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _HEADERS = ("", "name", "key", "shape", "type", "scale, zero point", "role")

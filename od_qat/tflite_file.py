@@ -100,7 +100,7 @@ def parse(data: bytes) -> TfliteFile:
     if data[4:8] != IDENTIFIER:
         raise _Damaged("{} bytes that begin with {!r}".format(len(data), data[:8]))
     model = buffer.root()
-    codes = [_op_name(code) for code in model.tables(1)]
+    codes = [code.text(1) for code in model.tables(1)]  # of custom ops; empty for others
     subgraphs = model.tables(2)
     if not subgraphs:
         raise _Damaged("no graph in it")
@@ -125,10 +125,6 @@ def parse(data: bytes) -> TfliteFile:
         tuple(made.get(index) for index in outputs),
         options,
     )
-
-
-def _op_name(code: "_Table") -> str:
-    return code.text(1)
 
 
 def _signature(model: "_Table") -> Tuple[Dict[int, str], Dict[int, str]]:

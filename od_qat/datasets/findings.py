@@ -3,6 +3,7 @@
 import sys
 from typing import Any, Dict
 
+from od_qat.datasets.label_map import shorten
 from od_qat.errors import DataError
 
 _LISTED = 20
@@ -78,7 +79,7 @@ def example_of(found: Any, limit: int = 120) -> str:
     except ValueError:  # Python refuses to print integers of thousands of digits
         text = "a number of {} bits".format(found.bit_length()) if isinstance(found, int) else "a long number"
     text = text.encode("ascii", "backslashreplace").decode() if not _encodable(text) else text
-    return text if len(text) <= limit else text[: limit - 4] + " ..."
+    return shorten(text, limit)
 
 
 def _encodable(text: str) -> bool:

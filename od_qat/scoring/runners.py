@@ -8,7 +8,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from od_qat.errors import EnvironmentProblem, ExportError
+from od_qat.errors import EnvironmentProblem, ExportError, first_line
 from od_qat.quiet import native_stderr_silenced
 from od_qat.scoring import images
 from od_qat.scoring.description import ROLES, ModelDescription, json_path
@@ -131,7 +131,7 @@ class TfliteRunner(_Runner):
             raise ExportError(
                 "the .tflite cannot be loaded",
                 where=description.path,
-                found=_first_line(error),
+                found=first_line(error),
                 fix="export it again",
             ) from error
         inputs = self._interpreter.get_input_details()
@@ -202,7 +202,7 @@ class TfliteRunner(_Runner):
             raise ExportError(
                 "the .tflite does not run",
                 where=self.description.path,
-                found=_first_line(error),
+                found=first_line(error),
                 fix="export it again",
             ) from error
         return [
@@ -233,7 +233,7 @@ class FrozenGraphRunner(_Runner):
             raise ExportError(
                 "the frozen graph cannot be loaded",
                 where=description.path,
-                found=_first_line(error),
+                found=first_line(error),
                 fix="export it again",
             ) from error
         except tf.errors.NotFoundError as error:
@@ -308,8 +308,3 @@ class FrozenGraphRunner(_Runner):
             self._refuse_unknown_op(error)
             raise
         return [np.asarray(output, np.float32) for output in outputs]
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
