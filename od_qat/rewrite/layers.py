@@ -11,6 +11,7 @@ A batch norm is one of the fused ops, or the arithmetic of `tf.nn.batch_normaliz
 
     s = Rsqrt(variance + epsilon) [* gamma];   y = x * s + (beta - mean * s), or + (-mean) * s
 
+A fully connected layer's fused batch norm, which takes four dimensions, stands between two Reshapes.
 Behind a batch norm that is in training mode contrib looks past one more Identity. One that waits for the
 moving averages (tf-slim's in-place updates) is in no eval graph: it counts as part of the batch norm.
 
@@ -34,14 +35,15 @@ class BatchNorm(NamedTuple):
     """A batch norm. Tensors are [channels] float32, but for `data`.
 
     Attributes:
-      op: the op whose first output is the result: a fused batch norm, or the last Add of an unfused one.
-      data: what is normalised.
+      op: a fused batch norm, or the last Add of an unfused one.
+      data: what is normalised, a layer's output with the layer's dimensions.
       gamma, beta: None where an unfused one has none.
       moving_mean, moving_variance: the statistics' variables, as they are read.
       epsilon: added to the variance.
       training: whether the batch's own statistics are used.
       channels_first: whether `data` is NCHW.
       unfused: what an unfused one is made of; None for a fused one.
+      reshape: behind a fully connected layer's, the Reshape to [batch, channels]; None for others.
     """
 
     op: object
@@ -54,6 +56,12 @@ class BatchNorm(NamedTuple):
     training: bool
     channels_first: bool
     unfused: Optional["Unfused"] = None
+    reshape: Optional[object] = None
+
+    @property
+    def last(self) -> object:
+        """The op whose first output is the result."""
+        return self.op if self.reshape is None else self.reshape
 
 
 class Unfused(NamedTuple):
@@ -113,9 +121,12 @@ class LayerMatcher(object):
         self._layers: Dict[str, Optional[Layer]] = {}
         self._unfused: Dict[str, BatchNorm] = {}  # name of the last op -> the batch norm
         self._unfused_of: Dict[str, List[object]] = {}  # name of the data -> last ops
+        self._reshaped: Dict[str, object] = {}  # name of the Reshape behind it -> fused batch norm
+        self._reshaped_of: Dict[str, List[object]] = {}  # name of the data -> the Reshapes behind
         # Names of batch norms that a tensor, not the graph, puts into training mode.
         self.switched_norms = _switched_norms(index)
         self._find_unfused()
+        self._find_reshaped()
         # Names of all tensors from which data flows into an op with weights.
         self.leading_to_layers = self._find_leading_to_layers()
         self.unmatched: Dict[str, str] = {}
@@ -277,6 +288,9 @@ class LayerMatcher(object):
         """A batch norm behind no layer, such as a pre-activation (ResNet V2); None for any other op."""
         if operation.type not in policy.BATCH_NORM or self.ends_layer(operation):
             return None
+        behind = self._index.consumer_ops(self.end_of(operation).outputs[0])
+        if any(self.is_behind_norm(op) and self.ends_layer(op) for op in behind):
+            return None
         if operation.get_attr("data_format") != b"NHWC":
             return None  # (it would become a convolution, which the converter knows in this layout only)
         return self._batch_norm(operation)
@@ -314,7 +328,8 @@ class LayerMatcher(object):
             bias, output = self._bias_in_front(operation, output)
             norms = self._norms_behind(output) if bias is not None else []
         norm = self._batch_norm(norms[0]) if len(norms) == 1 else None
-        if norm is not None and norm.unfused is not None and not _has_channels_last(operation):
+        several = norm is not None and (norm.unfused is not None or norm.reshape is not None)
+        if several and not _has_channels_last(operation):
             norm = None
         if norm is not None and not self._as_contrib and self._is_read_beside(output, norm):
             norm = None
@@ -337,7 +352,9 @@ class LayerMatcher(object):
         Folded into the layer it would change what the others read, so it is no part of the layer then.
         """
         of_norm = {norm.op.name}
-        if norm.unfused is not None:
+        if norm.reshape is not None:
+            of_norm = {self._index.inputs(norm.op)[0].op.name}
+        elif norm.unfused is not None:
             of_norm = norm.unfused.moments | {norm.unfused.product}
         return any(
             reader.name not in of_norm
@@ -348,11 +365,18 @@ class LayerMatcher(object):
 
     def _norms_behind(self, tensor) -> List[object]:
         fused = [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
-        return fused + self._unfused_of.get(tensor.name, [])
+        return fused + self._unfused_of.get(tensor.name, []) + self._reshaped_of.get(tensor.name, [])
 
     def _is_norm(self, operation) -> bool:
-        """Whether an op is a batch norm, or the last one of an unfused batch norm."""
-        return operation.type in policy.BATCH_NORM or operation.name in self._unfused
+        """Whether an op is a batch norm, or the last one of an unfused or reshaped batch norm."""
+        return operation.type in policy.BATCH_NORM or self._is_last_of_norm(operation)
+
+    def _is_last_of_norm(self, operation) -> bool:
+        return operation.name in self._unfused or self.is_behind_norm(operation)
+
+    def is_behind_norm(self, operation) -> bool:
+        """Whether an op is the Reshape behind a fully connected layer's fused batch norm."""
+        return operation.name in self._reshaped
 
     def _is_variable_value(self, tensor) -> bool:
         """Variable -> Identity, VarHandleOp -> ReadVariableOp, or partitions of one put together."""
@@ -369,6 +393,9 @@ class LayerMatcher(object):
     def _batch_norm(self, operation) -> Optional[BatchNorm]:
         if operation.name in self._unfused:
             return self._unfused[operation.name]
+        reshape = None
+        if operation.name in self._reshaped:
+            reshape, operation = operation, self._reshaped[operation.name]
         inputs = self._index.inputs(operation)
         training = bool(operation.get_attr("is_training"))
         mean, variance = inputs[3], inputs[4]
@@ -381,15 +408,30 @@ class LayerMatcher(object):
             return None
         return BatchNorm(
             operation,
-            inputs[0],
+            inputs[0] if reshape is None else self._index.inputs(inputs[0].op)[0],
             inputs[1],
             inputs[2],
             mean,
             variance,
             float(operation.get_attr("epsilon")),
             training,
-            channels_first=operation.get_attr("data_format") == b"NCHW",
+            channels_first=reshape is None and operation.get_attr("data_format") == b"NCHW",
+            reshape=reshape,
         )
+
+    def _find_reshaped(self) -> None:
+        """Those of fully connected layers: [batch, channels] -> Reshape -> fused batch norm -> Reshape."""
+        for operation in self._index.operations:
+            if operation.type not in policy.BATCH_NORM:
+                continue
+            front = self._index.inputs(operation)[0].op
+            behind = self._index.consumer_ops(self.end_of(operation).outputs[0])
+            if front.type != "Reshape" or [op.type for op in behind] != ["Reshape"]:
+                continue
+            data = self._index.inputs(front)[0]
+            if _keeps_channels(operation, data, front.outputs[0], behind[0].outputs[0]):
+                self._reshaped[behind[0].name] = operation
+                self._reshaped_of.setdefault(data.name, []).append(behind[0])
 
     def _find_unfused(self) -> None:
         for operation in self._index.operations:
@@ -535,8 +577,12 @@ class LayerMatcher(object):
     def _bias_or_norm(self, operation) -> Optional[Layer]:
         """BiasAdd|Add of a layer, or its batch norm."""
         if self._is_norm(operation):
-            norm = self._unfused.get(operation.name)
-            tensor = norm.data if norm is not None else self._index.inputs(operation)[0]
+            tensor = self._index.inputs(operation)[0]
+            if self._is_last_of_norm(operation):
+                norm = self._batch_norm(operation)
+                if norm is None:
+                    return None
+                tensor = norm.data
             if tensor.op.type == "Identity":
                 tensor = self._index.inputs(tensor.op)[0]
             layer = self._layer_output(tensor)
@@ -546,7 +592,7 @@ class LayerMatcher(object):
             if (
                 layer is not None
                 and layer.batch_norm is not None
-                and layer.batch_norm.op.name == operation.name
+                and layer.batch_norm.last.name == operation.name
             ):
                 return layer
         elif operation.type in policy.BIAS_ADD:
@@ -646,6 +692,8 @@ class LayerMatcher(object):
         if operation.type != "Identity" or len(operation.outputs) != 1:
             return False
         consumers = self._index.consumer_ops(operation.outputs[0])
+        if self._reshaped_of.get(operation.outputs[0].name):
+            return [op.type for op in consumers if op.type not in policy.OF_SHAPES] == ["Reshape"]
         for last in self._unfused_of.get(operation.outputs[0].name, []):
             inside = self._unfused[last.name].unfused
             return all(op.name == inside.product or op.name in inside.moments for op in consumers)
@@ -730,3 +778,14 @@ def _has_channels_last(operation) -> bool:
     if operation.type == "MatMul":
         return not operation.get_attr("transpose_b")
     return operation.get_attr("data_format") == b"NHWC"
+
+
+def _keeps_channels(norm, data, reshaped, result) -> bool:
+    """Whether a batch norm's channels, in four dimensions, are those of the two that come in and go out."""
+    shapes = [tensor.get_shape() for tensor in (data, reshaped, result)]
+    if [shape.ndims for shape in shapes] != [2, 4, 2]:
+        return False
+    two, four, back = [shape.as_list() for shape in shapes]
+    if norm.get_attr("data_format") == b"NCHW":
+        four = [four[0]] + four[2:] + [four[1]] if four[2:] == [1, 1] else [None]
+    return two[1] is not None and two[1] == four[-1] == back[1]

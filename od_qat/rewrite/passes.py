@@ -256,7 +256,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         else:
             data = draft.current_input(layer.op, 0)
         output = folding.fold_for_eval(draft, layer, data, folded[name], biases[name])
-        state.replace(layer.batch_norm.op.outputs[0], output)
+        state.replace(layer.batch_norm.last.outputs[0], output)
     for norm in plan.norms:
         state.replace(norm.op.outputs[0], folding.norm_as_layer(draft, norm))
 

@@ -186,7 +186,7 @@ class _Planner(object):
         graph then, whatever was trained (fold_batch_norms.py of TensorFlow 1.15, _FoldFusedBatchNorms).
         """
         fused = [layer for layer in folds.values() if layer.batch_norm.unfused is None]
-        by_output = {layer.batch_norm.op.outputs[0].name: layer.op.name for layer in fused}
+        by_output = {layer.batch_norm.last.outputs[0].name: layer.op.name for layer in fused}
         data = {layer.op.name: self._index.inputs(layer.op)[0].name for layer in fused}
         return {name: by_output[tensor] for name, tensor in data.items() if tensor in by_output}
 
@@ -203,6 +203,8 @@ class _Planner(object):
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
         context = scope_of(self._name(layer.op))
+        if self._config.placement == "contrib" and match.post_activation_bypass is None:
+            self._number_as_contrib(layer, context)
         if self._in_scope(layer.op):
             self._plan_weights(layer, join(context, "weights_quant"))
         else:
@@ -218,6 +220,17 @@ class _Planner(object):
             bypass = match.post_activation_bypass
             if not self._feeds_any(bypass, policy.RELU):
                 self._add(scope_of(self._name(bypass)), "post_activation_bypass_quant", bypass, -6.0)
+
+    def _number_as_contrib(self, layer: Layer, context: str) -> None:
+        """fully connected -> Identity -> fused batch norm: contrib's first names are those of what it leaves.
+
+        It folds the layer and finds the Identity behind the unfolded one, which nothing but the batch's
+        statistics needs any more, before the copy.
+        """
+        norm = layer.batch_norm
+        if norm is not None and norm.reshape is not None and norm.data.op.type == "Identity":
+            clone = self._clone_of(layer.op)
+            self._names.update((clone, join(context, name)) for name in ("weights_quant", "act_quant"))
 
     def _plan_weights(self, layer: Layer, name: str) -> None:
         settings = self._rules.weights(name, layer.op.type)
@@ -357,7 +370,7 @@ class _Planner(object):
             source, name = operation, "output_quant"
         # (A batch norm's op is called by its type, which differs between versions.)
         context = self._name(source)
-        if source.type in policy.BATCH_NORM:
+        if source.type in policy.BATCH_NORM or self._matcher.is_behind_norm(source):
             context = scope_of(context)
         self._add(context, name, operation, 0.0 if operation.type in policy.RELU else -6.0)
 

@@ -149,10 +149,14 @@ def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
     ops = {weight.layer.op.name: weight.layer.op for weight in plan.weights}
     weights = {weight.layer.op.name: weight.name for weight in plan.weights}
     chains = {weight.layer.op.name: _up_to_the_norm(weight.layer) for weight in plan.weights}
-    # An unfused batch norm is one step, from its data to its last op.
-    data = {
-        layer.batch_norm.op.name: layer.batch_norm.data for layer in plan.folds if layer.batch_norm.unfused
+    # A batch norm of several ops is one step, from its data to its last op.
+    several = {
+        layer.batch_norm.last.name: layer.batch_norm
+        for layer in plan.folds
+        if layer.batch_norm.unfused or layer.batch_norm.reshape is not None
     }
+    data = {name: norm.data for name, norm in several.items()}
+    called = {name: UNFUSED if norm.unfused else norm.op.type for name, norm in several.items()}
     activations: Dict[str, List[str]] = {}
     for activation in plan.activations:
         chain = _chain_to(activation.tensor, data) if activation.pattern in _LAYER_PATTERNS else None
@@ -171,14 +175,14 @@ def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
             operation.type,
             weights[name],
             tuple(activations.get(name, ())),
-            " -> ".join(UNFUSED if part.name in data else part.type for part in chains[name]),
+            " -> ".join(called.get(part.name, part.type) for part in chains[name]),
         )
         for name, operation in ops.items()
     )
 
 
 def _up_to_the_norm(layer) -> Tuple[object, ...]:
-    parts = (layer.op, layer.batch_to_space, layer.batch_norm and layer.batch_norm.op)
+    parts = (layer.op, layer.batch_to_space, layer.batch_norm and layer.batch_norm.last)
     return tuple(part for part in parts if part is not None)
 
 
@@ -197,7 +201,8 @@ def _chain_to(tensor, data: Dict[str, object]) -> Optional[Tuple[object, ...]]:
         for chain in level:
             below = data.get(chain[0].name)
             for candidate in chain[0].inputs if below is None else (below,):
-                if candidate.op.type in _OF_A_LAYER and candidate.op.name not in seen:
+                known = candidate.op.type in _OF_A_LAYER or candidate.op.name in data
+                if known and candidate.op.name not in seen:
                     seen.add(candidate.op.name)
                     following.append((candidate.op,) + chain)
         level = following
