@@ -1,12 +1,15 @@
 """What a user can ask of quantization-aware training, validated once."""
 
 import dataclasses
+import numbers
 import re
 from typing import Any, Optional, Tuple
 
 from od_qat.errors import ConfigError
 
 PLACEMENTS = ("full", "contrib")
+# Of a value that is refused, this many characters are shown.
+_SHOWN = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,17 @@ def _require_bits(value: Any, where: str) -> None:
         )
 
 
+def _require_steps(value: Any, where: str) -> None:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not 0 <= value < 2**63:  # (an int64 of the graph)
+        raise ConfigError(
+            "not a number of steps",
+            where=where,
+            found=repr(value)[:_SHOWN],
+            allowed="a whole number from 0, or None",
+        )
+
+
 def _require_bool(value: Any, where: str, optional: bool = False) -> None:
     if not isinstance(value, bool) and not (optional and value is None):
         raise ConfigError("neither true nor false", where=where, found=repr(value), allowed="True or False")
@@ -111,7 +125,8 @@ class QatConfig:
     def __post_init__(self) -> None:
         for field in ("weight_bits", "activation_bits"):
             _require_bits(getattr(self, field), field)
-        _require_bool(self.per_channel, "per_channel")
+        for field in ("symmetric", "per_channel"):
+            _require_bool(getattr(self, field), field)
         if self.placement not in PLACEMENTS:
             raise ConfigError(
                 "unknown placement",
@@ -119,9 +134,15 @@ class QatConfig:
                 found=repr(self.placement),
                 allowed=", ".join(PLACEMENTS),
             )
-        if self.quant_delay is not None and self.quant_delay < 0:
+        for field in ("quant_delay", "freeze_bn_delay"):
+            if getattr(self, field) is not None:
+                _require_steps(getattr(self, field), field)
+        if self.scope is not None and not isinstance(self.scope, str):
             raise ConfigError(
-                "negative delay", where="quant_delay", found=str(self.quant_delay), allowed=">= 0"
+                "not a name scope",
+                where="scope",
+                found=repr(self.scope)[:_SHOWN],
+                allowed="a name such as 'FeatureExtractor', or None for the whole graph",
             )
         if self.freeze_bn_delay is not None and self.freeze_bn_delay < (self.quant_delay or 0):
             raise ConfigError(
@@ -130,11 +151,19 @@ class QatConfig:
                 found=str(self.freeze_bn_delay),
                 allowed="at least quant_delay ({})".format(self.quant_delay),
             )
-        if not 0.0 < self.ema_decay < 1.0:
+        if not isinstance(self.ema_decay, numbers.Real) or not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
-                "decay out of range", where="ema_decay", found=str(self.ema_decay), allowed="(0, 1)"
+                "decay out of range", where="ema_decay", found=repr(self.ema_decay)[:_SHOWN], allowed="(0, 1)"
             )
-        object.__setattr__(self, "rules", tuple(self.rules))  # (a list is as good)
+        try:
+            object.__setattr__(self, "rules", tuple(self.rules))  # (a list is as good)
+        except TypeError as error:
+            raise ConfigError(
+                "no list of rules",
+                where="rules",
+                found=repr(self.rules)[:_SHOWN],
+                allowed="LayerRules, or ()",
+            ) from error
         for rule in self.rules:
             if not isinstance(rule, LayerRule):
                 raise ConfigError("not a rule", where="rules", found=repr(rule), allowed="LayerRule")

@@ -56,8 +56,8 @@ def first_line(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-class ConfigError(OdQatError):
-    """A pipeline config, label map or command line that cannot be honoured."""
+class ConfigError(OdQatError, ValueError):
+    """A pipeline config, label map, command line or argument that cannot be honoured."""
 
 
 class DataError(OdQatError):

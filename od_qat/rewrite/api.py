@@ -47,10 +47,9 @@ def create_training_graph(
     Raises:
       RewriteError: when there is nothing to quantise, gradients are there already, a rule matches nothing, or
         the graph has been rewritten; the graph is then as it was.
+      ConfigError: for an argument that is not what it has to be. Both are ValueErrors.
     """
-    config = QatConfig(
-        quant_delay=quant_delay, placement=placement, per_channel=per_channel, rules=tuple(rules)
-    )
+    config = QatConfig(quant_delay=quant_delay, placement=placement, per_channel=per_channel, rules=rules)
     return _rewrite(input_graph, True, config)
 
 
@@ -71,9 +70,9 @@ def create_eval_graph(
       RewriteReport.
 
     Raises:
-      RewriteError: as create_training_graph.
+      RewriteError, ConfigError: as create_training_graph.
     """
-    config = QatConfig(placement=placement, per_channel=per_channel, rules=tuple(rules))
+    config = QatConfig(placement=placement, per_channel=per_channel, rules=rules)
     return _rewrite(input_graph, False, config)
 
 
@@ -107,7 +106,7 @@ def experimental_create_training_graph(
       RewriteReport.
 
     Raises:
-      RewriteError, ConfigError.
+      RewriteError, ConfigError: as create_training_graph.
     """
     config = QatConfig(
         weight_bits=weight_bits,
@@ -118,7 +117,7 @@ def experimental_create_training_graph(
         scope=scope,
         placement=placement,
         per_channel=per_channel,
-        rules=tuple(rules),
+        rules=rules,
         ema_decay=ema_decay,
     )
     return _rewrite(input_graph, True, config)
@@ -145,13 +144,21 @@ def experimental_create_eval_graph(
         scope=scope,
         placement=placement,
         per_channel=per_channel,
-        rules=tuple(rules),
+        rules=rules,
     )
     return _rewrite(input_graph, False, config)
 
 
 def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
     graph = input_graph if input_graph is not None else tf.get_default_graph()
+    if not isinstance(graph, tf.Graph):
+        raise RewriteError(
+            "not a graph",
+            where="input_graph",
+            found=type(graph).__name__,
+            allowed="a tf.Graph, or None for the default graph",
+            fix="build the model in the graph; a GraphDef holds no variables to quantise",
+        )
     with _no_garbage_collection():
         return _rewrite_graph(graph, training, config)
 
@@ -183,7 +190,9 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
             or "{} ops, none of them a {} with variable weights".format(
                 len(index.operations), ", ".join(sorted(policy.WEIGHTED))
             ),
-            fix="call it after the model is built, on the graph it is built in, and before freezing",
+            fix="give a name scope that layers are in, or None for the whole graph"
+            if config.scope
+            else "call it after the model is built, on the graph it is built in, and before freezing",
         )
     report = RewriteReport.from_plan(plan, ops_before=len(index.operations))
     with graph.as_default():
