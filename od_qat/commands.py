@@ -8,7 +8,7 @@ from typing import Dict, Iterable, Optional, Union
 
 from od_qat import plugin  # noqa: F401  (puts everything in place before object_detection is imported)
 from od_qat.errors import ConfigError
-from od_qat.od_api import graph_rewriter, models, pipeline
+from od_qat.od_api import config_checks, graph_rewriter, models, pipeline
 
 
 def train(
@@ -39,6 +39,7 @@ def train(
     from od_qat import checkpoints, cluster, trainer
 
     config = pipeline.load(pipeline_config_path, overrides)
+    config_checks.check(config, pipeline_config_path, training=True)
     graph_rewriter.check(config, training=True, where=pipeline_config_path)
     # Before the records are read: a parameter server has none.
     place = cluster.join()
@@ -99,6 +100,7 @@ def evaluate(
     from od_qat import evaluator
 
     config = pipeline.load(pipeline_config_path, overrides)
+    config_checks.check(config, pipeline_config_path)
     graph_rewriter.check(config, training=False, where=pipeline_config_path)
     if eval_training_data:
         reader, where = config.train_input_reader, "train_input_reader"
@@ -167,6 +169,7 @@ def export(
     from od_qat import detection_export
 
     config = pipeline.load(pipeline_config_path, overrides)
+    config_checks.check(config, pipeline_config_path)
     graph_rewriter.check(config, training=False, where=pipeline_config_path)
     path, _ = detection_export.export_detection_graph(
         models.model_fn(config, is_training=False),
@@ -240,6 +243,7 @@ def export_tflite(
             allowed="a whole number from 1",
         )
     config = pipeline.load(pipeline_config_path, overrides)
+    config_checks.check(config, pipeline_config_path)
     if ptq:
         pipeline.require_paths(config.train_input_reader, "train_input_reader")
         config.ClearField("graph_rewriter")

@@ -8,6 +8,12 @@ A message always has the same shape, so that it fits on one line of a terminal a
 from typing import Optional
 
 
+def quoted(text: object, limit: int = 300) -> str:
+    """What a library or a file says, as a part of a message: one line, printable, cut where it is long."""
+    line = "".join(one if one.isprintable() else "?" for one in " ".join(str(text).split()))
+    return line if len(line) <= limit else line[: limit - 4] + " ..."
+
+
 class OdQatError(Exception):
     """What went wrong, where, what was found, what is allowed and what to do next.
 

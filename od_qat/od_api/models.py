@@ -1,15 +1,16 @@
 """Models, inputs and categories of a pipeline config."""
 
-import functools
 import sys
 from typing import Callable, Dict, List
 
-from od_qat.errors import ConfigError
+from od_qat.errors import ConfigError, OdQatError, quoted
 from od_qat.od_api import pipeline
 
 
 def model_fn(config, is_training: bool) -> Callable:
     """A function without arguments that builds the config's DetectionModel.
+
+    It raises ConfigError for what the OD API's builder does not take.
 
     Args:
       config: TrainEvalPipelineConfig.
@@ -17,7 +18,20 @@ def model_fn(config, is_training: bool) -> Callable:
     """
     from object_detection.builders import model_builder
 
-    return functools.partial(model_builder.build, model_config=config.model, is_training=is_training)
+    def build():
+        try:
+            return model_builder.build(model_config=config.model, is_training=is_training)
+        except OdQatError:
+            raise
+        except Exception as error:  # noqa: BLE001  (it raises what the field happens to lead to)
+            raise ConfigError(
+                "the OD API cannot build this model",
+                where="model." + config.model.WhichOneof("model"),
+                found="{}: {}".format(type(error).__name__, quoted(error) or "no message"),
+                fix="correct the field that this is about; --debug shows where it arises",
+            ) from error
+
+    return build
 
 
 def input_fn(reader, in_order: bool = False) -> Callable:

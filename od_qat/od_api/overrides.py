@@ -7,7 +7,7 @@ from typing import Iterator, List, Optional, Tuple
 
 from google.protobuf import descriptor_pool, text_format
 
-from od_qat.errors import ConfigError
+from od_qat.errors import ConfigError, quoted
 from od_qat.od_api import layers_proto
 
 _INDEX = re.compile(r"\[(\d+)\]")
@@ -30,11 +30,14 @@ def apply(config, override: str) -> None:
       ConfigError: for an unknown field or a value that does not fit, and the config is unchanged but for
         empty messages on the way.
     """
+    if not all(one.isprintable() or one.isspace() for one in override):
+        found = quoted(ascii(override))
+        raise ConfigError("an override that is no text", found=found, allowed="dotted.path=value")
     key, separator, value = override.partition("=")
     key = key.strip()
     steps = _STEPS.findall(_INDEX.sub(r".\1", key))
     if not separator or not key or ".".join(steps) != _INDEX.sub(r".\1", key):
-        raise ConfigError("malformed override", found=repr(override), allowed="dotted.path=value")
+        raise ConfigError("malformed override", found=quoted(repr(override)), allowed="dotted.path=value")
     message, taken = config, []
     while True:
         name = steps[len(taken)]
@@ -152,7 +155,7 @@ def _parsed(message, field, value: str, key: str):
         raise ConfigError(
             "the override's value does not fit its field",
             where=key,
-            found=repr(value) if field.message_type is None else str(error),
+            found=quoted(repr(value) if field.message_type is None else error),
             allowed=_kind(field),
         ) from error
     return parsed

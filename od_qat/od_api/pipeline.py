@@ -7,7 +7,7 @@ from typing import Iterable, Tuple
 from google.protobuf import text_format
 
 from od_qat import files
-from od_qat.errors import ConfigError
+from od_qat.errors import ConfigError, quoted
 from od_qat.od_api import layers_proto
 from od_qat.od_api import overrides as overriding
 
@@ -59,7 +59,7 @@ def load(path: str, overrides: Iterable[str] = ()):
         raise ConfigError(
             "the pipeline config is malformed",
             where="{}, line {}".format(path, line) if line else path,
-            found=str(error),
+            found=quoted(error),
             fix=fix,
         ) from error
     for override in overrides:
@@ -119,7 +119,7 @@ def merge(config, text: str) -> None:
     try:
         text_format.Merge(text, config)
     except text_format.ParseError as error:
-        raise ConfigError("the config override is malformed", found=str(error)) from error
+        raise ConfigError("the config override is malformed", found=quoted(error)) from error
 
 
 def input_files(reader) -> Tuple[str, ...]:

@@ -1,0 +1,381 @@
+"""What the fields of a pipeline config may be, checked before anything is read, built or trained.
+
+protobuf checks types only. The OD API takes what is left as it comes: some values end in an error that names
+no field, some never end, and some train or suppress nonsense. What is refused here makes no sense for any
+model.
+"""
+
+import difflib
+import math
+import os
+import re
+from typing import NamedTuple, Optional, Tuple
+
+from od_qat.errors import ConfigError, quoted
+
+# The feature extractors take no smaller image, and none that is larger fits a machine.
+_SMALLEST, _LARGEST = 33, 16384
+# Batches of images that training holds at least: one that is filled, one that waits, one that is used.
+_BATCHES_HELD = 3
+_BYTES_OF_PIXEL = 3 * 4  # float32, three channels
+
+
+class Bounds(NamedTuple):
+    """An interval of finite numbers.
+
+    Attributes:
+      low, high: its ends.
+      above: whether `low` itself is left out.
+      whole: said of whole numbers.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    whole: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is within. NaN and infinity never are."""
+        return (
+            math.isfinite(value)
+            and (value > self.low if self.above else value >= self.low)
+            and value <= self.high
+        )
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        if self.high < math.inf:
+            if self.above:
+                return "{} above {:g}, up to {:g}".format(kind, self.low, self.high)
+            return "{} from {:g} to {:g}".format(kind, self.low, self.high)
+        return "{} {} {:g}".format(kind, "above" if self.above else "from", self.low)
+
+
+_POSITIVE, _FROM_0, _FRACTION = Bounds(0, above=True), Bounds(0), Bounds(0, 1)
+_COUNT, _WHOLE = Bounds(1, whole=True), Bounds(0, whole=True)
+_SIDE = Bounds(_SMALLEST, _LARGEST, whole=True)
+
+# Tables of fields: path below what the table is of -> what it may be. A path goes on in messages that are set
+# only, so that of alternatives the chosen one is looked at. A field that a tree's proto lacks is passed over.
+
+_RESIZER = (
+    ("fixed_shape_resizer.height", _SIDE),
+    ("fixed_shape_resizer.width", _SIDE),
+    ("keep_aspect_ratio_resizer.min_dimension", _SIDE),
+    ("keep_aspect_ratio_resizer.max_dimension", _SIDE),
+    ("conditional_shape_resizer.size_threshold", _SIDE),
+    ("pad_to_multiple_resizer.multiple", Bounds(1, _LARGEST, whole=True)),
+)
+_SUPPRESSION = (
+    ("iou_threshold", _FRACTION),
+    ("max_detections_per_class", _COUNT),
+    ("max_total_detections", _COUNT),
+    ("max_classes_per_detection", _COUNT),
+    ("soft_nms_sigma", _FROM_0),
+)
+_SSD = (
+    ("feature_extractor.depth_multiplier", _POSITIVE),
+    ("post_processing.logit_scale", _POSITIVE),
+    ("loss.classification_weight", _FROM_0),
+    ("loss.localization_weight", _FROM_0),
+)
+_FASTER_RCNN = (
+    ("first_stage_nms_iou_threshold", _FRACTION),
+    ("first_stage_nms_score_threshold", _FRACTION),
+    ("first_stage_max_proposals", _COUNT),
+    ("first_stage_minibatch_size", _COUNT),
+    ("first_stage_localization_loss_weight", _FROM_0),
+    ("first_stage_objectness_loss_weight", _FROM_0),
+    ("second_stage_batch_size", _COUNT),
+    ("second_stage_localization_loss_weight", _FROM_0),
+    ("second_stage_classification_loss_weight", _FROM_0),
+    ("second_stage_post_processing.logit_scale", _POSITIVE),
+)
+# A rate of 0 within a schedule stops training for a while; a negative one climbs.
+_LEARNING_RATE = (
+    ("constant_learning_rate.learning_rate", _POSITIVE),
+    ("exponential_decay_learning_rate.initial_learning_rate", _POSITIVE),
+    ("exponential_decay_learning_rate.decay_steps", _COUNT),
+    ("exponential_decay_learning_rate.decay_factor", _POSITIVE),
+    ("exponential_decay_learning_rate.burnin_learning_rate", _FROM_0),
+    ("exponential_decay_learning_rate.min_learning_rate", _FROM_0),
+    ("manual_step_learning_rate.initial_learning_rate", _FROM_0),
+    ("cosine_decay_learning_rate.learning_rate_base", _POSITIVE),
+    ("cosine_decay_learning_rate.total_steps", _COUNT),
+    ("cosine_decay_learning_rate.warmup_learning_rate", _FROM_0),
+)
+_OPTIMIZER = (
+    ("rms_prop_optimizer.momentum_optimizer_value", _FRACTION),
+    ("rms_prop_optimizer.decay", _FRACTION),
+    ("rms_prop_optimizer.epsilon", _POSITIVE),
+    ("momentum_optimizer.momentum_optimizer_value", _FRACTION),
+    ("adam_optimizer.epsilon", _POSITIVE),
+    ("moving_average_decay", _FRACTION),
+)
+_TRAINING = (
+    ("batch_size", _COUNT),
+    ("gradient_clipping_by_norm", _FROM_0),
+    ("bias_grad_multiplier", _FROM_0),
+    ("startup_delay_steps", _FROM_0),
+    ("keep_checkpoint_every_n_hours", _POSITIVE),
+)
+_OF_NAMES = ("freeze_variables", "update_trainable_variables")
+
+
+def check(config, where: str, training: bool = False) -> None:
+    """Looks at the model, and for training at train_config.
+
+    Args:
+      config: TrainEvalPipelineConfig.
+      where: its path, for the message.
+      training: whether it is trained.
+
+    Raises:
+      ConfigError: naming the first field that is wrong, what it may be and the override for it.
+    """
+    kind = config.model.WhichOneof("model")
+    model = getattr(config.model, kind)
+    path = "model." + kind
+    try:
+        _check_kind(kind)
+        resizer = "image_resizer"
+        if kind in ("ssd", "faster_rcnn"):
+            _check_feature_extractor(kind, model.feature_extractor.type, path + ".feature_extractor.type")
+            _check_resizer(model.image_resizer, _join(path, resizer))
+            _check_table(model, path, _SSD if kind == "ssd" else _FASTER_RCNN)
+            _check_post_processing(
+                model, path, ("" if kind == "ssd" else "second_stage_") + "post_processing"
+            )
+        if training:
+            if not config.HasField("train_config"):
+                raise _missing(
+                    "the config has no train_config", "train_config", "a block with batch_size, optimizer"
+                )
+            check_training(config.train_config, _least_pixels(getattr(model, resizer, None)))
+    except ConfigError as error:
+        raise ConfigError(
+            error.what,
+            where="{}, {}".format(where, error.where),
+            found=error.found,
+            allowed=error.allowed,
+            fix=error.fix,
+        ) from error
+
+
+def check_training(train_config, pixels: int = _SMALLEST**2) -> None:
+    """Looks at a train_config, for callers that have no more.
+
+    Args:
+      train_config: train_pb2.TrainConfig.
+      pixels: of an image in a batch, at least.
+
+    Raises:
+      ConfigError: see `check`.
+    """
+    path = "train_config"
+    _check_table(train_config, path, _TRAINING)
+    _check_batch_size(train_config, pixels)
+    for name in _OF_NAMES:
+        for number, pattern in enumerate(getattr(train_config, name, ())):
+            _check_pattern(pattern, "{}.{}[{}]".format(path, name, number))
+    optimizer, path = train_config.optimizer, path + ".optimizer"
+    chosen = _chosen(optimizer, "optimizer", path)
+    _check_table(optimizer, path, _OPTIMIZER)
+    path = "{}.{}.learning_rate".format(path, chosen)
+    learning_rate = getattr(optimizer, chosen).learning_rate
+    schedule = _chosen(learning_rate, "learning_rate", path)
+    _check_table(learning_rate, path, _LEARNING_RATE)
+    _check_schedule(getattr(learning_rate, schedule), schedule, _join(path, schedule))
+
+
+def _check_table(message, path: str, table: Tuple[Tuple[str, Bounds], ...]) -> None:
+    for name, bounds in table:
+        value = _value(message, name)
+        if value is not None and not bounds.holds(value):
+            raise _wrong(_join(path, name), value, str(bounds))
+
+
+def _value(message, path: str):
+    """The value of a field; None below a message that is not set, and for a field of other trees."""
+    steps = path.split(".")
+    for step in steps[:-1]:
+        if step not in message.DESCRIPTOR.fields_by_name or not message.HasField(step):
+            return None
+        message = getattr(message, step)
+    return getattr(message, steps[-1], None)
+
+
+def _join(*steps: str) -> str:
+    return ".".join(steps)
+
+
+def _wrong(path: str, value, allowed: str, what: str = "a value that makes no sense") -> ConfigError:
+    found = "{:g}".format(value) if isinstance(value, float) else str(value)
+    return ConfigError(
+        what,
+        where=path,
+        found=found,
+        allowed=allowed,
+        fix="set it in the config, or pass --override {}=...".format(path),
+    )
+
+
+def _missing(what: str, path: str, allowed: str) -> ConfigError:
+    return ConfigError(
+        what, where=path, found="nothing", allowed=allowed, fix="add it, as in the configs of od_qat/configs"
+    )
+
+
+def _chosen(message, alternatives: str, path: str) -> str:
+    """Which of the alternatives is set."""
+    found = message.WhichOneof(alternatives)
+    if found is None:
+        names = [field.name for field in message.DESCRIPTOR.oneofs_by_name[alternatives].fields]
+        raise _missing("the config has no {}".format(alternatives.replace("_", " ")), path, ", ".join(names))
+    return found
+
+
+# Models.
+
+
+def _check_kind(kind: str) -> None:
+    if kind == "center_net":
+        raise ConfigError(
+            "this model is of the OD API's TF 2 half, and od_qat runs its TF 1 half",
+            where="model",
+            found=kind,
+            allowed="ssd, faster_rcnn",
+            fix="use a config of one of these",
+        )
+
+
+def _check_feature_extractor(kind: str, name: str, path: str) -> None:
+    from object_detection.builders import model_builder
+
+    known = getattr(model_builder, kind.upper() + "_FEATURE_EXTRACTOR_CLASS_MAP", None)
+    if not known or name in known:
+        return
+    nearest = sorted(known, key=lambda other: (-difflib.SequenceMatcher(None, name, other).ratio(), other))
+    raise ConfigError(
+        "unknown feature extractor" if name else "the model has no feature extractor",
+        where=path,
+        found="{}{}".format(
+            quoted(repr(name)), ", of the OD API's TF 2 half" if name.endswith("_keras") else ""
+        ),
+        allowed=", ".join(nearest),
+        fix="write {}, or another of these".format(nearest[0]),
+    )
+
+
+def _check_resizer(resizer, path: str) -> None:
+    _chosen(resizer, "image_resizer_oneof", path)
+    _check_table(resizer, path, _RESIZER)
+    name = "keep_aspect_ratio_resizer"
+    if resizer.WhichOneof("image_resizer_oneof") == name:
+        sides = resizer.keep_aspect_ratio_resizer
+        if sides.min_dimension > sides.max_dimension:
+            allowed = "up to max_dimension, {}".format(sides.max_dimension)
+            raise _wrong(_join(path, name, "min_dimension"), sides.min_dimension, allowed)
+
+
+def _check_post_processing(model, path: str, name: str) -> None:
+    if not model.HasField(name):
+        return
+    post_processing, path = getattr(model, name), _join(path, name)
+    name = "batch_non_max_suppression"
+    suppression = getattr(post_processing, name)
+    _check_table(suppression, _join(path, name), _SUPPRESSION)
+    if suppression.max_detections_per_class > suppression.max_total_detections:
+        raise _wrong(
+            _join(path, name, "max_detections_per_class"),
+            suppression.max_detections_per_class,
+            "up to max_total_detections, {}".format(suppression.max_total_detections),
+        )
+    # (Without a converter scores are logits, which are anything.)
+    converters = post_processing.DESCRIPTOR.fields_by_name["score_converter"].enum_type
+    converted = converters.values_by_number[post_processing.score_converter].name != "IDENTITY"
+    bounds = _FRACTION if converted else Bounds(-math.inf)
+    if not bounds.holds(suppression.score_threshold):
+        allowed = str(bounds) if converted else "a finite number"
+        raise _wrong(_join(path, name, "score_threshold"), suppression.score_threshold, allowed)
+
+
+# Training.
+
+
+def _check_schedule(schedule, name: str, path: str) -> None:
+    if name == "manual_step_learning_rate":
+        if not schedule.schedule:
+            raise _missing(
+                "the learning rate has no schedule",
+                _join(path, "schedule"),
+                "schedule { step learning_rate }",
+            )
+        last = 0
+        for number, part in enumerate(schedule.schedule):
+            below = "{}.schedule[{}]".format(path, number)
+            if part.step <= last:
+                raise _wrong(_join(below, "step"), part.step, "a step behind the one before, {}".format(last))
+            last = part.step
+            _check_table(part, below, (("learning_rate", _FROM_0),))
+    elif name == "cosine_decay_learning_rate":
+        before = schedule.warmup_steps + getattr(schedule, "hold_base_rate_steps", 0)
+        if before > schedule.total_steps:
+            allowed = "at least warmup_steps and hold_base_rate_steps together, {}".format(before)
+            raise _wrong(_join(path, "total_steps"), schedule.total_steps, allowed)
+        if schedule.warmup_steps and schedule.warmup_learning_rate > schedule.learning_rate_base:
+            raise _wrong(
+                _join(path, "warmup_learning_rate"),
+                schedule.warmup_learning_rate,
+                "up to learning_rate_base, {:g}".format(schedule.learning_rate_base),
+            )
+
+
+def _check_pattern(pattern: str, path: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise _wrong(
+            path, quoted(repr(pattern)), "a regular expression of variable names ({})".format(error)
+        ) from error
+
+
+def _least_pixels(resizer) -> int:
+    """Of an image as the model gets it, or nearly so: the shorter side squared, where only that is known."""
+    if resizer is None:
+        return _SMALLEST**2
+    chosen = resizer.WhichOneof("image_resizer_oneof")
+    if chosen == "fixed_shape_resizer":
+        return resizer.fixed_shape_resizer.height * resizer.fixed_shape_resizer.width
+    if chosen == "keep_aspect_ratio_resizer":
+        return resizer.keep_aspect_ratio_resizer.min_dimension**2
+    return _SMALLEST**2
+
+
+def _check_batch_size(train_config, pixels: int) -> None:
+    """The images alone have to fit into memory, whatever the network takes beside them."""
+    memory = _memory_bytes()
+    if memory is None:
+        return
+    replicas = train_config.replicas_to_aggregate if train_config.sync_replicas else 1
+    of_one = _BATCHES_HELD * pixels * _BYTES_OF_PIXEL
+    most = memory // of_one * max(1, replicas)
+    if train_config.batch_size > most:
+        raise ConfigError(
+            "a batch of this size does not fit into this machine's memory",
+            where="train_config.batch_size",
+            found="{}: the images of {} batches, one filled, one waiting, one in use, are {:,.0f} GB".format(
+                train_config.batch_size, _BATCHES_HELD, train_config.batch_size * of_one / 1e9
+            ),
+            allowed="at most {} with {:,.0f} GB, and far less with what the network takes".format(
+                most, memory / 1e9
+            ),
+            fix="--override train_config.batch_size=8 (8 to 64 are usual)",
+        )
+
+
+def _memory_bytes() -> Optional[int]:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # elsewhere than on Unix
+        return None
