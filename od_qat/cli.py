@@ -826,7 +826,8 @@ def _known_error(error: BaseException) -> Optional[str]:
         "PermissionDeniedError": ("a file cannot be read or written", "correct its permissions"),
     }
     if name == "ResourceExhaustedError":
-        if "space" in message.lower():
+        # (The whole text is looked at: since TensorFlow 2.12 it begins with where the op was made.)
+        if os.strerror(errno.ENOSPC) in str(error):
             return "the disk is full: {}. Fix: free space and run again".format(message)
         return "out of memory: {}. Fix: lower train_config.batch_size or the input size".format(message)
     if name in explained:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from od_qat import checkpoints, detection_export, files, freeze
 from od_qat.compat import tf
-from od_qat.errors import CheckpointError, ConfigError, DataError
+from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
+from od_qat.quiet import event_writer_silenced
 
 FROZEN_NAME = "frozen_eval_graph.pb"
 
@@ -168,7 +169,22 @@ class _Run(object):
         self._eval_dir = eval_dir
 
     def evaluate(self, checkpoint: str) -> Dict[str, float]:
-        """Restores a checkpoint, runs num_examples images, writes and returns the metrics."""
+        """Restores a checkpoint, runs num_examples images, writes and returns the metrics.
+
+        Raises:
+          OdQatError: also when its images or metrics cannot be written.
+        """
+        try:
+            with event_writer_silenced():
+                return self._evaluate(checkpoint)
+        except OdQatError:
+            raise
+        except Exception as error:
+            if files.is_of_writing(error, self._eval_dir):
+                raise files.cannot_write(self._eval_dir, error) from error
+            raise
+
+    def _evaluate(self, checkpoint: str) -> Dict[str, float]:
         checkpoints.require_all(self._variables, checkpoint, checkpoints.quant_variable_names())
         step = checkpoints.step_of(checkpoint) or 0
         losses: Dict[str, List[float]] = {}

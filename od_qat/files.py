@@ -109,7 +109,7 @@ def _write_aside(path: str, data: bytes) -> str:
     except OSError as error:
         if temporary:
             _remove(temporary)
-        raise _cannot_write(path, error, len(data)) from error
+        raise cannot_write(path, error, len(data)) from error
     return temporary
 
 
@@ -123,7 +123,7 @@ def _write_elsewhere(path: str, data: bytes) -> str:
             stream.write(data)
     except tf.errors.OpError as error:
         _remove(temporary)
-        raise _cannot_write_elsewhere(path, error) from error
+        raise cannot_write(path, error) from error
     return temporary
 
 
@@ -132,14 +132,14 @@ def _rename(temporary: str, path: str) -> None:
         try:
             os.replace(temporary, path)
         except OSError as error:
-            raise _cannot_write(path, error, os.path.getsize(temporary)) from error
+            raise cannot_write(path, error, os.path.getsize(temporary)) from error
         return
     import tensorflow as tf
 
     try:
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except tf.errors.OpError as error:
-        raise _cannot_write_elsewhere(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _remove(temporary: str) -> None:
@@ -153,16 +153,71 @@ def _remove(temporary: str) -> None:
         tf.io.gfile.remove(temporary)
 
 
-def _cannot_write(path: str, error: OSError, size: int) -> OdQatError:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        fix = "allow writing there (its owner, its mode, how it is mounted), or choose another folder"
-    else:
-        fix = "free {:,} bytes there or choose another folder".format(size)
-    return OdQatError("cannot write the file", where=path, found=error.strerror or str(error), fix=fix)
+def cannot_write(path: str, error: Exception, size: Optional[int] = None) -> OdQatError:
+    """What is said of a file or folder that cannot be written, by what the system says.
+
+    Args:
+      path: of the file, or of the folder that TensorFlow's writers write into.
+      error: an OSError, or an error of TensorFlow whose text has the system's.
+      size: bytes that are to be written, where that is known.
+    """
+    code = _code_of(error)
+    found = getattr(error, "strerror", None) or (os.strerror(code) if code else " ".join(str(error).split()))
+    if code in (errno.EEXIST, errno.ENOTDIR):
+        blocking = _file_in_the_way(path)
+        if blocking:
+            found = "a file, {}, where a folder is wanted".format(blocking)
+    room = "{:,} bytes".format(size) if size is not None else "space"
+    fix = _FIXES.get(code, "choose another folder").format(room=room)
+    return OdQatError("cannot write the file", where=path, found=found, fix=fix)
 
 
-def _cannot_write_elsewhere(path: str, error) -> OdQatError:
-    return OdQatError("cannot write the file", where=path, found=error.message, fix="choose another folder")
+def is_of_writing(error: Exception, folder: str) -> bool:
+    """Whether an error of TensorFlow is that a file below a folder cannot be written.
+
+    The kinds of its errors do not say so: a full disk is, as memory is, a resource that is exhausted.
+    """
+    return _code_of(error) in _FIXES and folder.rstrip("/") in _text_of(error)
+
+
+_ROOM = "free {room} there or choose another folder"
+_IN_THE_WAY = "choose another folder, or move what stands there away"
+_FIXES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f) to {room} or more, or choose another folder",
+    errno.EACCES: "allow writing there (its owner, its mode), or choose another folder",
+    errno.EPERM: "allow writing there (its owner, its mode), or choose another folder",
+    errno.EROFS: "allow writing there (it is mounted read-only), or choose another folder",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _text_of(error: Exception) -> str:
+    return getattr(error, "message", None) or str(error)
+
+
+def _code_of(error: Exception) -> Optional[int]:
+    """errno of a system's error, read from the text where TensorFlow has wrapped it; None for others."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    text = _text_of(error)
+    if text.rstrip().endswith("is not a directory"):  # TensorFlow's own words
+        return errno.ENOTDIR
+    return next((code for code in _FIXES if os.strerror(code) in text), None)
+
+
+def _file_in_the_way(path: str) -> Optional[str]:
+    """The file that is where a folder above a path, or the folder itself, is to be."""
+    path = os.path.abspath(path)
+    while path != os.path.dirname(path):
+        if os.path.lexists(path):
+            return None if os.path.isdir(path) else path
+        path = os.path.dirname(path)
+    return None
 
 
 def write_json(path: str, value: Any) -> None:

@@ -1,8 +1,10 @@
-"""Keeping C++ libraries off the terminal."""
+"""Keeping libraries off the terminal whose errors reach the caller anyway."""
 
 import contextlib
+import logging
 import os
 import sys
+import threading
 from typing import Iterator
 
 
@@ -30,3 +32,34 @@ def native_stderr_silenced() -> Iterator[None]:
         if saved is not None:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextlib.contextmanager
+def event_writer_silenced() -> Iterator[None]:
+    """Keeps quiet what TensorFlow's thread that writes events does when the disk is full.
+
+    It logs, it ends in a traceback, and the next call of the writer raises the same error. With OD_QAT_DEBUG
+    set, nothing is silenced.
+    """
+    if os.environ.get("OD_QAT_DEBUG"):
+        yield
+        return
+    log = logging.getLogger("tensorflow")
+    former = getattr(threading, "excepthook", None)  # (none before Python 3.8)
+
+    def silent(record) -> bool:
+        return "EventFileWriter writer thread error" not in record.getMessage()
+
+    def hook(arguments) -> None:
+        if getattr(arguments.thread, "name", None) != "EventLoggerThread":
+            former(arguments)
+
+    log.addFilter(silent)
+    if former is not None:
+        threading.excepthook = hook
+    try:
+        yield
+    finally:
+        log.removeFilter(silent)
+        if former is not None:
+            threading.excepthook = former

@@ -15,6 +15,7 @@ from od_qat import checkpoints, files, nan_trace, training_session
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
+from od_qat.quiet import event_writer_silenced
 from od_qat.range_gates import RangeGatesHook
 from od_qat.session_hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
 from od_qat.stop_signals import StopSignals, name_of
@@ -93,8 +94,9 @@ def train(
       OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, or a
         quantization range is not.
     """
-    from od_qat.od_api import training
+    from od_qat.od_api import config_checks, training
 
+    config_checks.check_training(train_config)
     _keep_freed_memory()
     place = training_session.Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief)
     if num_clones != 1 and train_config.sync_replicas:
@@ -227,7 +229,7 @@ def _run(
     step = 0
     try:
         # (The session's end, which saves, is still within the signals'.)
-        with signals, training_session.open_session(
+        with event_writer_silenced(), signals, training_session.open_session(
             place, scaffold, train_dir, hooks, signals=signals, **intervals
         ) as session:
             if place.is_chief:  # the others have nothing to save
@@ -242,6 +244,8 @@ def _run(
     except BaseException as error:
         if place.is_chief:
             checkpoints.remove_unfinished(train_dir)
+        if not isinstance(error, OdQatError) and files.is_of_writing(error, train_dir):
+            raise files.cannot_write(train_dir, error) from error
         damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
         if damaged and _OF_INPUT.search(error.message):
             raise _unreadable(error) from error

@@ -55,6 +55,29 @@ def path_as_it_was(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(kilobytes, read_only=False) -> an empty file system in memory; skips where there is none."""
+    mounted = []
+
+    def mount(kilobytes, read_only=False):
+        folder = str(tmp_path / "disk{}".format(len(mounted)))
+        os.mkdir(folder)
+        options = "size={}k{}".format(kilobytes, ",ro" if read_only else "")
+        try:
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True, stderr=subprocess.PIPE
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip("no file system can be mounted here: {}".format(error))
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 class Finished(NamedTuple):
     """A process that has ended: its status and what it printed."""
 

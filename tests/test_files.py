@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 
@@ -45,6 +46,59 @@ def test_a_name_that_cannot_be_given_leaves_nothing_beside_it(tmp_path, monkeypa
     with pytest.raises(OdQatError, match="at {}.*Permission denied".format(paths[at - 1])):
         files.write_together({path: b"" for path in paths})
     assert sorted(os.listdir(str(tmp_path))) == ["a", "b"][: at - 1]
+
+
+def test_what_stands_in_the_way_is_named(tmp_path):
+    blocking, folder = tmp_path / "file", tmp_path / "folder"
+    blocking.write_text("")
+    (folder / "in").mkdir(parents=True)
+    for path in (blocking / "a.json", blocking / "below" / "a.json"):
+        with pytest.raises(OdQatError) as caught:
+            files.write_atomically(str(path), b"text")
+        wanted = "at {}, found a file, {}, where a folder is wanted. Fix: choose another".format(
+            path, blocking
+        )
+        assert wanted in str(caught.value)
+    with pytest.raises(OdQatError, match="found Is a directory. Fix: choose another folder, or move"):
+        files.write_atomically(str(folder), b"text")
+    with pytest.raises(OdQatError, match="found File name too long. Fix: choose a shorter name"):
+        files.write_atomically(str(folder / ("a" * 300)), b"text")
+
+
+def test_a_disk_that_is_full_or_read_only(small_disk):
+    with pytest.raises(OdQatError, match="No space left on device. Fix: free 100,000 bytes there"):
+        files.write_atomically(os.path.join(small_disk(16), "a"), b"b" * 100000)
+    with pytest.raises(
+        OdQatError, match="Read-only file system. Fix: allow writing there .it is mounted read"
+    ):
+        files.write_atomically(os.path.join(small_disk(16, read_only=True), "a"), b"")
+
+
+def test_tensorflows_writers(small_disk, tmp_path):
+    """Their errors are a resource that is exhausted, as memory is, or a failed precondition."""
+    from od_qat.compat import tf
+
+    full, read_only = small_disk(400), small_disk(16, read_only=True)
+    (tmp_path / "file").write_text("")
+    says = {
+        full: "No space left on device. Fix: free space",
+        read_only: "Read-only file system. Fix: allow writing",
+        str(tmp_path / "file"): "a file, .*, where a folder is wanted. Fix: choose another folder",
+    }
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.get_variable("v", [250000])
+        session.run(tf.global_variables_initializer())
+        saver = tf.train.Saver()
+        for folder, text in says.items():
+            # (A saver takes an existing file's parent for one that it may write to, on some versions.)
+            with pytest.raises((tf.errors.OpError, ValueError)) as caught:
+                saver.save(session, os.path.join(folder, "below", "model.ckpt"))
+            if isinstance(caught.value, tf.errors.OpError):
+                assert files.is_of_writing(caught.value, folder)
+                assert not files.is_of_writing(caught.value, "/another")
+                explained = files.cannot_write(os.path.join(folder, "below"), caught.value)
+                assert re.search("cannot write the file: at {}.*{}".format(folder, text), str(explained))
+    assert not files.is_of_writing(tf.errors.ResourceExhaustedError(None, None, "OOM in " + full), full)
 
 
 def test_with_a_scheme_tensorflow_writes(tmp_path):

@@ -17,7 +17,7 @@ compat.enable_tf1_behaviour()
 from od_qat import checkpoints  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.datasets import read_examples, records, sources  # noqa: E402
-from od_qat.errors import CheckpointError, ConfigError, DataError  # noqa: E402
+from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
@@ -273,6 +273,25 @@ def test_an_evaluation_without_objects(runs):
             runs.float_config, runs.float_dir, runs.below("empty"), run_once=True, overrides=[reader]
         )
     assert not glob.glob(os.path.join(runs.below("empty"), "metrics-*"))
+
+
+def test_a_full_disk_in_evaluation(runs, small_disk, capfd):
+    """Events are written by a thread of TensorFlow's, which ended in a traceback."""
+    out = os.path.join(small_disk(16), "eval")
+    with pytest.raises(OdQatError, match="cannot write the file: at .*/eval.*No space left.*Fix: free"):
+        commands.evaluate(runs.float_config, runs.float_dir, out, run_once=True)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("kilobytes", [2000, 13000, 16000])
+def test_a_full_disk_in_training(runs, small_disk, kilobytes, capfd):
+    """Of graph and events, of the first checkpoint, of its graph."""
+    out = os.path.join(small_disk(kilobytes), "train")
+    with pytest.raises(OdQatError, match="cannot write the file: at .*/train.*No space left.*Fix: free"):
+        commands.train(runs.float_config, out)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [name for name in os.listdir(out) if "temp" in name]
 
 
 def test_float_checkpoint_into_a_qat_eval_is_refused(runs):
@@ -601,6 +620,8 @@ def test_contrib_trained_checkpoint(runs):
 
 
 _NO_ROWS = {
+    "test_a_full_disk_in_evaluation",
+    "test_a_full_disk_in_training",
     "test_what_is_said_of_fresh_heads",
     "test_the_page_names_every_row",
     "test_ranges_of_what_only_training_has_are_not_named",

@@ -11,9 +11,10 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from od_qat import files
 from od_qat.datasets.info import DatasetInfo
 from od_qat.datasets.label_map import read_items, read_label_map, shorten, write_label_map
-from od_qat.errors import DataError, OdQatError
+from od_qat.errors import DataError
 
 __all__ = [
     "DatasetInfo",
@@ -91,15 +92,7 @@ class RecordWriter(object):
             self._writer = tf.python_io.TFRecordWriter(self._temporary)
         except self._errors as error:
             self.discard()
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> OdQatError:
-        return OdQatError(
-            "cannot write the file",
-            where=self.path,
-            found=getattr(error, "strerror", None) or shorten(" ".join(str(error).split())),
-            fix="free space there or choose another folder",
-        )
+            raise files.cannot_write(self.path, error) from error
 
     def __enter__(self) -> "RecordWriter":
         return self
@@ -125,7 +118,7 @@ class RecordWriter(object):
         try:
             self._writer.write(example.serialized)
         except self._errors as error:
-            raise self._failure(error) from error
+            raise files.cannot_write(self.path, error) from error
         self.count += 1
 
     def close(self) -> None:
@@ -142,7 +135,7 @@ class RecordWriter(object):
             with open(self._temporary, "rb") as stream:
                 os.fsync(stream.fileno())
         except self._errors as error:
-            raise self._failure(error) from error
+            raise files.cannot_write(self.path, error) from error
 
     def commit(self) -> None:
         """Closes the file and renames it.
@@ -158,7 +151,7 @@ class RecordWriter(object):
             os.chmod(self._temporary, 0o666 & ~umask)
             os.replace(self._temporary, self.path)
         except self._errors as error:
-            raise self._failure(error) from error
+            raise files.cannot_write(self.path, error) from error
         self._temporary = None
 
     def discard(self) -> None:
