@@ -2,10 +2,11 @@
 
 import dataclasses
 import numbers
-import re
 from typing import Any, Optional, Tuple
 
-from od_qat.errors import ConfigError
+import regex
+
+from od_qat.errors import ConfigError, quoted
 
 PLACEMENTS = ("full", "contrib")
 # Of a value that is refused, this many characters are shown.
@@ -17,7 +18,7 @@ class LayerRule:
     """What holds for some layers instead of QatConfig's own settings; None leaves a setting as it is.
 
     Attributes:
-      scope: regular expression of a whole name scope (re.fullmatch); the rule holds for everything below. A
+      scope: regular expression of a whole name scope (as `re.fullmatch`); the rule holds for all below. A
         fake quant's full name is a scope too: `.*/expanded_conv_3` means its layers, adds and activations,
         `.*/expanded_conv_3/project` one layer, `.*/act_quant` the activations of all layers.
       quantize: False keeps the layer float, its batch norm as it is; True takes it back from an earlier rule.
@@ -43,10 +44,13 @@ class LayerRule:
                 allowed="a regular expression such as 'BoxPredictor_.*'",
             )
         try:
-            re.compile(self.scope)
-        except re.error as error:
+            regex.compile(self.scope)
+        except (regex.error, OverflowError, RecursionError) as error:
             raise ConfigError(
-                "a rule's scope is not a regular expression", where=str(self), found=str(error)
+                "a rule's scope is not a regular expression",
+                where=quoted(self),
+                found=quoted(error),
+                allowed="one such as 'BoxPredictor_.*'",
             ) from error
         for field in ("weight_bits", "activation_bits"):
             if getattr(self, field) is not None:

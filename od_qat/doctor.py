@@ -95,6 +95,7 @@ _PACKAGES = (
     _Package(("lvis",), "lvis", "the OD API's eval_util", True, "--no-deps lvis opencv-python-headless"),
     _Package(("lxml",), "lxml", "data voc", True, "lxml"),
     _Package(("pillow",), "PIL", "data, score", True, "pillow"),
+    _Package(("regex",), "regex", "layer rules", True, "regex"),
     _Package(("tqdm",), "tqdm", "progress bars", True, "tqdm"),
     _Package(("rich",), "rich", "tables", False, "rich"),
     _Package(

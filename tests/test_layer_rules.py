@@ -10,7 +10,7 @@ from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import CheckpointError, ConfigError, ExportError, RewriteError
-from od_qat.rewrite import api, fake_quant
+from od_qat.rewrite import api, fake_quant, rules
 from od_qat.rewrite.rules import RuleBook, excluded
 from tests import nets, own_gradients
 
@@ -28,6 +28,7 @@ BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
     "make, says",
     [
         (lambda: LayerRule("(", quantize=False), r"not a regular expression.*rule '\('"),
+        (lambda: LayerRule("(" * 5000 + ")" * 5000, quantize=False), "not a regular expression"),
         (lambda: LayerRule("", quantize=False), "without a scope"),
         (lambda: LayerRule("a"), "sets nothing.*rule 'a'"),
         (lambda: LayerRule("a", weight_bits=9), "bit width.*rule 'a', weight_bits.*found 9"),
@@ -117,6 +118,15 @@ def test_a_rule_without_effect_is_an_error(rule, says):
     book.weights("net/fc/weights_quant", "MatMul")
     with pytest.raises(RewriteError, match=says):
         book.require_all_used()
+
+
+@pytest.mark.parametrize("pattern", ["(a|a)" * 40 + "b", "((a{1,1000}){1,1000}){1,1000}b"])
+def test_a_pattern_that_would_be_tried_for_ever(pattern, monkeypatch):
+    monkeypatch.setattr(rules, "_SECONDS", 0.5)
+    book = _book(LayerRule("net/.*", weight_bits=4), LayerRule("net/" + pattern, quantize=False))
+    with pytest.raises(RewriteError, match="takes too long.*rule 'net/.*more than 0.5 s; .* net/aaa.*Fix: "):
+        for number in range(1000):
+            book.weights("net/{}/{}/weights_quant".format("a" * 60, number), "Conv2D")
 
 
 # In graphs.

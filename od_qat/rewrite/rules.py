@@ -1,13 +1,17 @@
 """Which settings hold for a fake quant: those of QatConfig and of its rules, the later over the earlier."""
 
-import re
+import time
 from typing import Any, Dict, Iterator, List, NamedTuple
+
+import regex
 
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
 from od_qat.rewrite import policy
 
 _NAMES_SHOWN = 8
+# For a rule and all names of a graph together; usual patterns take milliseconds.
+_SECONDS = 5.0
 # Which of a rule's fields say something about weights, and which about activations.
 _WEIGHT_FIELDS = ("quantize", "weight_bits", "per_channel")
 _ACTIVATION_FIELDS = ("quantize", "activation_bits")
@@ -38,7 +42,8 @@ class RuleBook(object):
 
     def __init__(self, config: QatConfig) -> None:
         self._config = config
-        self._patterns = [re.compile(rule.scope) for rule in config.rules]
+        self._patterns = [regex.compile(rule.scope) for rule in config.rules]
+        self._seconds_left = [_SECONDS] * len(config.rules)
         self._used = [False] * len(config.rules)
         self._names: Dict[str, None] = {}  # of all that was asked for, in that order
 
@@ -99,7 +104,23 @@ class RuleBook(object):
         return Settings(quantise, bits, per_channel, reason)
 
     def _matches(self, number: int, name: str) -> bool:
-        return any(self._patterns[number].fullmatch(scope) for scope in _scopes_of(name))
+        return any(self._matches_whole(number, scope) for scope in _scopes_of(name))
+
+    def _matches_whole(self, number: int, scope: str) -> bool:
+        """Whether a rule's pattern matches a scope; `(a|a)*b` and the like would be tried for days."""
+        started = time.time()
+        try:
+            return self._patterns[number].fullmatch(scope, timeout=self._seconds_left[number]) is not None
+        except (TimeoutError, MemoryError) as error:
+            raise RewriteError(
+                "a rule's regular expression takes too long",
+                where=str(self._config.rules[number]),
+                found="more than {:g} s; the last name was {}".format(_SECONDS, scope),
+                fix="write it without choices that match the same text, such as (a|a) or a repetition within "
+                "a repetition",
+            ) from error
+        finally:
+            self._seconds_left[number] -= min(time.time() - started, self._seconds_left[number] - 1e-3)
 
 
 def _some(names: List[str]) -> str:
