@@ -11,7 +11,7 @@ import sys
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from od_qat.compat import tf
-from od_qat.errors import CheckpointError
+from od_qat.errors import CheckpointError, quoted
 from od_qat.graph.index import names_and_scopes
 
 # The collection that the rewriter puts its range variables into.
@@ -21,6 +21,8 @@ QUANT_STEP = "fake_quantization_step"
 # What TensorFlow calls the moving average of a variable.
 AVERAGE = "/ExponentialMovingAverage"
 
+# What TensorFlow's reader raises for damaged files: its own errors, or what they become on their way here.
+_UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError, MemoryError, OverflowError)
 _NAMES_SHOWN = 3
 # What makes a scope's name unique.
 _NUMBER = re.compile(r"_\d+(?=/|$)")
@@ -80,11 +82,11 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
         reader = tf.train.NewCheckpointReader(prefix)
         found = reader.get_variable_to_shape_map()
         _check_data_files(prefix, reader, found)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             "the checkpoint is damaged",
             where=prefix,
-            found=str(getattr(error, "message", error)).splitlines()[0],
+            found=quoted(getattr(error, "message", error)),
             fix="use an earlier checkpoint of that folder",
         ) from error
     return found
@@ -366,11 +368,11 @@ def _read(prefix: str, names: Iterable[str]) -> None:
         reader = tf.train.NewCheckpointReader(prefix)
         for name in names:
             reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             "the checkpoint is damaged",
             where=prefix,
-            found="{}: {}".format(name, str(getattr(error, "message", error)).splitlines()[0]),
+            found="{}: {}".format(name, quoted(getattr(error, "message", error))),
             fix="use an earlier checkpoint of that folder",
         ) from error
 

@@ -79,10 +79,11 @@ def _too_long(*_):
     raise AssertionError("nothing for {} s".format(SECONDS))
 
 
-def try_all(path, use, refuses=True):
+def try_all(path, use, refuses=True, damage=damaged):
     """Runs `use` with the file damaged in COUNT ways; what it may raise is OdQatError, on one line.
 
-    Where the damaged file is left out instead, nothing is refused.
+    Where the damaged file is left out instead, nothing is refused. `damage` makes the damaged bytes, of a
+    random state and of the whole.
     """
     with open(str(path), "rb") as stream:
         whole = stream.read()
@@ -91,7 +92,7 @@ def try_all(path, use, refuses=True):
     former = signal.signal(signal.SIGALRM, _too_long)
     try:
         for seed in range(COUNT):
-            content = damaged(np.random.RandomState(seed), whole)
+            content = damage(np.random.RandomState(seed), whole)
             with open(str(path), "wb") as stream:
                 stream.write(content)
             signal.alarm(SECONDS)
