@@ -71,6 +71,18 @@ def quiet_logging() -> None:
         pass
 
 
+def op_def(name: str):
+    """What this TensorFlow's registry says of an op, an OpDef; None of one that it does not know."""
+    from tensorflow.python.framework import op_def_registry
+
+    if hasattr(op_def_registry, "get"):
+        return op_def_registry.get(name)
+    try:  # TF 1.15, whose registry in Python lacks ops that have no function there
+        return tf.Graph()._get_op_def(name)
+    except tf.errors.NotFoundError:
+        return None
+
+
 _tf1_behaviour_enabled = False
 
 

@@ -211,6 +211,8 @@ def _known_types() -> Sequence[int]:
 
 
 def _of_graph(graph_def) -> Nodes:
+    from od_qat.graph import allowed_ops
+
     answer = output_nodes.find_output_nodes(graph_def)
     read = {source.lstrip("^").split(":")[0] for node in graph_def.node for source in node.input}
     inputs = [node for node in graph_def.node if node.op == "Placeholder" and node.name in read]
@@ -228,13 +230,23 @@ def _of_graph(graph_def) -> Nodes:
         told = {"classifier": "predictions"}.get(answer.kind, "")
         pairs = zip(answer.names, answer.tensors)
         nodes.extend(row("output", name, tensor, _role(name) or told) for name, tensor in pairs)
-    return Nodes(tuple(nodes), answer.kind, answer.reason)
+    reason = answer.reason
+    run = allowed_ops.run_by_importing(graph_def)
+    if run:
+        reason += "; no shapes, as TensorFlow would run {} to find them".format(", ".join(run[:3]))
+    return Nodes(tuple(nodes), answer.kind, reason)
 
 
 def _tensors(graph_def, names: Sequence[str]) -> Dict[str, Tuple[str, str]]:
-    """Tensor name -> shape and dtype; nothing for a graph with an op that this TensorFlow does not know."""
-    from od_qat.compat import tf
+    """Tensor name -> shape and dtype; nothing for a graph with an op that this TensorFlow does not know.
 
+    Nor for one that would be run for it.
+    """
+    from od_qat.compat import tf
+    from od_qat.graph import allowed_ops
+
+    if allowed_ops.run_by_importing(graph_def):
+        return {}
     try:
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(graph_def, name="")

@@ -241,7 +241,10 @@ class _Finder(object):
 
     def _shapes(self, names: List[str]) -> Dict[str, str]:
         from od_qat.compat import tf
+        from od_qat.graph import allowed_ops
 
+        if allowed_ops.run_by_importing(self._graph_def):
+            return {}
         try:
             with tf.Graph().as_default() as graph:
                 tf.import_graph_def(self._graph_def, name="")
