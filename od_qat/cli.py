@@ -274,6 +274,12 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=_positive, metavar="N", help="default: one a core")
     parser.add_argument("--max_images", type=_positive, metavar="N", help="score the first N images only")
     parser.add_argument("--json", metavar="FILE", help="write the scores as JSON too")
+    parser.add_argument(
+        "--time_limit",
+        type=float,
+        metavar="SECONDS",
+        help="for loading the model and for each image; what takes longer is an error (default 60)",
+    )
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -293,6 +299,7 @@ def _score(arguments: argparse.Namespace) -> int:
         arguments.label_map,
         processes=arguments.processes,
         max_images=arguments.max_images,
+        time_limit=scoring.TIME_LIMIT if arguments.time_limit is None else arguments.time_limit,
     )
     # (Of the file itself: a mAP is one of this threshold, whatever a JSON says.)
     options = tflite_file.read(arguments.model).options if arguments.model.endswith(".tflite") else {}

@@ -109,3 +109,22 @@ def run_python():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tf():
+    """tf.compat.v1, imported by the first test that asks for it."""
+    from od_qat.compat import tf
+
+    return tf
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory, tf):
+    """A folder with small detectors, see test_scoring.build_models."""
+    pytest.importorskip("ai_edge_litert")
+    from tests.test_scoring import build_models
+
+    folder = str(tmp_path_factory.mktemp("models"))
+    build_models(tf, folder)
+    return folder

@@ -171,13 +171,6 @@ CANONICAL = {
 }
 
 
-@pytest.fixture(scope="session")
-def tf():
-    from od_qat.compat import tf
-
-    return tf
-
-
 @pytest.fixture(autouse=True)
 def interpreter(request):
     """TensorFlow 1.15's environment has another one; the tests marked tf1 need none."""
@@ -185,10 +178,8 @@ def interpreter(request):
         pytest.importorskip("ai_edge_litert")
 
 
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory, tf):
-    pytest.importorskip("ai_edge_litert")
-    folder = str(tmp_path_factory.mktemp("models"))
+def build_models(tf, folder):
+    """Models that find the quadrants: three .tflite, two .pb, and the JSON beside all but canonical.pb."""
     roles = [{"role": role} for role in ("boxes", "classes", "scores", "count")]
     for kind in ("float32", "int8", "uint8"):
         path = os.path.join(folder, kind + ".tflite")
@@ -205,7 +196,6 @@ def model_dir(tmp_path_factory, tf):
     untouched = {"resize": None, "mean": None, "std": None, "channels": "RGB"}
     with open(os.path.join(folder, "named.json"), "w") as stream:
         json.dump(description(named, outputs, untouched, 0), stream)
-    return folder
 
 
 def assert_right(found, examples=EXAMPLES, tolerance=0.01):
@@ -285,29 +275,15 @@ def test_workers_give_what_one_process_gives(model_dir, name):
             np.testing.assert_array_equal(first, second)
 
 
-def loaded_modules():
-    """Runs in a worker that has scored."""
-    assert workers._runner_of_this_worker is not None
-    return sorted(sys.modules)
-
-
-def test_a_worker_that_scores_a_tflite_does_not_import_tensorflow(model_dir):
-    import concurrent.futures
-    import multiprocessing
-
-    executor = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        with workers._main_module_hidden():
-            chunk = [(EXAMPLES[0].image_id, EXAMPLES[0].encoded)]
-            model = describe_model(os.path.join(model_dir, "int8.tflite"))
-            assert len(executor.submit(workers._work, model, 1, chunk).result()) == 1
-            modules = executor.submit(loaded_modules).result()
-    finally:
-        executor.shutdown()
-    assert "ai_edge_litert" in modules
-    roots = {name.split(".")[0] for name in modules}
-    assert not roots & {"tensorflow", "keras", "tf_keras", "object_detection"}
-    assert "od_qat.compat" not in modules
+def test_a_process_that_scores_a_tflite_does_not_import_tensorflow(model_dir):
+    model = describe_model(os.path.join(model_dir, "int8.tflite"))
+    with workers.Pool(model) as pool:
+        assert len(pool.detect(EXAMPLES[:1], 1, 1, False)) == 1
+        (pid,) = pool.pids()
+        with open("/proc/{}/maps".format(pid)) as stream:
+            mapped = stream.read()
+    assert pid != os.getpid() and "ai_edge_litert" in mapped
+    assert "tensorflow" not in mapped and "od_qat/compat" not in mapped
 
 
 def test_detect_works_where_tensorflow_cannot_be_imported_and_without_a_main_guard(model_dir, tmp_path):
@@ -427,8 +403,6 @@ def changed(**changes):
         ("[]", "not its description"),
         ({"format": "other"}, "not its description"),
         (changed(preprocessing=None), "incomplete"),
-        (changed(class_id_offset="one"), "incomplete"),
-        (changed(preprocessing=dict(PREPROCESSING, std=0)), "incomplete"),
         (changed(preprocessing=dict(PREPROCESSING, channels="BGR")), "channels 'BGR'"),
         (changed(outputs=[{"role": "boxes"}]), "no output with role classes, scores, count"),
         (
@@ -452,6 +426,105 @@ def test_a_json_that_does_not_fit_is_refused(model_dir, tmp_path, content, messa
     with pytest.raises(ExportError, match=message) as caught:
         scoring.detect(path, EXAMPLES[:1], processes=1, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def preprocessed(**changes):
+    return changed(preprocessing=dict(PREPROCESSING, **changes))
+
+
+@pytest.mark.tf1
+@pytest.mark.parametrize(
+    "content, where, found, allowed",
+    [
+        (changed(class_id_offset="one"), "class_id_offset", "'one'", "a whole number, smaller than 2**31"),
+        (changed(class_id_offset=1.5), "class_id_offset", "1.5", "a whole number, smaller than 2**31"),
+        (
+            changed(class_id_offset=10**30),
+            "class_id_offset",
+            "a number of 100 bits",
+            "a whole number, smaller",
+        ),
+        (
+            changed(class_id_offset=float("inf")),
+            "class_id_offset",
+            "inf",
+            "a whole number, smaller than 2**31",
+        ),
+        (preprocessed(std=0), "preprocessing.std", "0", "a number above 0"),
+        (preprocessed(std=float("nan")), "preprocessing.std", "nan", "a number above 0"),
+        (preprocessed(std=float("inf")), "preprocessing.std", "inf", "a number above 0"),
+        (preprocessed(std=True), "preprocessing.std", "True", "a number above 0"),
+        (preprocessed(mean=float("nan")), "preprocessing.mean", "nan", "a number"),
+        (preprocessed(mean=10**400), "preprocessing.mean", "a number of 1329 bits", "a number"),
+        (preprocessed(mean="127.5"), "preprocessing.mean", "'127.5'", "a number"),
+        (
+            preprocessed(resize={"method": "bilinear", "height": 10**30, "width": 32}),
+            "preprocessing.resize.height",
+            "a number of 100 bits",
+            "a whole number from 1 to 16384",
+        ),
+        (
+            preprocessed(resize={"method": "bilinear", "height": 32, "width": float("inf")}),
+            "preprocessing.resize.width",
+            "inf",
+            "a whole number from 1 to 16384",
+        ),
+        (preprocessed(resize=[32, 32]), "preprocessing.resize", "a list with 2 items", "an object"),
+        (changed(outputs=[{"role": "boxes", "name": 7}]), "outputs[0].name", "7", "a name"),
+        (
+            changed(outputs=[{"role": "boxes", "name": "\ud800"}]),
+            "outputs[0].name",
+            "'\\ud800'",
+            "a name, of at most 500 printable characters",
+        ),
+        (changed(outputs=[{"role": "x" * 5000}]), "outputs[0].role", "'" + "x" * 56 + "...", "a name, of at"),
+        (changed(outputs=[{"role": ["boxes"]}]), "outputs[0].role", "a list with 1 items", "a name"),
+        (changed(outputs=["boxes"]), "outputs", "a list with 1 items", "a list of objects"),
+        (changed(inputs=[]), "inputs", "a list with 0 items", "a list of objects"),
+    ],
+)
+def test_a_field_of_the_json_that_cannot_be_used_is_named(tmp_path, content, where, found, allowed):
+    path = str(tmp_path / "model.tflite")
+    write(path, b"")
+    with open(scoring.json_path(path), "w") as stream:
+        json.dump(content, stream)
+    with pytest.raises(ExportError, match="field of the model's JSON cannot be used") as caught:
+        describe_model(path)
+    text = "model.json, {}, found {}, allowed: {}".format(where, found, allowed)
+    assert text in str(caught.value) and "\n" not in str(caught.value) and caught.value.fix
+    str(caught.value).encode("utf-8")
+
+
+@pytest.mark.tf1
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[" * 100000, "JSON is damaged: at .*model.json, found lists in lists in lists"),
+        ('{"format": ' + "9" * 10000 + "}", "JSON is damaged|not its description"),
+        ('{"format": "od_qat/1", "\\ud800": 1}', "incomplete: at .*found no outputs"),
+        (
+            changed(outputs=[{"role": r} for r in ("boxes", "boxes", "classes", "scores", "count")]),
+            "found 2 outputs with role boxes, allowed: boxes, classes, scores, count, each once",
+        ),
+    ],
+)
+def test_a_json_that_is_damaged_is_one_line(tmp_path, content, message):
+    path = str(tmp_path / "model.tflite")
+    write(path, b"")
+    with open(scoring.json_path(path), "w") as stream:
+        stream.write(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ExportError, match=message) as caught:
+        describe_model(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000 and caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "given", [{"mean": float("nan")}, {"std": 0}, {"std": float("inf")}, {"class_id_offset": 10**30}]
+)
+def test_numbers_that_are_given_are_checked_too(model_dir, given):
+    (name,) = given
+    with pytest.raises(ExportError, match="the {} given is not one: found .*, allowed: ".format(name)):
+        scoring.detect(os.path.join(model_dir, "int8.tflite"), EXAMPLES[:1], progress=False, **given)
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):
@@ -499,35 +572,6 @@ def test_a_graph_with_an_op_that_is_not_here_is_refused(tf, tmp_path, in_a_funct
         scoring.detect(path, EXAMPLES[:1], processes=1, progress=False)
     assert "{}, found TFLite_Another".format(path) in str(caught.value)
     assert "score the .tflite" in caught.value.fix and "\n" not in str(caught.value)
-
-
-@pytest.mark.tf1
-def test_other_errors_of_a_graph_stay_as_they_are(tf, tmp_path):
-    with tf.Graph().as_default() as graph:
-        image = tf.placeholder(tf.uint8, [1, None, None, 3], name=CANONICAL["image"])
-        with tf.control_dependencies([image]):
-            value = tf.strings.to_number(tf.io.read_file(str(tmp_path / "missing.txt")))
-        for role in ("boxes", "classes", "scores", "count"):
-            tf.identity(value, name=CANONICAL[role])
-    write(str(tmp_path / "a.pb"), graph.as_graph_def().SerializeToString())
-    with pytest.raises(tf.errors.NotFoundError, match="missing.txt"):
-        scoring.detect(str(tmp_path / "a.pb"), EXAMPLES[:1], processes=1, progress=False)
-
-
-def test_a_graph_made_for_tflite_is_refused_after_a_conversion(tf, model_dir, tmp_path):
-    """Then its op is known, but has no kernel."""
-    graph_def = graph_with_op(tf, "TFLite_Detection_PostProcess", False)
-    (node,) = [node for node in graph_def.node if node.op == "TFLite_Detection_PostProcess"]
-    del node.attr["T"]
-    node.input.extend([node.input[0]] * 2)
-    for key in ("max_detections", "max_classes_per_detection", "num_classes"):
-        node.attr[key].i = 1
-    for key in ("nms_score_threshold", "nms_iou_threshold", "y_scale", "x_scale", "h_scale", "w_scale"):
-        node.attr[key].f = 1.0
-    path = str(tmp_path / "tflite_graph.pb")
-    write(path, graph_def.SerializeToString())
-    with pytest.raises(ExportError, match="does not have here: .*found TFLite_Detection_PostProcess"):
-        scoring.detect(path, EXAMPLES[:1], processes=1, progress=False)
 
 
 def test_latency(model_dir):
@@ -709,6 +753,13 @@ def test_images_must_be_the_same():
             DataError, match="no object to find: found 10 images, class ids 1, 2, 3, allowed: class ids 7"
         ):
             metrics(EXAMPLES, found, {7: "cat"})
+
+
+@pytest.mark.parametrize("height", [10**12, 0, -5])
+def test_a_size_that_no_image_has_is_refused(height):
+    examples = [EXAMPLES[0]._replace(height=height)]
+    with pytest.raises(DataError, match="at image image 0, found height {}, width 48".format(height)):
+        scoring.coco_metrics(examples, perfect(examples), NAMES)
 
 
 @pytest.fixture(scope="session")
@@ -928,12 +979,12 @@ def test_a_label_map_of_another_record_is_refused(
     tf, model_dir, tmp_path, monkeypatch, texts, names, message, max_images
 ):
     """Before the model is run; left out silently, the objects would make the score wrong."""
-    monkeypatch.setattr(workers, "run", None)
+    monkeypatch.setattr(workers.Pool, "detect", None)
     record = str(tmp_path / "val.record")
     write_record(tf, record, EXAMPLES, texts)
     label_map = written_label_map(tmp_path / "label_map.pbtxt", names)
     with pytest.raises(DataError, match=message) as caught:
-        scoring.score(os.path.join(model_dir, "named.pb"), record, label_map, max_images=max_images)
+        scoring.score(os.path.join(model_dir, "int8.tflite"), record, label_map, max_images=max_images)
     assert "val.record, example 1" in str(caught.value) and label_map in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -33,7 +33,7 @@ _MAX_NORMALISED = 1.1
 _FRAME_BYTES = 16
 _IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 # What JPEG can have, and more than detectors take.
-_MAX_SIDE = 65535
+MAX_SIDE = 65535
 _FIX_RECORD = "convert the data again with `od-qat data`"
 
 
@@ -295,12 +295,12 @@ class _Features(object):
         height, width = self.values("image/height", "int64"), self.values("image/width", "int64")
         if not height or not width:
             return None
-        if not (1 <= height[0] <= _MAX_SIDE and 1 <= width[0] <= _MAX_SIDE):
+        if not (1 <= height[0] <= MAX_SIDE and 1 <= width[0] <= MAX_SIDE):
             raise DataError(
                 "an example states a size that no image has",
                 where=self.where,
                 found="image/height {}, image/width {}".format(height[0], width[0]),
-                allowed="1 to {:,} pixels".format(_MAX_SIDE),
+                allowed="1 to {:,} pixels".format(MAX_SIDE),
                 fix=_FIX_RECORD,
             )
         return int(height[0]), int(width[0])

@@ -1,5 +1,7 @@
 """Scores of frozen graphs and .tflite files: detections, COCO and VOC metrics, agreement, latency.
 
+A model is never run in the process that asks for it, see model_process.
+
 Importing this package, and detecting with a .tflite, does not import TensorFlow. (Reading records does.)
 """
 
@@ -7,11 +9,13 @@ from od_qat.scoring.description import ModelDescription, describe_model, json_pa
 from od_qat.scoring.images import decode, resize_bilinear
 from od_qat.scoring.matching import Agreement, agreement, iou_matrix
 from od_qat.scoring.metrics import Score, VocScore, coco_metrics, names_by_id, voc_metrics
+from od_qat.scoring.model_process import TIME_LIMIT
 from od_qat.scoring.model_score import ModelScore, latency, score
 from od_qat.scoring.runners import Detections
 from od_qat.scoring.workers import detect
 
 __all__ = [
+    "TIME_LIMIT",
     "Agreement",
     "Detections",
     "ModelDescription",

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import logging
+import math
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from od_qat.errors import ExportError
 
@@ -104,8 +105,13 @@ def describe_model(
                 DEFAULT_STD,
                 os.path.basename(model_path),
             )
-    if std is not None and not std > 0:
-        raise ExportError("std must be positive", where=model_path, found=str(std), allowed="> 0")
+    for name, value, allowed, right in (
+        ("mean", mean, _ANY_NUMBER, _is_finite),
+        ("std", std, _ABOVE_ZERO, _is_positive),
+        ("class_id_offset", class_id_offset, _SMALL_INTEGER, _is_small_integer),
+    ):
+        if value is not None and not right(value):
+            raise ExportError("the {} given is not one".format(name), found=_shown(value), allowed=allowed)
     changes = {}  # type: Dict[str, Any]
     if mean is not None or std is not None:
         changes["mean"] = mean if mean is not None else _or(description.mean, DEFAULT_MEAN)
@@ -139,68 +145,173 @@ def _from_json(model_path: str, is_tflite: bool, path: str) -> ModelDescription:
             content = json.load(stream)
     except OSError as error:
         raise ExportError("cannot read the model's JSON", where=path, found=error.strerror) from error
-    except ValueError as error:
-        raise ExportError(
-            "the model's JSON is damaged", where=path, found=str(error), fix=_FIX_EXPORT
-        ) from error
+    except (ValueError, RecursionError) as error:
+        found = "lists in lists in lists" if isinstance(error, RecursionError) else str(error)
+        raise ExportError("the model's JSON is damaged", where=path, found=found, fix=_FIX_EXPORT) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = repr(content.get("format")) if isinstance(content, dict) else type(content).__name__
         raise ExportError(
             "the JSON beside the model is not its description",
             where=path,
-            found="format " + found,
+            found="format " + _shown(content.get("format"))
+            if isinstance(content, dict)
+            else type(content).__name__,
             allowed="format {!r}".format(FORMAT),
             fix=_FIX_EXPORT,
         )
+    return _parse(model_path, is_tflite, path, content)
+
+
+# What a field may be: in words, and the test.
+_ANY_NUMBER = "a number"
+_ABOVE_ZERO = "a number above 0"
+_SMALL_INTEGER = "a whole number, smaller than 2**31"
+_SIZE = "a whole number from 1 to 16384"
+_TEXT = "a name, of at most 500 printable characters"
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
     try:
-        return _parse(model_path, is_tflite, path, content)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ExportError(
-            "the model's JSON is incomplete",
-            where=path,
-            found="{}: {}".format(type(error).__name__, error),
-            allowed="the layout in docs/architecture.md",
-            fix=_FIX_EXPORT,
-        ) from error
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and value > 0
+
+
+def _is_small_integer(value: Any) -> bool:
+    return _is_finite(value) and value == int(value) and abs(value) < 2**31
+
+
+def _is_size(value: Any) -> bool:
+    return _is_small_integer(value) and 1 <= value <= 16384
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= 500
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _shown(value: Any) -> str:
+    """A value of a JSON, on one line whatever is in it."""
+    if isinstance(value, (dict, list)):
+        return "{} with {} items".format("an object" if isinstance(value, dict) else "a list", len(value))
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of {} bits".format(value.bit_length())
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Fields(object):
+    """An object of the JSON, whose fields are checked when they are read."""
+
+    def __init__(self, path: str, content: Dict[str, Any], prefix: str = "") -> None:
+        self._path, self._content, self._prefix = path, content, prefix
+
+    def get(self, key: str, allowed: str, right: Callable[[Any], bool], optional: bool = False) -> Any:
+        """The value; None where it may be missing, or null, and is.
+
+        Raises:
+          ExportError: naming the field.
+        """
+        value = self._content.get(key)
+        if value is None and (optional or key not in self._content):
+            if optional:
+                return None
+            raise ExportError(
+                "the model's JSON is incomplete",
+                where=self._path,
+                found="no {}{}".format(self._prefix, key),
+                allowed="the layout in docs/architecture.md",
+                fix=_FIX_EXPORT,
+            )
+        if not right(value):
+            raise ExportError(
+                "a field of the model's JSON cannot be used",
+                where="{}, {}{}".format(self._path, self._prefix, key),
+                found=_shown(value),
+                allowed=allowed,
+                fix=_FIX_EXPORT,
+            )
+        return value
+
+    def inside(self, key: str) -> "_Fields":
+        """The object that a field is."""
+        return _Fields(self._path, self.get(key, "an object", _is_object), "{}{}.".format(self._prefix, key))
+
+    def each(self, key: str) -> Any:
+        """The objects of the list that a field is."""
+        items = self.get(key, "a list of objects", _is_list)
+        return [
+            _Fields(self._path, item, "{}{}[{}].".format(self._prefix, key, number))
+            for number, item in enumerate(items)
+        ]
 
 
 def _parse(model_path: str, is_tflite: bool, path: str, content: Dict[str, Any]) -> ModelDescription:
-    outputs = tuple((str(output["role"]), output.get("name")) for output in content["outputs"])
-    missing = [role for role in ROLES if role not in dict(outputs)]
-    if missing:
+    fields = _Fields(path, content)
+    outputs = tuple(
+        (output.get("role", _TEXT, _is_text), output.get("name", _TEXT, _is_text, optional=True))
+        for output in fields.each("outputs")
+    )
+    roles = [role for role, _ in outputs]
+    wrong = ["no output with role " + ", ".join(role for role in ROLES if role not in roles)]
+    if all(role in roles for role in ROLES):
+        wrong = ["{} outputs with role {}".format(roles.count(role), role) for role in ROLES]
+        wrong = [text for text, role in zip(wrong, ROLES) if roles.count(role) > 1]
+    if wrong:
         raise ExportError(
             "the model has no detections to score",
             where=path,
-            found="no output with role " + ", ".join(missing),
-            allowed="boxes, classes, scores, count",
+            found=wrong[0],
+            allowed="boxes, classes, scores, count, each once",
             fix="export it with its post-processing",
         )
-    preprocessing = content["preprocessing"]
-    resize = preprocessing.get("resize")
-    if resize is not None and resize["method"] != "bilinear":
-        raise ExportError(
-            "images cannot be resized as this model wants",
-            where=path,
-            found=repr(resize["method"]),
-            allowed="bilinear",
-        )
-    if preprocessing.get("channels", "RGB") != "RGB":
+    preprocessing = fields.inside("preprocessing")
+    resize = None
+    if preprocessing.get("resize", "an object", _is_object, optional=True) is not None:
+        wanted = preprocessing.inside("resize")
+        method = wanted.get("method", _TEXT, _is_text)
+        if method != "bilinear":
+            raise ExportError(
+                "images cannot be resized as this model wants",
+                where=path,
+                found=_shown(method),
+                allowed="bilinear",
+                fix="export it with a resizer that is bilinear",
+            )
+        resize = (int(wanted.get("height", _SIZE, _is_size)), int(wanted.get("width", _SIZE, _is_size)))
+    channels = preprocessing.get("channels", _TEXT, _is_text, optional=True)
+    if channels not in (None, "RGB"):
         raise ExportError(
             "images cannot be decoded as this model wants",
             where=path,
-            found="channels {!r}".format(preprocessing["channels"]),
+            found="channels {}".format(_shown(channels)),
             allowed="RGB",
+            fix="export a model that takes RGB",
         )
-    mean, std = preprocessing.get("mean"), preprocessing.get("std")
-    if (mean is None) != (std is None) or (std is not None and not float(std) > 0):
-        raise ValueError("mean {!r} and std {!r}".format(mean, std))
+    mean = preprocessing.get("mean", _ANY_NUMBER, _is_finite, optional=True)
+    # (Both or neither.)
+    std = preprocessing.get("std", _ABOVE_ZERO, _is_positive, optional=mean is None)
+    if std is not None:
+        mean = preprocessing.get("mean", _ANY_NUMBER, _is_finite)
     return ModelDescription(
         path=model_path,
         is_tflite=is_tflite,
-        input_name=content["inputs"][0].get("name"),
+        input_name=fields.each("inputs")[0].get("name", _TEXT, _is_text, optional=is_tflite),
         output_names=outputs,
-        resize=None if resize is None else (int(resize["height"]), int(resize["width"])),
+        resize=resize,
         mean=None if mean is None else float(mean),
         std=None if std is None else float(std),
-        class_id_offset=int(content["class_id_offset"]),
+        class_id_offset=int(fields.get("class_id_offset", _SMALL_INTEGER, _is_small_integer)),
     )

@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from od_qat.datasets.label_map import ClassNames, names_by_id
+from od_qat.datasets.records import MAX_SIDE
 from od_qat.errors import DataError, EnvironmentProblem
 from od_qat.scoring.matching import iou_matrix
 from od_qat.scoring.runners import Detections
@@ -173,6 +174,14 @@ def _flags(example: Any, field: str) -> np.ndarray:
 
 def _absolute(example: Any, boxes: np.ndarray) -> np.ndarray:
     """Normalised boxes in pixels; in float32, as the OD API scales them, so that the results are equal."""
+    if not (1 <= example.height <= MAX_SIDE and 1 <= example.width <= MAX_SIDE):
+        raise DataError(
+            "an example states a size that no image has",
+            where="image {}".format(example.image_id),
+            found="height {}, width {}".format(example.height, example.width),
+            allowed="1 to {:,} pixels".format(MAX_SIDE),
+            fix="give the size of the image",
+        )
     size = np.array([example.height, example.width, example.height, example.width], np.float32)
     return np.asarray(boxes, np.float32).reshape(-1, 4) * size
 

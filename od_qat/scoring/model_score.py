@@ -4,24 +4,19 @@ import dataclasses
 import itertools
 import os
 import sys
-import time
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
 from od_qat.datasets.label_map import ClassNames, names_by_id
 from od_qat.errors import ConfigError
-from od_qat.scoring import class_ids, images, runners, workers
-from od_qat.scoring.description import ModelDescription, describe_model
+from od_qat.scoring import class_ids, images, workers
+from od_qat.scoring.description import describe_model
 from od_qat.scoring.metrics import Score, coco_metrics
+from od_qat.scoring.model_process import TIME_LIMIT
 from od_qat.scoring.runners import Detections
 
-_WARM_UP_RUNS = 3
 _LATENCY_RUNS = 50
-# A slow model is measured with fewer runs, so that nobody waits for a number that is not going to change.
-_MAX_SECONDS = 20.0
-_MIN_RUNS = 5
-_ANY_SIZE = (300, 300)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +43,23 @@ class ModelScore:
 
 
 def latency(
-    model_path: str, runs: int = _LATENCY_RUNS, threads: int = 1, image: Optional[np.ndarray] = None
+    model_path: str,
+    runs: int = _LATENCY_RUNS,
+    threads: int = 1,
+    image: Optional[np.ndarray] = None,
+    time_limit: float = TIME_LIMIT,
 ) -> float:
-    """Median time of one image, measured in this process after a few runs to warm up.
+    """Median time of one image, measured in a process of its own after a few runs to warm up.
 
     Times what the model does: not the decoding of the image, nor the resizing before a .tflite. How long
     the suppression of overlapping boxes takes depends on the image, so compare models on the same one.
-
-    TensorFlow sets the threads of its operators once in a process: measure a .pb before anything else has
-    used more.
 
     Args:
       model_path: as for detect.
       runs: how often to measure; fewer when that would take more than 20 seconds.
       threads: of the interpreter, or of the session's operators.
       image: uint8 [height, width, 3]; default is noise, the same each time.
+      time_limit: seconds for loading the model and for each run.
 
     Returns:
       milliseconds.
@@ -70,29 +67,8 @@ def latency(
     Raises:
       ExportError, EnvironmentProblem: as detect.
     """
-    return _latency(describe_model(model_path), runs, threads, image)
-
-
-def _latency(description: ModelDescription, runs: int, threads: int, image: Optional[np.ndarray]) -> float:
-    if runs < 1:
-        raise ConfigError("latency needs a run to measure", found=str(runs), allowed="1 or more")
-    runner = runners.open_runner(description, threads)
-    try:
-        if image is None:
-            size = runner.image_size or _ANY_SIZE
-            image = np.random.RandomState(0).randint(0, 256, tuple(size) + (3,)).astype(np.uint8)
-        value = runner.prepare(image)
-        for _ in range(_WARM_UP_RUNS):
-            runner.run(value)
-        seconds = []
-        end = time.perf_counter() + _MAX_SECONDS
-        while len(seconds) < runs and (len(seconds) < _MIN_RUNS or time.perf_counter() < end):
-            start = time.perf_counter()
-            runner.run(value)
-            seconds.append(time.perf_counter() - start)
-    finally:
-        runner.close()
-    return 1000.0 * float(np.median(seconds))
+    with workers.Pool(describe_model(model_path), threads, time_limit) as pool:
+        return pool.latency(image, runs)
 
 
 def score(
@@ -106,6 +82,7 @@ def score(
     mean: Optional[float] = None,
     std: Optional[float] = None,
     class_id_offset: Optional[int] = None,
+    time_limit: float = TIME_LIMIT,
 ) -> ModelScore:
     """Scores a model on a record: accuracy, size and latency (on the record's first image).
 
@@ -114,7 +91,7 @@ def score(
       record_path: a TFRecord file of the OD API's tf.Examples.
       label_map_path: the record's label map; the record is compared with it. Or
       class_names: names from id 1 on, or id -> name; objects and detections of other classes are left out.
-      processes, max_images, progress, mean, std, class_id_offset: as for detect.
+      processes, max_images, progress, mean, std, class_id_offset, time_limit: as for detect.
 
     Raises:
       ConfigError: without a label map and class names, or with both.
@@ -133,24 +110,27 @@ def score(
         raise ConfigError("max_images leaves nothing to score", found=str(max_images), allowed="1 or more")
     names = label_map.read_label_map(label_map_path) if label_map_path else names_by_id(class_names)
     description = describe_model(model_path, mean, std, class_id_offset)
-    # Read twice, as the images would not all fit into memory: once to check it and to count the images,
-    # once to score them.
-    if label_map_path:
-        total = records.check_records(record_path, label_map_path, max_images)
-    else:
-        total = sum(1 for _ in itertools.islice(records.read_examples(record_path), max_images))
-    truth = []
-    first_image = None
+    # (The model's process starts while the records are checked.)
+    with workers.Pool(description, time_limit=time_limit) as pool:
+        # Read twice, as the images would not all fit into memory: once to check it and to count the images,
+        # once to score them.
+        if label_map_path:
+            total = records.check_records(record_path, label_map_path, max_images)
+        else:
+            total = sum(1 for _ in itertools.islice(records.read_examples(record_path), max_images))
+        truth = []
+        first_image = None
 
-    def examples() -> Iterator[records.Example]:
-        nonlocal first_image
-        for example in itertools.islice(records.read_examples(record_path), max_images):
-            if first_image is None:
-                first_image = images.decode(example.encoded, str(example.image_id))
-            truth.append(example._replace(encoded=b""))
-            yield example
+        def examples() -> Iterator[records.Example]:
+            nonlocal first_image
+            for example in itertools.islice(records.read_examples(record_path), max_images):
+                if first_image is None:
+                    first_image = images.decode(example.encoded, str(example.image_id))
+                truth.append(example._replace(encoded=b""))
+                yield example
 
-    detections = workers.run(description, examples(), total, processes, 1, progress)
+        detections = pool.detect(examples(), total, processes, progress)
+        latency_ms = pool.latency(first_image, _LATENCY_RUNS)
     warnings = class_ids.misfits(model_path, label_map_path, names, truth, detections)
     for line in warnings:
         print("warning: " + line, file=sys.stderr)
@@ -158,7 +138,7 @@ def score(
         path=model_path,
         score=coco_metrics(truth, detections, names),
         size_bytes=os.path.getsize(model_path),
-        latency_ms=_latency(description, _LATENCY_RUNS, 1, first_image),
+        latency_ms=latency_ms,
         detections=detections,
         class_names=names,
         warnings=tuple(warnings),

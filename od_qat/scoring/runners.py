@@ -3,12 +3,13 @@
 Importing this file, or running a .tflite with it, does not import TensorFlow.
 """
 
+import contextlib
 import re
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from od_qat.errors import EnvironmentProblem, ExportError, first_line
+from od_qat.errors import EnvironmentProblem, ExportError, OdQatError
 from od_qat.quiet import native_stderr_silenced
 from od_qat.scoring import images
 from od_qat.scoring.description import ROLES, ModelDescription, json_path
@@ -39,6 +40,13 @@ def open_runner(description: ModelDescription, threads: int = 1):
     return (TfliteRunner if description.is_tflite else FrozenGraphRunner)(description, threads)
 
 
+# Label map ids have four bytes; a class output that is none is an uninitialised number.
+_LARGEST_CLASS = 2**31
+# Lines of TensorFlow's messages that say nothing, and the last before the one that does.
+_BOILERPLATE = re.compile(r"(Graph execution error|Detected at node|\d+ root error|Traceback|File \").*")
+_BEFORE = "Node: "
+
+
 class _Runner(object):
     """The road that both kinds share: `prepare`, `run`, `detections`."""
 
@@ -47,7 +55,9 @@ class _Runner(object):
 
     def detect(self, pixels: np.ndarray) -> Detections:
         """uint8 [height, width, 3] RGB -> Detections."""
-        return self.detections(self.run(self.prepare(pixels)))
+        with self._said("the image cannot be brought into the form that the model takes"):
+            value = self.prepare(pixels)
+        return self.detections(self.run(value))
 
     @property
     def image_size(self) -> Optional[Tuple[int, int]]:
@@ -65,6 +75,18 @@ class _Runner(object):
         """The input tensor's value -> the outputs in the order of ROLES, float32."""
         raise NotImplementedError
 
+    @contextlib.contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Turns whatever a library raises, of a file that is no model of its kind, into one line."""
+        try:
+            yield
+        except OdQatError:
+            raise
+        except Exception as error:  # (their list has no end: the file decides where they stop)
+            raise ExportError(
+                what, where=self.description.path, found=_reason(error), fix="copy or export it again"
+            ) from error
+
     def detections(self, outputs: List[np.ndarray]) -> Detections:
         """Outputs in the order of ROLES -> Detections.
 
@@ -74,6 +96,7 @@ class _Runner(object):
         boxes, classes, scores, count = outputs
         if (
             boxes.ndim != 3
+            or boxes.shape[0] != 1
             or boxes.shape[2] != 4
             or classes.shape != boxes.shape[:2]
             or scores.shape != classes.shape
@@ -85,14 +108,32 @@ class _Runner(object):
                 allowed="boxes (1, N, 4), classes (1, N), scores (1, N)",
                 fix="check the outputs in {}".format(json_path(self.description.path)),
             )
-        number = min(max(int(round(float(count.reshape(-1)[0]))), 0), boxes.shape[1])
+        if count.size != 1 or not np.isfinite(count).all():
+            raise ExportError(
+                "the model does not say how many detections it gives",
+                where=self.description.path,
+                found="{} in the output for count".format(
+                    "{} numbers".format(count.size) if count.size != 1 else str(count.reshape(-1)[0])
+                ),
+                allowed="one number, 0 to {}".format(boxes.shape[1]),
+                fix="check the outputs in {}".format(json_path(self.description.path)),
+            )
+        number = int(round(min(max(float(count.reshape(-1)[0]), 0.0), float(boxes.shape[1]))))
         boxes, classes, scores = boxes[0, :number], classes[0, :number], scores[0, :number]
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and np.isfinite(classes).all()):
+        if not all(np.isfinite(values).all() for values in (boxes, classes, scores)):
             raise ExportError(
                 "the model's detections are not numbers",
                 where=self.description.path,
                 found="NaN or infinity among {} detections".format(number),
                 fix="check that the training did not diverge (its loss must be finite)",
+            )
+        if (np.abs(classes) >= _LARGEST_CLASS).any():
+            raise ExportError(
+                "the model's classes are not ids",
+                where=self.description.path,
+                found="{:g} among {} detections".format(float(np.abs(classes).max()), number),
+                allowed="whole numbers below {}".format(_LARGEST_CLASS),
+                fix="check the outputs in {}".format(json_path(self.description.path)),
             )
         return Detections(
             # The OD API's own post-processing clips boxes to the image; that of a .tflite does not.
@@ -123,25 +164,19 @@ class TfliteRunner(_Runner):
     def __init__(self, description: ModelDescription, threads: int) -> None:
         super(TfliteRunner, self).__init__(description)
         interpreter_class = _interpreter_class()
-        try:
-            with native_stderr_silenced():
-                self._interpreter = interpreter_class(model_path=description.path, num_threads=threads)
-                self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            raise ExportError(
-                "the .tflite cannot be loaded",
-                where=description.path,
-                found=first_line(error),
-                fix="export it again",
-            ) from error
-        inputs = self._interpreter.get_input_details()
-        shape = tuple(int(size) for size in inputs[0]["shape"])
-        if len(inputs) != 1 or len(shape) != 4 or shape[0] != 1 or shape[3] != 3:
+        with self._said("the .tflite cannot be loaded"), native_stderr_silenced():
+            self._interpreter = interpreter_class(model_path=description.path, num_threads=threads)
+            self._interpreter.allocate_tensors()
+            inputs = self._interpreter.get_input_details()
+            outputs = self._interpreter.get_output_details()
+        shape = tuple(int(size) for size in inputs[0]["shape"]) if len(inputs) == 1 else ()
+        if len(shape) != 4 or shape[0] != 1 or shape[3] != 3 or min(shape) < 1 or not _is_number(inputs[0]):
             raise ExportError(
                 "the .tflite does not take one RGB image",
                 where=description.path,
-                found=", ".join("{} {}".format(detail["name"], list(detail["shape"])) for detail in inputs),
-                allowed="one input [1, height, width, 3]",
+                found=", ".join(_shown_tensor(detail) for detail in inputs) or "no input",
+                allowed="one input [1, height, width, 3] of numbers",
+                fix="export a detector's inference graph, with one image at a time",
             )
         if description.resize is not None and description.resize != shape[1:3]:
             raise ExportError(
@@ -152,10 +187,22 @@ class TfliteRunner(_Runner):
             )
         self._input = inputs[0]
         self._size = shape[1:3]
-        self._outputs = self._outputs_by_role()
+        self._outputs = self._outputs_by_role(outputs)
+        for detail in [self._input] + self._outputs:
+            if not _is_number(detail) or not 0 <= detail["quantization"][0] < np.inf:
+                raise ExportError(
+                    "a tensor of the .tflite holds no numbers",
+                    where=description.path,
+                    found="{}, scale {}".format(_shown_tensor(detail), detail["quantization"][0]),
+                    allowed="real numbers, a scale of 0 or more",
+                    fix="copy or export it again",
+                )
 
-    def _outputs_by_role(self) -> List[Any]:
-        description, details = self.description, self._interpreter.get_output_details()
+    def close(self) -> None:
+        self._interpreter = None
+
+    def _outputs_by_role(self, details: List[Any]) -> List[Any]:
+        description = self.description
         by_name = {detail["name"]: detail for detail in details}
         result = []
         for role in ROLES:
@@ -195,20 +242,13 @@ class TfliteRunner(_Runner):
 
     def run(self, value: np.ndarray) -> List[np.ndarray]:
         interpreter = self._interpreter
-        interpreter.set_tensor(self._input["index"], value)
-        try:
+        with self._said("the .tflite does not run"):
+            interpreter.set_tensor(self._input["index"], value)
             interpreter.invoke()
-        except (RuntimeError, ValueError) as error:
-            raise ExportError(
-                "the .tflite does not run",
-                where=self.description.path,
-                found=first_line(error),
-                fix="export it again",
-            ) from error
-        return [
-            images.dequantize(interpreter.get_tensor(detail["index"]), *detail["quantization"])
-            for detail in self._outputs
-        ]
+            return [
+                images.dequantize(interpreter.get_tensor(detail["index"]), *detail["quantization"])
+                for detail in self._outputs
+            ]
 
 
 class FrozenGraphRunner(_Runner):
@@ -216,33 +256,26 @@ class FrozenGraphRunner(_Runner):
 
     def __init__(self, description: ModelDescription, threads: int) -> None:
         super(FrozenGraphRunner, self).__init__(description)
-        from google.protobuf.message import DecodeError
-
         from od_qat import compat
+        from od_qat.graph import allowed_ops
 
         compat.quiet_logging()
         tf = compat.tf
         graph_def = tf.GraphDef()
-        try:
+        with self._said("the frozen graph cannot be loaded"):
             with open(description.path, "rb") as stream:
                 graph_def.ParseFromString(stream.read())
-            graph = tf.Graph()
-            with graph.as_default():
-                tf.import_graph_def(graph_def, name="")
-        except (DecodeError, ValueError, OSError) as error:
-            raise ExportError(
-                "the frozen graph cannot be loaded",
-                where=description.path,
-                found=first_line(error),
-                fix="export it again",
-            ) from error
-        except tf.errors.NotFoundError as error:
-            self._refuse_unknown_op(error)
-            raise
-        self._unknown_op_errors = (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)
+        # Before it is imported: that computes shapes, for which TensorFlow runs ops.
+        allowed_ops.require_harmless(graph_def, description.path)
+        graph = tf.Graph()
+        with self._said("the frozen graph cannot be loaded"), graph.as_default():
+            tf.import_graph_def(graph_def, name="")
         names = dict(description.output_names)
         self._input = self._tensor(graph, description.input_name)
+        self._size = self._require_image()
         self._fetches = [self._tensor(graph, names[role]) for role in ROLES]
+        for fetch in self._fetches:
+            self._require_numbers(fetch, "an output")
         self._session = tf.Session(
             graph=graph,
             config=tf.ConfigProto(
@@ -253,13 +286,53 @@ class FrozenGraphRunner(_Runner):
             ),
         )
 
+    def _require_image(self) -> Optional[Tuple[int, int]]:
+        """Height and width that the input fixes, or None. Raises unless it can be one RGB image."""
+        shape = self._input.shape
+        sizes = (None,) * 4 if shape.ndims is None else tuple(shape.as_list())
+        if len(sizes) != 4 or sizes[0] not in (None, 1) or sizes[3] not in (None, 3):
+            raise ExportError(
+                "the frozen graph does not take one RGB image",
+                where=self.description.path,
+                found="{} {}".format(self._input.name, list(sizes)),
+                allowed="an input [1, height, width, 3]",
+                fix="export it with `od-qat export`, or name another input in {}".format(
+                    json_path(self.description.path)
+                ),
+            )
+        self._require_numbers(self._input, "the input")
+        size, resize = sizes[1:3], self.description.resize
+        if resize is not None and any(fixed not in (None, given) for fixed, given in zip(size, resize)):
+            raise ExportError(
+                "the JSON and the frozen graph disagree on the image size",
+                where=json_path(self.description.path),
+                found="{}x{} against {}x{}".format(*(resize + size)),
+                fix="export the model again, so that both are written together",
+            )
+        return None if None in size else size
+
+    def _require_numbers(self, tensor, which: str) -> None:
+        if np.dtype(tensor.dtype.as_numpy_dtype).kind not in "fiub" or tensor.dtype.is_quantized:
+            raise ExportError(
+                "{} of the frozen graph holds no numbers".format(which),
+                where=self.description.path,
+                found="{} of type {}".format(tensor.name, tensor.dtype.name),
+                allowed="real numbers",
+                fix="export it with `od-qat export`, which takes pixels, not an encoded image, and gives "
+                "detections",
+            )
+
+    @property
+    def image_size(self) -> Optional[Tuple[int, int]]:
+        return self.description.resize or self._size
+
     def close(self) -> None:
         self._session.close()
 
     def _tensor(self, graph, name: Any):
         try:
             return graph.get_tensor_by_name(str(name))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             beside = json_path(self.description.path)
             assumed = self.description.assumed
             raise ExportError(
@@ -273,17 +346,12 @@ class FrozenGraphRunner(_Runner):
             ) from error
 
     def _refuse_unknown_op(self, error: Exception) -> None:
-        """Raises when an op is what was not found.
-
-        The import says so; of an op in a function, and of one that only TensorFlow's converter knows (from a
-        conversion in this process on), the first run.
+        """Raises when an op that this TensorFlow knows cannot be run by it.
 
         Raises:
           ExportError: naming the op.
         """
-        unknown = re.search(
-            r"(?:Op type not registered|No OpKernel was registered to support Op) '([^']+)'", str(error)
-        )
+        unknown = re.search(r"No OpKernel was registered to support Op '([^']+)'", str(error))
         if unknown is not None:
             raise ExportError(
                 "the frozen graph has an op that TensorFlow does not have here",
@@ -297,14 +365,47 @@ class FrozenGraphRunner(_Runner):
         description = self.description
         if description.resize is not None and pixels.shape[:2] != description.resize:
             pixels = images.resize_bilinear(pixels, *description.resize)
+        if self._size is not None and pixels.shape[:2] != self._size:
+            raise ExportError(
+                "the frozen graph takes images of one size only, and its JSON does not say to resize",
+                where=description.path,
+                found="an image of {}x{}".format(*pixels.shape[:2]),
+                allowed="{}x{}".format(*self._size),
+                fix="export it with `od-qat export`, which writes the JSON",
+            )
         return images.prepare(pixels, self._input.dtype.as_numpy_dtype, description.mean, description.std)[
             None
         ]
 
     def run(self, value: np.ndarray) -> List[np.ndarray]:
-        try:
-            outputs = self._session.run(self._fetches, {self._input: value})
-        except self._unknown_op_errors as error:
-            self._refuse_unknown_op(error)
-            raise
+        with self._said("the frozen graph does not run"):
+            try:
+                outputs = self._session.run(self._fetches, {self._input: value})
+            except Exception as error:  # noqa: BLE001
+                self._refuse_unknown_op(error)
+                raise
         return [np.asarray(output, np.float32) for output in outputs]
+
+
+def _is_number(detail: Any) -> bool:
+    """Whether the tensor of an interpreter's detail holds real numbers."""
+    return np.dtype(detail["dtype"]).kind in "fiu"
+
+
+def _shown_tensor(detail: Any) -> str:
+    return "{} {} of {}".format(
+        ascii(detail["name"])[:60], list(detail["shape"])[:8], np.dtype(detail["dtype"]).name
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message that says something."""
+    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in str(error).splitlines()]
+    for number, line in enumerate(lines[:-1]):
+        if line.startswith(_BEFORE):
+            lines = lines[number + 1 :]
+            break
+    for line in lines:
+        if line and not _BOILERPLATE.match(line):
+            return line[:300].rstrip(".")
+    return "out of memory" if isinstance(error, MemoryError) else type(error).__name__

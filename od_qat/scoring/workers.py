@@ -1,33 +1,33 @@
-"""Scoring in several processes.
+"""Scoring in processes: each runs the model, one image after the other. See model_process for why.
 
-Each worker is started afresh (spawn) and loads the model once. A worker that scores a .tflite imports this
-file, numpy, Pillow and LiteRT, and no TensorFlow, so it starts in a fraction of a second.
+A process that scores a .tflite imports this package, numpy, Pillow and LiteRT, and no TensorFlow, so it
+starts in a fraction of a second.
 """
 
+import atexit
 import collections
-import concurrent.futures
-import contextlib
 import itertools
-import multiprocessing
 import os
 import sys
-import types
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Sized, Tuple
+from multiprocessing.connection import wait
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
+
+import numpy as np
 
 from od_qat.errors import ConfigError, DataError, OdQatError
-from od_qat.scoring import images, runners
 from od_qat.scoring.description import ModelDescription, describe_model
+from od_qat.scoring.model_process import TIME_LIMIT, ModelProcess, require_time_limit
 from od_qat.scoring.runners import Detections
 
-# Images handed to a worker at once: enough to hide the hand-over, few enough to keep all workers busy.
-_CHUNK = 4
-# Chunks under way for each worker; bounds the images that are in memory.
-_CHUNKS_AHEAD = 3
-# Images for which a worker of its own pays, unless the caller says how many workers: one that imports
-# TensorFlow takes seconds to start.
-_WORTH_TFLITE_WORKER = 16
-_WORTH_TENSORFLOW_WORKER = 64
+# Images for which another process pays, unless the caller says how many: one that imports TensorFlow takes
+# seconds to start.
+_WORTH_A_PROCESS = 4
+_WORTH_TFLITE_PROCESS = 16
+_WORTH_TENSORFLOW_PROCESS = 64
+
+# Images that a process has: the one that it works on, and the next.
+_IMAGES_AHEAD = 2
+_OPENING = object()
 
 _Image = Tuple[Any, bytes]
 
@@ -42,6 +42,7 @@ def detect(
     mean: Optional[float] = None,
     std: Optional[float] = None,
     class_id_offset: Optional[int] = None,
+    time_limit: float = TIME_LIMIT,
 ) -> Dict[Any, Detections]:
     """Runs a model over images.
 
@@ -50,17 +51,18 @@ def detect(
         says how to feed it, see description.describe_model for what is assumed without.
       examples: an iterable of datasets.records.Example; only image_id and encoded are read, and not more
         than a few images at once.
-      processes: default one per core, fewer for few images; 1 runs in this process.
+      processes: default one per core, fewer for few images. The model never runs in this process.
       threads: of each process.
       max_images: stop after so many.
       progress: a progress bar on stderr, when that is a terminal.
       mean, std, class_id_offset: take precedence over the JSON.
+      time_limit: seconds for loading the model and for each image.
 
     Returns:
       image_id -> Detections, in the order of the examples.
 
     Raises:
-      ExportError: the model cannot be loaded or does not give detections.
+      ExportError: the model cannot be loaded, crashes, takes too long or does not give detections.
       DataError: an image is damaged, or there twice.
       EnvironmentProblem: no LiteRT interpreter.
     """
@@ -72,49 +74,169 @@ def detect(
                 "max_images leaves nothing to score", found=str(max_images), allowed="1 or more"
             )
         total = max_images if total is None else min(total, max_images)
-    return run(description, itertools.islice(examples, max_images), total, processes, threads, progress)
+    with Pool(description, threads, time_limit) as pool:
+        return pool.detect(itertools.islice(examples, max_images), total, processes, progress)
 
 
-def run(
-    description: ModelDescription,
-    examples: Iterable[Any],
-    total: Optional[int],
-    processes: Optional[int],
-    threads: int,
-    progress: bool,
-) -> Dict[Any, Detections]:
-    """As :func:`detect`, of a described model; `total` is for the progress bar and the number of workers."""
-    from tqdm import tqdm
+class Pool(object):
+    """Processes with a model loaded; one at first, which starts at once."""
 
-    if processes is not None and processes < 1:
-        raise ConfigError("there must be a process to score in", found=str(processes), allowed="1 or more")
-    least = _CHUNK
-    if processes is None:
-        processes = default_processes()
-        least = _WORTH_TFLITE_WORKER if description.is_tflite else _WORTH_TENSORFLOW_WORKER
-    if total is not None:
-        processes = max(1, min(processes, -(-total // least)))
-    results = {}  # type: Dict[Any, Detections]
-    # `disable=None` is tqdm's "only on a terminal".
-    with tqdm(
-        total=total,
-        desc=os.path.basename(description.path),
-        unit="image",
-        file=sys.stderr,
-        disable=None if progress else True,
-    ) as bar:
-        chunks = _chunks(_checked(examples))
-        with contextlib.closing(
-            _in_this_process(description, threads, chunks)
-            if processes == 1
-            else _in_workers(description, threads, chunks, processes)
-        ) as found:
-            for chunk in found:
-                results.update(chunk)
-                bar.update(len(chunk))
-    if not results:
-        raise DataError("there are no images to score", where=description.path, fix="check the record file")
-    return results
+    def __init__(
+        self, description: ModelDescription, threads: int = 1, time_limit: float = TIME_LIMIT
+    ) -> None:
+        require_time_limit(time_limit)
+        self._description, self._threads, self._time_limit = description, threads, time_limit
+        # Each with the images that it has been given; with _OPENING while it loads the model.
+        self._asked = {}  # type: Dict[ModelProcess, Deque[Any]]
+
+    def __enter__(self) -> "Pool":
+        self._start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for process, asked in self._asked.items():
+            if asked:
+                process.kill()
+            elif not _keep(process, self._description, self._threads):
+                process.end()
+
+    def pids(self) -> List[int]:
+        """Of the processes."""
+        return [process.pid for process in self._asked]
+
+    def detect(
+        self, examples: Iterable[Any], total: Optional[int], processes: Optional[int], progress: bool
+    ) -> Dict[Any, Detections]:
+        """As :func:`detect`; `total` is for the progress bar and the number of processes."""
+        from tqdm import tqdm
+
+        if processes is not None and processes < 1:
+            raise ConfigError(
+                "there must be a process to score in", found=str(processes), allowed="1 or more"
+            )
+        least = _WORTH_A_PROCESS
+        if processes is None:
+            processes = default_processes()
+            least = _WORTH_TFLITE_PROCESS if self._description.is_tflite else _WORTH_TENSORFLOW_PROCESS
+        if total is not None:
+            processes = max(1, min(processes, -(-total // least)))
+        # `disable=None` is tqdm's "only on a terminal".
+        with tqdm(
+            total=total,
+            desc=os.path.basename(self._description.path),
+            unit="image",
+            file=sys.stderr,
+            disable=None if progress else True,
+        ) as bar:
+            results = self._detect(_checked(examples), processes, bar.update)
+        if not results:
+            raise DataError(
+                "there are no images to score", where=self._description.path, fix="check the record file"
+            )
+        return results
+
+    def _detect(self, images: Iterator[_Image], processes: int, done: Any) -> Dict[Any, Detections]:
+        results = {}  # type: Dict[Any, Any]
+        missing = 0
+        # One image is read ahead, so that a process that has answered has its next one at once.
+        waiting = next(images, None)
+        while waiting is not None or missing:
+            process = self._with_room(processes) if waiting is not None else None
+            if process is not None:
+                image_id, encoded = waiting
+                results[image_id] = None  # keeps the order of the examples
+                missing += 1
+                self._asked[process].append(image_id)
+                process.detect(image_id, encoded)
+                waiting = next(images, None)
+                continue
+            for image_id, answer in self._answers():
+                if image_id is not _OPENING:
+                    results[image_id] = answer
+                    missing -= 1
+                    done(1)
+        return results
+
+    def _with_room(self, processes: int) -> Optional[ModelProcess]:
+        """One that may be given another image; starts one rather than let images wait."""
+        opened = [process for process, asked in self._asked.items() if _OPENING not in asked]
+        least = min(opened, key=lambda process: len(self._asked[process])) if opened else None
+        if least is not None and not self._asked[least]:
+            return least
+        if len(self._asked) < processes:
+            self._start()
+        if least is not None and len(self._asked[least]) < _IMAGES_AHEAD:
+            return least
+        return None
+
+    def _answers(self) -> Iterator[Tuple[Any, Any]]:
+        """Waits for one at least: (image id, Detections), or (_OPENING, None)."""
+        by_connection = {process.connection: process for process, asked in self._asked.items() if asked}
+        for connection in wait(list(by_connection)):
+            process = by_connection[connection]
+            try:
+                answer = process.answer()
+            except Exception:  # (not KeyboardInterrupt: the answer may be half read)
+                self._asked[process].popleft()
+                if not process.is_alive():
+                    del self._asked[process]
+                raise
+            yield self._asked[process].popleft(), answer
+
+    def latency(self, image: Optional[np.ndarray], runs: int) -> float:
+        """Median milliseconds of one image, see :func:`model_score.latency`."""
+        if runs < 1:
+            raise ConfigError("latency needs a run to measure", found=str(runs), allowed="1 or more")
+        while any(self._asked.values()):
+            for _ in self._answers():
+                pass
+        process = next(iter(self._asked))
+        self._asked[process].append("latency")
+        process.latency(image, runs)
+        ((_, milliseconds),) = list(self._answers())
+        return milliseconds
+
+    def _start(self) -> None:
+        process = _kept(self._description, self._threads)
+        if process is None:
+            process = ModelProcess(self._description, self._threads, self._time_limit)
+        else:
+            process.open(self._description, self._threads, self._time_limit)
+        self._asked[process] = collections.deque([_OPENING])
+
+
+# TensorFlow takes seconds to import, so one process that has is kept for the next .pb. (One for a .tflite is
+# not: what a damaged file has done to its memory would be the next file's.) A fork of this process has none.
+_spare = {}  # type: Dict[Tuple[int, int], ModelProcess]
+
+
+def _key(threads: int) -> Tuple[int, int]:
+    return os.getpid(), threads
+
+
+def _kept(description: ModelDescription, threads: int) -> Optional[ModelProcess]:
+    process = None if description.is_tflite else _spare.pop(_key(threads), None)
+    return process if process is not None and process.is_alive() else None
+
+
+def _keep(process: ModelProcess, description: ModelDescription, threads: int) -> bool:
+    if description.is_tflite or _key(threads) in _spare:
+        return False
+    try:
+        process.close_model()
+        process.answer()
+    except OdQatError:
+        return False
+    _spare[_key(threads)] = process
+    return True
+
+
+@atexit.register
+def _end_kept() -> None:
+    for (pid, _), process in _spare.items():
+        if pid == os.getpid():
+            process.kill()
+    _spare.clear()
 
 
 def default_processes() -> int:
@@ -133,79 +255,3 @@ def _checked(examples: Iterable[Any]) -> Iterator[_Image]:
             )
         seen.add(example.image_id)
         yield example.image_id, example.encoded
-
-
-def _chunks(items: Iterator[_Image]) -> Iterator[List[_Image]]:
-    while True:
-        chunk = list(itertools.islice(items, _CHUNK))
-        if not chunk:
-            return
-        yield chunk
-
-
-def _detect_chunk(runner: Any, chunk: Sequence[_Image]) -> List[Tuple[Any, Detections]]:
-    return [(image_id, runner.detect(images.decode(encoded, str(image_id)))) for image_id, encoded in chunk]
-
-
-def _in_this_process(description, threads, chunks):
-    runner = runners.open_runner(description, threads)
-    with contextlib.closing(runner):
-        for chunk in chunks:
-            yield _detect_chunk(runner, chunk)
-
-
-_runner_of_this_worker = None  # type: Any
-
-
-def _work(
-    description: ModelDescription, threads: int, chunk: Sequence[_Image]
-) -> List[Tuple[Any, Detections]]:
-    """Runs in a worker. The model is loaded here, so that an error in it reaches the caller as itself."""
-    global _runner_of_this_worker
-    if _runner_of_this_worker is None:
-        _runner_of_this_worker = runners.open_runner(description, threads)
-    return _detect_chunk(_runner_of_this_worker, chunk)
-
-
-def _in_workers(description, threads, chunks, processes):
-    executor = concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn")
-    )
-    pending = collections.deque()  # type: collections.deque
-    try:
-        for chunk in chunks:
-            with _main_module_hidden():
-                pending.append(executor.submit(_work, description, threads, chunk))
-            if len(pending) >= processes * _CHUNKS_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise OdQatError(
-            "a scoring process ended unexpectedly",
-            where=description.path,
-            found="{} processes".format(processes),
-            fix="it probably ran out of memory: use fewer processes",
-        ) from error
-    finally:
-        for future in pending:
-            future.cancel()
-        executor.shutdown()
-
-
-@contextlib.contextmanager
-def _main_module_hidden():
-    """Keeps a new worker from importing the caller's main script.
-
-    A spawned process imports it by default, to find functions defined there; ours are in this file. The
-    script may import TensorFlow at its top, or run all over again when it has no __main__ guard.
-    """
-    main = sys.modules.get("__main__")
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        if main is None:
-            del sys.modules["__main__"]
-        else:
-            sys.modules["__main__"] = main
