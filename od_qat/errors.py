@@ -5,13 +5,12 @@ A message always has the same shape, so that it fits on one line of a terminal a
     what happened: where (file or node), found ..., allowed ...; fix
 """
 
+import re
 from typing import Optional
 
-
-def quoted(text: object, limit: int = 300) -> str:
-    """What a library or a file says, as a part of a message: one line, printable, cut where it is long."""
-    line = "".join(one if one.isprintable() else "?" for one in " ".join(str(text).split()))
-    return line if len(line) <= limit else line[: limit - 4] + " ..."
+# Lines of TensorFlow's messages that say nothing, and the last before the one that does.
+_BOILERPLATE = re.compile(r"(Graph execution error|Detected at node|\d+ root error|Traceback|File \").*")
+_LAST_BEFORE = "Node: "
 
 
 class OdQatError(Exception):
@@ -56,10 +55,23 @@ class OdQatError(Exception):
         return text
 
 
+def quoted(text: object, limit: int = 300) -> str:
+    """What a library or a file says, as a part of a message: one line, printable, cut where it is long."""
+    line = "".join(one if one.isprintable() else "?" for one in " ".join(str(text).split()))
+    return line if len(line) <= limit else line[: limit - 4] + " ..."
+
+
 def first_line(error: Exception) -> str:
-    """The first line with text of what an exception says, cut where long; its type where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """The first line that says something of what an exception says, as `quoted`; its type where none does."""
+    lines = str(error).splitlines()
+    for number, line in enumerate(lines[:-1]):
+        if line.startswith(_LAST_BEFORE):
+            lines = lines[number + 1 :]
+            break
+    for line in map(quoted, lines):
+        if line and not _BOILERPLATE.match(line):
+            return line.rstrip(".")
+    return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
 
 
 class ConfigError(OdQatError, ValueError):

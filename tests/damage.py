@@ -102,7 +102,8 @@ def _too_long(*_):
 def try_all(path, use, refuses=True, damage=damaged):
     """Runs `use` with the file damaged in COUNT ways; what it may raise is OdQatError, on one line.
 
-    Where the damaged file is left out instead, nothing is refused.
+    Where the damaged file is left out instead, nothing is refused. `damage` makes the damaged bytes, of a
+    random state and of the whole.
     """
     with open(str(path), "rb") as stream:
         whole = stream.read()

@@ -9,7 +9,7 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from od_qat.errors import EnvironmentProblem, ExportError, OdQatError
+from od_qat.errors import EnvironmentProblem, ExportError, OdQatError, first_line
 from od_qat.quiet import native_stderr_silenced
 from od_qat.scoring import images
 from od_qat.scoring.description import ROLES, ModelDescription, json_path
@@ -42,9 +42,6 @@ def open_runner(description: ModelDescription, threads: int = 1):
 
 # Label map ids have four bytes; a class output that is none is an uninitialised number.
 _LARGEST_CLASS = 2**31
-# Lines of TensorFlow's messages that say nothing, and the last before the one that does.
-_BOILERPLATE = re.compile(r"(Graph execution error|Detected at node|\d+ root error|Traceback|File \").*")
-_BEFORE = "Node: "
 
 
 class _Runner(object):
@@ -84,7 +81,7 @@ class _Runner(object):
             raise
         except Exception as error:  # (their list has no end: the file decides where they stop)
             raise ExportError(
-                what, where=self.description.path, found=_reason(error), fix="copy or export it again"
+                what, where=self.description.path, found=first_line(error), fix="copy or export it again"
             ) from error
 
     def detections(self, outputs: List[np.ndarray]) -> Detections:
@@ -396,16 +393,3 @@ def _shown_tensor(detail: Any) -> str:
     return "{} {} of {}".format(
         ascii(detail["name"])[:60], list(detail["shape"])[:8], np.dtype(detail["dtype"]).name
     )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a message that says something."""
-    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in str(error).splitlines()]
-    for number, line in enumerate(lines[:-1]):
-        if line.startswith(_BEFORE):
-            lines = lines[number + 1 :]
-            break
-    for line in lines:
-        if line and not _BOILERPLATE.match(line):
-            return line[:300].rstrip(".")
-    return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
