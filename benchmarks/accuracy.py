@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--qat_steps", type=int, help="another length of QAT than the demo's")
     arguments = parser.parse_args()
 
-    from od_qat import demo
+    from od_qat.cli import demo
     from od_qat.files import write_json
 
     results = []

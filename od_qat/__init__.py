@@ -19,9 +19,16 @@ _REWRITER = (
     "experimental_create_eval_graph",
     "experimental_create_training_graph",
 )
-_MODULES = ("evaluator", "freeze", "output_nodes", "tflite", "trainer")
+# Public name -> the module that it is.
+_MODULES = {
+    "evaluator": "evaluator",
+    "freeze": "export.freeze",
+    "output_nodes": "model_files.output_nodes",
+    "tflite": "export.tflite",
+    "trainer": "trainer",
+}
 
-__all__ = sorted(_REWRITER + _MODULES)
+__all__ = sorted(_REWRITER + tuple(_MODULES))
 
 
 def __getattr__(name: str) -> Any:
@@ -29,7 +36,7 @@ def __getattr__(name: str) -> Any:
     if name in _REWRITER:
         return getattr(importlib.import_module("od_qat.rewrite.api"), name)
     if name in _MODULES:
-        return importlib.import_module("od_qat." + name)
+        return importlib.import_module("od_qat." + _MODULES[name])
     raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))
 
 

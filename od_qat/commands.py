@@ -3,7 +3,6 @@
 import copy
 import functools
 import os
-import sys
 from typing import Dict, Iterable, Optional, Union
 
 from od_qat import plugin  # noqa: F401  (puts everything in place before object_detection is imported)
@@ -36,7 +35,8 @@ def train(
     Returns:
       trainer.TrainResult; None from a parameter server.
     """
-    from od_qat import checkpoints, cluster, trainer
+    from od_qat import checkpoints, trainer
+    from od_qat.training import cluster
 
     config = pipeline.load(pipeline_config_path, overrides)
     config_checks.check(config, pipeline_config_path, training=True)
@@ -166,12 +166,12 @@ def export(
     Returns:
       path of the .pb.
     """
-    from od_qat import detection_export
+    from od_qat.export import detections
 
     config = pipeline.load(pipeline_config_path, overrides)
     config_checks.check(config, pipeline_config_path)
     graph_rewriter.check(config, training=False, where=pipeline_config_path)
-    path, _ = detection_export.export_detection_graph(
+    path, _ = detections.export_detection_graph(
         models.model_fn(config, is_training=False),
         _eval_hook(config),
         _resolve(trained_checkpoint_prefix),
@@ -204,7 +204,7 @@ def export_tflite(
 ) -> str:
     """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
 
-    Says on standard error which score threshold it has, and what that leaves out (see suppression).
+    Says on standard error which score threshold it has, and what that leaves out (see export/suppression.py).
 
     Args:
       pipeline_config_path: the config that the checkpoint was trained with.
@@ -228,20 +228,12 @@ def export_tflite(
       ConfigError: before anything is built, for types or numbers that cannot be had.
       CheckpointError, ExportError: and nothing is written.
     """
-    from od_qat import files, freeze, suppression, tflite, tflite_difference
-    from od_qat.compat import tf
-    from od_qat.od_api import calibration, graph_transforms, inference
-    from od_qat.rewrite import rules
+    from od_qat.export import ssd_tflite
 
-    tflite.require_types(inference_type, input_type, ptq)
-    suppression.require_threshold(score_threshold)
-    if max_detections is not None and max_detections < 1:
-        raise ConfigError(
-            "a detector reports one detection at least",
-            where="--max_detections",
-            found=str(max_detections),
-            allowed="a whole number from 1",
-        )
+    options = ssd_tflite.Options(
+        inference_type, input_type, fast_nms, max_detections, score_threshold, ptq, calibration_images
+    )
+    ssd_tflite.require_options(options)
     config = pipeline.load(pipeline_config_path, overrides)
     config_checks.check(config, pipeline_config_path)
     if ptq:
@@ -254,141 +246,7 @@ def export_tflite(
             fix="export with the QAT config that it was trained with, or pass --ptq",
         )
     graph_rewriter.check_for_tflite(config, where=pipeline_config_path)
-    height, width = inference.input_size(config.model, pipeline_config_path)
     checkpoint = _resolve(trained_checkpoint_prefix)
-    hook = _eval_hook(config)
-    excluded = frozenset()
-    with tf.Graph().as_default():
-        model = models.model_fn(config, is_training=False)()
-        anchors = inference.build_raw_heads_graph(model, config.model, height, width)
-        mean, std = inference.input_statistics(model, height, width)
-        if hook:
-            excluded = rules.excluded(hook().stays_float)
-        # (One op for what the OD API builds of four, where TensorFlow 1.15's converter finds no range.)
-        graph_transforms.rewrite_nn_resize_op()
-        heads = freeze.freeze(
-            checkpoint,
-            [inference.RAW_BOXES, inference.RAW_SCORES],
-            use_moving_averages=config.eval_config.use_moving_averages,
-        )
-    if not ptq:
-        tflite.require_quantised(heads, checkpoint, inference_type, excluded)
-    method = inference.resize_method(config.model)
-    prepared = functools.partial(
-        calibration.images, height=height, width=width, method=method, mean=mean, std=std
-    )
-    nms = config.model.ssd.post_processing.batch_non_max_suppression
-    best_scores = ()
-    if score_threshold is None and nms.score_threshold < suppression.LARGEST:
-        images = prepared(_records_there(config), count=suppression.IMAGES)
-        best_scores = suppression.best_scores(heads, inference.TFLITE_INPUT, inference.RAW_SCORES, images)
-    threshold = suppression.choose(nms.score_threshold, score_threshold, best_scores)
-    post_process = _post_process(config.model.ssd, fast_nms, max_detections, threshold.value)
-    graph_def = tflite.add_post_process(
-        heads,
-        inference.RAW_BOXES,
-        inference.RAW_SCORES,
-        anchors,
-        post_process,
-        quantised_input=inference_type == "uint8" and not ptq,
-    )
-    images = None
-    if ptq:
-        files_of_train = pipeline.input_files(config.train_input_reader)
-        images = functools.partial(prepared, files_of_train, count=calibration_images)
-    outputs = [tflite.POST_PROCESS] + ["{}:{}".format(tflite.POST_PROCESS, i) for i in (1, 2, 3)]
-    model_bytes = tflite.convert(
-        graph_def,
-        inference.TFLITE_INPUT,
-        [1, height, width, 3],
-        outputs,
-        inference_type,
-        mean,
-        std,
-        images,
-        input_type,
-    )
-    path = os.path.join(output_directory, "detect.tflite")
-    weights = tflite.count_weights(heads)
-    tflite.check(model_bytes, weights, path, float_layers=bool(excluded), other_bytes=anchors.nbytes)
-    if not ptq:
-        raw = (inference.RAW_BOXES, inference.RAW_SCORES)
-        found = tflite_difference.difference(model_bytes, heads, inference.TFLITE_INPUT, raw, mean, std)
-        tflite_difference.warn_if_large(found, path)
-    description = freeze.describe(
-        path,
-        inputs=[{"name": inference.TFLITE_INPUT, "shape": [1, height, width, 3], "dtype": input_type}],
-        outputs=[{"name": name, "role": role} for name, role in zip(outputs, tflite.POST_PROCESS_ROLES)],
-        preprocessing={
-            "resize": {"method": method, "height": height, "width": width},
-            "mean": mean,
-            "std": std,
-            "channels": "RGB",
-        },
-        class_id_offset=1,
-        checkpoint=checkpoint,
-        quantized=True,
-        max_detections=post_process.max_detections,
-    )
-    description["nms"] = dict(post_process.as_json(), score_threshold_of_config=threshold.of_config)
-    files.write_together(
-        {
-            os.path.join(output_directory, "tflite_graph.pb"): graph_def.SerializeToString(),
-            path: model_bytes,
-            os.path.splitext(path)[0] + ".json": files.json_text(description),
-        }
-    )
-    print(threshold, file=sys.stderr)
-    return path
-
-
-def _records_there(config):
-    """The record files of the config's evaluation, or of its training, that can be read here."""
-    from od_qat.compat import tf
-
-    for reader in list(config.eval_input_reader)[:1] + [config.train_input_reader]:
-        if reader.tf_record_input_reader.input_path:
-            found = [path for path in pipeline.input_files(reader) if tf.gfile.Exists(path)]
-            if found:
-                return found
-    return []
-
-
-def _post_process(ssd, fast_nms: bool, max_detections: Optional[int], score_threshold: float):
-    from od_qat import tflite
-
-    nms = ssd.post_processing.batch_non_max_suppression
-    coder = ssd.box_coder.faster_rcnn_box_coder
-    if ssd.box_coder.WhichOneof("box_coder_oneof") not in (None, "faster_rcnn_box_coder"):
-        raise ConfigError(
-            "TFLite_Detection_PostProcess decodes one box coder only",
-            where="model.ssd.box_coder",
-            found=ssd.box_coder.WhichOneof("box_coder_oneof"),
-            allowed="faster_rcnn_box_coder",
-        )
-    # (Trees of early 2019 know neither field.)
-    class_agnostic = getattr(nms, "use_class_agnostic_nms", False)
-    # TFLite's fast NMS keeps the best class of each box and suppresses across classes, which is what the OD
-    # API calls class-agnostic, with one class a detection.
-    one_class_a_box = class_agnostic and nms.max_classes_per_detection <= 1
-    differing = ["soft_nms_sigma"] if getattr(nms, "soft_nms_sigma", 0) else []
-    differing += ["use_class_agnostic_nms"] if class_agnostic and not one_class_a_box else []
-    for name in differing:
-        print(
-            "warning: TFLite_Detection_PostProcess has no {}: the .tflite suppresses boxes without it, "
-            "od-qat eval and export with it. Fix: evaluate with --override "
-            "model.ssd.post_processing.batch_non_max_suppression.{}= to compare".format(name, name),
-            file=sys.stderr,
-        )
-    return tflite.PostProcess(
-        num_classes=ssd.num_classes,
-        y_scale=coder.y_scale,
-        x_scale=coder.x_scale,
-        h_scale=coder.height_scale,
-        w_scale=coder.width_scale,
-        score_threshold=score_threshold,
-        iou_threshold=nms.iou_threshold,
-        max_detections=max_detections or nms.max_total_detections,
-        detections_per_class=nms.max_detections_per_class,
-        regular_nms=not (fast_nms or one_class_a_box),
+    return ssd_tflite.export(
+        config, pipeline_config_path, checkpoint, output_directory, options, _eval_hook(config)
     )

@@ -14,9 +14,10 @@ from typing import Callable, Dict, List, Optional
 import numpy as np
 from tqdm import tqdm
 
-from od_qat import checkpoints, detection_export, files, freeze
+from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
+from od_qat.export import detections, freeze
 from od_qat.quiet import event_writer_silenced
 
 FROZEN_NAME = "frozen_eval_graph.pb"
@@ -94,7 +95,7 @@ def evaluate(
                     print("{}: {}".format(os.path.basename(newest), _in_short(metrics)), file=sys.stderr)
                     if export_frozen_graph:
                         path = os.path.join(eval_dir, FROZEN_NAME)
-                        detection_export.export_detection_graph(
+                        detections.export_detection_graph(
                             create_model_fn, graph_hook_fn, newest, path, eval_config.use_moving_averages
                         )
                         print("wrote {} and the .json beside it".format(path), file=sys.stderr)

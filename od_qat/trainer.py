@@ -2,7 +2,7 @@
 
 Against upstream's (tf-object-detection-api 0.1) it restores strictly, rewrites before the gradients, resumes
 by itself, stops on the first loss that is not finite without saving it, and uses a MonitoredSession instead
-of the Supervisor. The graph is built in training_graph.py, the session opened in training_session.py.
+of the Supervisor. The graph is built in training/graph.py, the session opened in training/session.py.
 """
 
 import ctypes
@@ -11,15 +11,17 @@ import re
 import sys
 from typing import Callable, NamedTuple, Optional
 
-from od_qat import checkpoints, files, nan_trace, training_session
+from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
 from od_qat.quiet import event_writer_silenced
-from od_qat.range_gates import RangeGatesHook
-from od_qat.session_hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
-from od_qat.stop_signals import StopSignals, name_of
-from od_qat.training_graph import Built, add_summaries, aggregates, build, seed_the_unseeded
+from od_qat.training import nan_trace
+from od_qat.training.graph import Built, add_summaries, aggregates, build, seed_the_unseeded
+from od_qat.training.hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
+from od_qat.training.range_gates import RangeGatesHook
+from od_qat.training.session import Place, open_session, tell_servers
+from od_qat.training.signals import StopSignals, name_of
 
 REPORT_FILE = "rewrite_report.json"
 # What tf.check_numerics says.
@@ -98,7 +100,7 @@ def train(
 
     config_checks.check_training(train_config)
     _keep_freed_memory()
-    place = training_session.Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief)
+    place = Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief)
     if num_clones != 1 and train_config.sync_replicas:
         raise ConfigError(
             "sync_replicas works with one clone a worker",
@@ -154,7 +156,7 @@ def train(
                 "training has ended already, at step {}".format(checkpoints.step_of(newest)), file=sys.stderr
             )
             if place.ps_tasks:
-                training_session.tell_servers(place)
+                tell_servers(place)
             return TrainResult(checkpoints.step_of(newest), float("nan"), newest)
         if is_chief:
             if on_start:
@@ -203,7 +205,7 @@ def _require_delay_below(num_steps: int, graph_hook_fn) -> None:
 def _run(
     built: Built,
     train_config,
-    place: training_session.Place,
+    place: Place,
     scaffold,
     train_dir: str,
     signals: StopSignals,
@@ -229,7 +231,7 @@ def _run(
     step = 0
     try:
         # (The session's end, which saves, is still within the signals'.)
-        with event_writer_silenced(), signals, training_session.open_session(
+        with event_writer_silenced(), signals, open_session(
             place, scaffold, train_dir, hooks, signals=signals, **intervals
         ) as session:
             if place.is_chief:  # the others have nothing to save

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 def pytest_report_header(config):
     """Says what the run tests with, since skips depend on it."""
-    from od_qat import doctor
+    from od_qat.cli import doctor
 
     found = [
         "{} {}".format(name, doctor.installed_version(name))

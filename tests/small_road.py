@@ -5,8 +5,9 @@ import zlib
 
 import numpy as np
 
-from od_qat import freeze, tflite
 from od_qat.compat import FAKE_QUANT_TYPES, tf
+from od_qat.export import freeze, tflite
+from od_qat.model_files import interpreter as litert
 from od_qat.rewrite import api
 from od_qat.scoring.images import dequantize
 from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
@@ -73,7 +74,7 @@ def converted(graph_def):
 
 
 def run_tflite(model):
-    interpreter = tflite.interpreter_without_delegates(model)
+    interpreter = litert.without_delegates(model)
     interpreter.allocate_tensors()
     (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
     scale, zero_point = given["quantization"]

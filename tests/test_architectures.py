@@ -10,9 +10,9 @@ import os
 import numpy as np
 import pytest
 
-from od_qat import freeze, tflite
 from od_qat.compat import IS_TF1, tf
 from od_qat.errors import CheckpointError, ExportError, RewriteError
+from od_qat.export import freeze, tflite
 from od_qat.rewrite import api
 from tests.small_road import (
     SIZE,

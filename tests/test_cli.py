@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from od_qat import cli, doctor, errors
+from od_qat import cli, errors
+from od_qat.cli import command_line, doctor, explained, flags
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.tf1
@@ -104,7 +105,7 @@ class TestUsageErrors(object):
 
 class TestFlags(object):
     def parse(self, *words):
-        return cli.build_parser().parse_args(cli._with_underscores(words))
+        return cli.build_parser().parse_args(command_line._with_underscores(words))
 
     def test_dashes_and_underscores_mean_the_same(self):
         paths = ["--pipeline-config-path=my-dir/a-b.config", "--train-dir", "my-train-dir"]
@@ -220,7 +221,7 @@ class TestErrors(object):
         ],
     )
     def test_what_the_system_says_is_explained(self, error, says):
-        text = cli.describe_error(error)
+        text = explained.describe_error(error)
         assert text.startswith(says)
         assert "Fix: " in text
 
@@ -235,10 +236,10 @@ class TestErrors(object):
             (tf.errors.PermissionDeniedError, "out; Permission denied", "permissions"),
         ]
         for kind, message, says in kinds:
-            text = cli.describe_error(kind(None, None, message + "\n\tmore"))
+            text = explained.describe_error(kind(None, None, message + "\n\tmore"))
             assert says in text and message in text and "Fix: " in text
             assert "\n" not in text
-        other = cli.describe_error(tf.errors.InternalError(None, None, "odd"))
+        other = explained.describe_error(tf.errors.InternalError(None, None, "odd"))
         assert other.startswith("InternalError: odd") and "--debug" in other
 
     @pytest.mark.skipif(os.name != "posix", reason="pipes end otherwise elsewhere")
@@ -440,6 +441,6 @@ class TestDoctor(object):
 
 
 def test_what_a_file_system_of_tensorflows_has_is_not_looked_for_on_the_disk(tmp_path):
-    cli._require_file("gs://bucket/my.config", "pipeline config")
+    flags.require_file("gs://bucket/my.config", "pipeline config")
     with pytest.raises(errors.ConfigError, match="cannot read the pipeline config"):
-        cli._require_file(str(tmp_path / "my.config"), "pipeline config")
+        flags.require_file(str(tmp_path / "my.config"), "pipeline config")

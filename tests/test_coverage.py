@@ -119,7 +119,7 @@ def test_what_no_model_of_the_zoo_has_stays_int8_too():
 
 def _assert_int8(graph, input_name, size, outputs):
     """Rewrites an eval graph, freezes and converts it, and looks into the .tflite."""
-    from od_qat import tflite
+    from od_qat.export import tflite
 
     report = api.create_eval_graph(graph)
     with build.session(graph) as session:

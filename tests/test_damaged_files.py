@@ -9,7 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from od_qat import model_nodes, scoring
+from od_qat import scoring
+from od_qat.model_files import nodes as model_nodes
 from tests.damage import damaged, damaged_in_place, try_all
 from tests.test_scoring import EXAMPLES
 

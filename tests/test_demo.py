@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from od_qat import demo, files
+from od_qat import files
+from od_qat.cli import demo
 from od_qat.compat import tf
 from od_qat.datasets import builtin, records
 from od_qat.datasets.records import Example

@@ -15,9 +15,11 @@ from od_qat import compat
 
 compat.enable_tf1_behaviour()
 
-from od_qat import checkpoints, cluster, training_session  # noqa: E402
+from od_qat import checkpoints  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import ConfigError  # noqa: E402
+from od_qat.training import cluster  # noqa: E402
+from od_qat.training import session as training_session  # noqa: E402
 from tests import tiny  # noqa: E402
 
 pytestmark = pytest.mark.tf1
@@ -265,7 +267,7 @@ def test_clones_with_synchronous_workers_are_refused(tmp_path):
 def test_a_synchronous_step_of_no_gradients_is_refused():
     from object_detection.protos import train_pb2
 
-    from od_qat import training_graph
+    from od_qat.training import graph as training_graph
 
     config = train_pb2.TrainConfig(batch_size=4, sync_replicas=True, replicas_to_aggregate=0)
     with pytest.raises(ConfigError, match="replicas_to_aggregate, found 0, allowed: 1 to .* workers, 2"):

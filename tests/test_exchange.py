@@ -17,7 +17,8 @@ except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
 from benchmarks import exchange_with_contrib as exchange  # noqa: E402
-from od_qat import demo, scoring  # noqa: E402
+from od_qat import scoring  # noqa: E402
+from od_qat.cli import demo  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.datasets import builtin, records  # noqa: E402
 from od_qat.errors import CheckpointError  # noqa: E402

@@ -5,11 +5,12 @@ import os
 import numpy as np
 import pytest
 
-from od_qat import checkpoints, freeze
+from od_qat import checkpoints
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import CheckpointError, ConfigError, ExportError, RewriteError
+from od_qat.export import freeze
 from od_qat.rewrite import api, fake_quant, rules
 from od_qat.rewrite.rules import RuleBook, excluded
 from tests import nets, own_gradients
@@ -438,7 +439,7 @@ def _interpreter(model):
 
 
 def _convert(graph_def, inference_type="int8"):
-    from od_qat import tflite
+    from od_qat.export import tflite
 
     outputs = ["raw_b", "raw_s"]
     return tflite.convert(graph_def, "images", [1, 32, 32, 3], outputs, inference_type, 128.0, 128.0)
@@ -464,7 +465,7 @@ needs_converter = pytest.mark.skipif(IS_TF1, reason="the converter and the inter
 @needs_converter
 def test_the_converter_keeps_weights_per_channel(tmp_path):
     pytest.importorskip("ai_edge_litert")
-    from od_qat import tflite
+    from od_qat.export import tflite
 
     prefix = _trained(tmp_path, per_channel=True)
     graph_def, _ = _frozen(prefix, per_channel=True)
@@ -504,7 +505,7 @@ def test_the_converter_keeps_weights_per_channel(tmp_path):
 
 @needs_converter
 def test_uint8_with_per_channel_weights_is_refused(tmp_path):
-    from od_qat import tflite
+    from od_qat.export import tflite
 
     prefix = _trained(tmp_path, steps=1, per_channel=True)
     graph_def, _ = _frozen(prefix, per_channel=True)
@@ -514,7 +515,7 @@ def test_uint8_with_per_channel_weights_is_refused(tmp_path):
 
 @needs_converter
 def test_an_asymmetric_channel_is_refused_for_int8(tmp_path):
-    from od_qat import tflite
+    from od_qat.export import tflite
 
     graph_def, _ = _frozen(_trained(tmp_path, steps=1, per_channel=True), per_channel=True)
     node = [n for n in graph_def.node if n.name == "net/Conv/weights_quant/max"][0]
@@ -528,7 +529,7 @@ def test_an_asymmetric_channel_is_refused_for_int8(tmp_path):
 @needs_converter
 def test_a_model_with_an_excluded_layer_converts_and_runs(tmp_path):
     pytest.importorskip("ai_edge_litert")
-    from od_qat import tflite
+    from od_qat.export import tflite
 
     rules = [LayerRule("net/residual/expand", quantize=False)]
     prefix = _trained(tmp_path, rules=rules)

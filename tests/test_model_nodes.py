@@ -6,9 +6,11 @@ import random
 
 import pytest
 
-from od_qat import cli, model_nodes, tflite_file
+from od_qat import cli
 from od_qat.compat import tf
 from od_qat.errors import ExportError, OdQatError
+from od_qat.model_files import nodes as model_nodes
+from od_qat.model_files import tflite_file
 from tests.test_scoring import build_tflite
 
 SHOWN = ("boxes", "classes", "scores", "count")

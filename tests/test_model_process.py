@@ -12,8 +12,8 @@ import pytest
 
 from od_qat import scoring
 from od_qat.errors import ConfigError, ExportError
+from od_qat.model_files.description import describe_model
 from od_qat.scoring import workers
-from od_qat.scoring.description import describe_model
 from tests.conftest import REPOSITORY
 from tests.test_scoring import CANONICAL, EXAMPLES, png, write, write_record
 

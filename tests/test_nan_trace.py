@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from od_qat import nan_trace
 from od_qat.compat import tf
 from od_qat.rewrite import api
+from od_qat.training import nan_trace
 from tests import nets
 
 pytestmark = pytest.mark.tf1

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from od_qat import freeze, tflite
 from od_qat.compat import IS_TF1, tf
+from od_qat.export import freeze, tflite
 from od_qat.rewrite import api, policy
 from tests.small_road import SIZE, conv, converted, distance, frozen, run, run_tflite, trained
 from tests.zoo import build

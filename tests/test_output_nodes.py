@@ -2,9 +2,10 @@
 
 import pytest
 
-from od_qat import compat, output_nodes
+from od_qat import compat
 from od_qat.compat import tf
 from od_qat.errors import OdQatError
+from od_qat.model_files import output_nodes
 
 compat.enable_tf1_behaviour()
 pytestmark = pytest.mark.tf1

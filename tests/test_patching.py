@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from od_qat import doctor
+from od_qat.cli import doctor
 from od_qat.compat import IS_TF1
 from od_qat.errors import OdQatError
 from od_qat.od_api import old_protos, patching, source_changes

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from od_qat import doctor
+from od_qat.cli import doctor
 from od_qat.errors import EnvironmentProblem
 from od_qat.od_api import locate, patching, protos
 from tests import proto_source

@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from od_qat import range_gates
+from od_qat import ranges
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.errors import OdQatError
-from od_qat.range_gates import Range
+from od_qat.ranges import Range
 from od_qat.rewrite import api
+from od_qat.training import range_gates
 from tests import nets
 
 pytestmark = pytest.mark.tf1
@@ -53,15 +54,15 @@ def _range(low, high, updates=None):
     ],
 )
 def test_verdicts(found, reference, verdict):
-    assert range_gates.judge(found, reference) == verdict
+    assert ranges.judge(found, reference) == verdict
 
 
 def test_an_untrained_range_is_no_trouble_before_training():
-    assert range_gates.judge(_range(-6.0, 6.0), trained=False) == "ok"
+    assert ranges.judge(_range(-6.0, 6.0), trained=False) == "ok"
 
 
 def test_messages_do_not_grow_with_the_graph():
-    lines = range_gates.messages(
+    lines = ranges.messages(
         ("layer_{}/act_quant".format(n), "collapsed", _range(0.0, 0.0)) for n in range(500)
     )
     assert list(lines) == ["collapsed"]
@@ -271,7 +272,7 @@ def _after(values, decay, before=(0.0, 0.0), dtype=np.float32):
     for value in values:
         biased -= (biased - dtype(value)) * dtype(1.0 - decay)
         steps += 1
-    return range_gates.Average(float(biased), float(steps))
+    return ranges.Average(float(biased), float(steps))
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.99, 0.999, 0.9999])
@@ -283,14 +284,14 @@ def test_the_mean_between_two_looks(decay, steps_before, steps):
         then = Range(np.float32(0), np.float32(5), first.steps, (None, first))
         second = _after([value] * steps, decay, first)
         now = Range(np.float32(0), np.float32(5), second.steps, (None, second))
-        found = range_gates.between(then, now, decay)
+        found = ranges.between(then, now, decay)
         if found is None:
             assert decay == 0.9999  # (too slow for ten or a hundred steps of float32)
             continue
         assert found.low == 0.0 and found.updates == steps
         assert abs(found.high - value) < 5.0 * 1e-3 / 2  # half of what is called collapsed
     if decay <= 0.999:
-        assert found is not None and range_gates.judge(found, 5.0) == "collapsed"
+        assert found is not None and ranges.judge(found, 5.0) == "collapsed"
 
 
 def test_no_mean_between_looks_that_are_too_near_or_of_what_is_not_averaged():
@@ -298,10 +299,10 @@ def test_no_mean_between_looks_that_are_too_near_or_of_what_is_not_averaged():
         averages = (low and _after([low] * steps, 0.999), _after([1.0] * steps, 0.999))
         return Range(np.float32(-1), np.float32(1), steps, averages)
 
-    assert range_gates.between(at(100), at(109), 0.999) is None
-    assert range_gates.between(at(100), at(50), 0.999) is None
-    assert range_gates.between(_range(-1, 1), _range(-1, 1), 0.999) is None
-    found = range_gates.between(at(100, -2.0), at(200, -2.0), 0.999)
+    assert ranges.between(at(100), at(109), 0.999) is None
+    assert ranges.between(at(100), at(50), 0.999) is None
+    assert ranges.between(_range(-1, 1), _range(-1, 1), 0.999) is None
+    found = ranges.between(at(100, -2.0), at(200, -2.0), 0.999)
     assert (found.low, found.high) == (pytest.approx(-2.0, rel=1e-3), pytest.approx(1.0, rel=1e-3))
 
 
@@ -359,7 +360,7 @@ def test_a_checkpoint_to_be_exported_is_looked_at(tmp_path, capsys):
     }
     prefix = _checkpoint(tmp_path, values)
     quant_names = [name for name in values if "_quant/" in name and "local_step" not in name]
-    lines = range_gates.warn_of_checkpoint(prefix, quant_names)
+    lines = ranges.warn_of_checkpoint(prefix, quant_names)
     assert capsys.readouterr().err.splitlines() == lines
     assert len(lines) == 2
     assert "never moved (1): b/act_quant [0, 6];" in lines[0]
@@ -370,7 +371,7 @@ def test_a_checkpoint_with_a_nan_range_is_refused(tmp_path):
     values = {"a/act_quant/min": 0.0, "a/act_quant/max": np.nan}
     prefix = _checkpoint(tmp_path, values)
     with pytest.raises(OdQatError, match="a/act_quant"):
-        range_gates.warn_of_checkpoint(prefix, values)
+        ranges.warn_of_checkpoint(prefix, values)
 
 
 def test_a_graph_without_ranges_is_left_alone(tmp_path):

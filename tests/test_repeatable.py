@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from od_qat.compat import tf
-from od_qat.training_graph import seed_the_unseeded
+from od_qat.training.graph import seed_the_unseeded
 
 pytestmark = pytest.mark.tf1
 

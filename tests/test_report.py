@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from od_qat import report
 from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, OdQatError
+from od_qat.report import page as report
 from od_qat.scoring import Detections, ModelScore, Score
 
 ROWS = (

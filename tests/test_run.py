@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from od_qat import cli, run
+from od_qat import cli
+from od_qat.cli import run
 from od_qat.errors import ConfigError
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -161,7 +162,7 @@ class TestAScriptOfTheUser(object):
         assert status == 1
         assert last_line(errors) == "ValueError: of the program"
         assert 'File "home/my_script.py"' in errors
-        assert "runpy" not in errors and "od_qat/run.py" not in errors
+        assert "runpy" not in errors and "od_qat/cli/run.py" not in errors
 
     def test_an_error_of_ours_is_one_line(self, folder):
         status, _, errors = od_qat_run(folder, "home/my_script.py", "--", "--raises=ours")

@@ -13,9 +13,13 @@ pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API i
 
 from PIL import Image  # noqa: E402
 
-from od_qat import cli, compat, tflite  # noqa: E402
+from od_qat import (
+    cli,  # noqa: E402
+    compat,  # noqa: E402
+)
 from od_qat.datasets import label_map, sources  # noqa: E402
 from od_qat.errors import ExportError  # noqa: E402
+from od_qat.export import tflite  # noqa: E402
 from od_qat.od_api import pipeline  # noqa: E402
 from tests.zoo import samples  # noqa: E402
 

@@ -22,8 +22,8 @@ from PIL import Image
 from od_qat import scoring
 from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, ExportError, OdQatError
+from od_qat.model_files.description import describe_model
 from od_qat.scoring import images, workers
-from od_qat.scoring.description import describe_model
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 32

@@ -21,7 +21,7 @@ pytestmark = [
 # A loop as a training's: a step, a look, at the end a save. It ends by itself after 30 s, and says how.
 PROGRAM = """
 import signal, sys, threading, time
-from od_qat.stop_signals import StopSignals
+from od_qat.training.signals import StopSignals
 
 def loop(step):
     with StopSignals({patience}) as signals:

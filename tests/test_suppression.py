@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from od_qat import suppression
 from od_qat.errors import ConfigError
+from od_qat.export import suppression
 
 COCO = os.environ.get("OD_QAT_COCO_DETECTOR", "")
 

@@ -11,10 +11,11 @@ from od_qat import compat
 compat.enable_tf1_behaviour()
 compat.tf.logging.set_verbosity(compat.tf.logging.INFO)  # says what is restored
 
-from od_qat import cluster, training_session  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
-from od_qat.session_hooks import StopOnSignalHook  # noqa: E402
-from od_qat.stop_signals import StopSignals  # noqa: E402
+from od_qat.training import cluster  # noqa: E402
+from od_qat.training import session as training_session  # noqa: E402
+from od_qat.training.hooks import StopOnSignalHook  # noqa: E402
+from od_qat.training.signals import StopSignals  # noqa: E402
 
 
 class _Slow(tf.train.SessionRunHook):

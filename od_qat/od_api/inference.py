@@ -10,23 +10,11 @@ from object_detection.protos import image_resizer_pb2
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, ExportError
+from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, TFLITE_INPUT
 
-IMAGE_TENSOR = "image_tensor"
-TFLITE_INPUT = "normalized_input_image_tensor"
-RAW_BOXES = "raw_outputs/box_encodings"
-RAW_SCORES = "raw_outputs/class_predictions"
 ANCHORS = "anchors"
 
 _LABEL_ID_OFFSET = 1
-# In the order in which the JSON beside a model lists them: role -> key of the post-processed dictionary.
-DETECTION_OUTPUTS = (
-    ("boxes", "detection_boxes"),
-    ("classes", "detection_classes"),
-    ("scores", "detection_scores"),
-    ("count", "num_detections"),
-    ("masks", "detection_masks"),
-    ("keypoints", "detection_keypoints"),
-)
 
 
 def build_detection_graph(model) -> Dict[str, str]:
@@ -43,7 +31,7 @@ def build_detection_graph(model) -> Dict[str, str]:
     preprocessed, true_shapes = model.preprocess(tf.cast(image, tf.float32))
     detections = model.postprocess(model.predict(preprocessed, true_shapes), true_shapes)
     outputs = {}
-    for role, key in DETECTION_OUTPUTS:
+    for role, key in OF_ROLE.items():
         if key in detections:
             value = detections[key]
             if role == "classes":

@@ -5,7 +5,7 @@ A model is never run in the process that asks for it, see model_process.
 Importing this package, and detecting with a .tflite, does not import TensorFlow. (Reading records does.)
 """
 
-from od_qat.scoring.description import ModelDescription, describe_model, json_path
+from od_qat.model_files.description import ModelDescription, describe_model, json_path
 from od_qat.scoring.images import decode, resize_bilinear
 from od_qat.scoring.matching import Agreement, agreement, iou_matrix
 from od_qat.scoring.metrics import Score, VocScore, coco_metrics, names_by_id, voc_metrics

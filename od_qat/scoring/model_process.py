@@ -27,8 +27,8 @@ from typing import Any, Optional
 import numpy as np
 
 from od_qat.errors import ConfigError, EnvironmentProblem, ExportError, OdQatError
+from od_qat.model_files.description import ModelDescription
 from od_qat.scoring import images, runners
-from od_qat.scoring.description import ModelDescription
 
 # Seconds for loading a model or for one image.
 TIME_LIMIT = 60.0

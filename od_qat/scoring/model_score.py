@@ -10,8 +10,8 @@ import numpy as np
 
 from od_qat.datasets.label_map import ClassNames, names_by_id
 from od_qat.errors import ConfigError
+from od_qat.model_files.description import describe_model
 from od_qat.scoring import class_ids, images, workers
-from od_qat.scoring.description import describe_model
 from od_qat.scoring.metrics import Score, coco_metrics
 from od_qat.scoring.model_process import TIME_LIMIT
 from od_qat.scoring.runners import Detections

@@ -9,10 +9,12 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from od_qat.errors import EnvironmentProblem, ExportError, OdQatError, first_line
+from od_qat.errors import ExportError, OdQatError, first_line
+from od_qat.model_files import interpreter
+from od_qat.model_files.description import ModelDescription, json_path
+from od_qat.model_files.names import ROLES
 from od_qat.quiet import native_stderr_silenced
 from od_qat.scoring import images
-from od_qat.scoring.description import ROLES, ModelDescription, json_path
 
 
 class Detections(NamedTuple):
@@ -140,29 +142,14 @@ class _Runner(object):
         )
 
 
-def _interpreter_class():
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        try:
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError as error:
-            raise EnvironmentProblem(
-                "the LiteRT interpreter is not installed",
-                found="neither ai_edge_litert nor tflite_runtime",
-                fix="pip install ai-edge-litert (Python 3.7: tflite-runtime)",
-            ) from error
-    return Interpreter
-
-
 class TfliteRunner(_Runner):
     """A .tflite in the LiteRT interpreter, on the CPU."""
 
     def __init__(self, description: ModelDescription, threads: int) -> None:
         super(TfliteRunner, self).__init__(description)
-        interpreter_class = _interpreter_class()
+        module = interpreter.module()
         with self._said("the .tflite cannot be loaded"), native_stderr_silenced():
-            self._interpreter = interpreter_class(model_path=description.path, num_threads=threads)
+            self._interpreter = module.Interpreter(model_path=description.path, num_threads=threads)
             self._interpreter.allocate_tensors()
             inputs = self._interpreter.get_input_details()
             outputs = self._interpreter.get_output_details()
@@ -238,12 +225,12 @@ class TfliteRunner(_Runner):
         return value[None]
 
     def run(self, value: np.ndarray) -> List[np.ndarray]:
-        interpreter = self._interpreter
+        opened = self._interpreter
         with self._said("the .tflite does not run"):
-            interpreter.set_tensor(self._input["index"], value)
-            interpreter.invoke()
+            opened.set_tensor(self._input["index"], value)
+            opened.invoke()
             return [
-                images.dequantize(interpreter.get_tensor(detail["index"]), *detail["quantization"])
+                images.dequantize(opened.get_tensor(detail["index"]), *detail["quantization"])
                 for detail in self._outputs
             ]
 

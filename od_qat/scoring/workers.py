@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
 import numpy as np
 
 from od_qat.errors import ConfigError, DataError, OdQatError
-from od_qat.scoring.description import ModelDescription, describe_model
+from od_qat.model_files.description import ModelDescription, describe_model
 from od_qat.scoring.model_process import TIME_LIMIT, ModelProcess, require_time_limit
 from od_qat.scoring.runners import Detections
 

@@ -5,6 +5,7 @@ absl's flags and tf.app.run, its exit status, its tracebacks. Only errors of od_
 caller.
 """
 
+import argparse
 import importlib.util
 import os
 import runpy
@@ -13,9 +14,36 @@ import traceback
 from typing import Optional, Sequence
 
 from od_qat.errors import ConfigError, OdQatError
-from od_qat.od_api import locate, refusals
+from od_qat.od_api import locate
 
 # The flag that all of the OD API's commands have.
+
+NAME = "run"
+HELP = "a command of the OD API or a script of yours, as it is"
+DESCRIPTION = """\
+Runs a command of the OD API, or a script of your own that uses it, as it is: on this TensorFlow, with
+quantization when its config has a graph_rewriter block. Nothing on disk is changed.
+
+Example:
+
+  od-qat run object_detection.legacy.train -- --pipeline_config_path=my.config --train_dir=out/train
+  od-qat run models/research/object_detection/export_inference_graph.py -- --input_type=image_tensor ...
+
+The exit status is the command's own. In a notebook, `import od_qat.plugin` at its top does the same."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.add_argument("target", metavar="MODULE|SCRIPT", help="object_detection.legacy.train for example")
+    # (For the usage line: main() takes them off before argparse sees them.)
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="its own, after --")
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    return run(arguments.target, arguments.program_arguments)
+
+
 _CONFIG_FLAG = "pipeline_config_path"
 _ALLOWED = "a module such as object_detection.legacy.train, or the path of a .py script"
 
@@ -34,6 +62,8 @@ def run(target: str, arguments: Sequence[str]) -> int:
       ConfigError: when there is no such program, or when it cannot honour the config's graph_rewriter block.
       OdQatError: from what runs.
     """
+    from od_qat.od_api import refusals
+
     script = os.path.isfile(target)
     _require_python(target, script)
     module = _name_in_od_api(target) if script else target

@@ -10,15 +10,15 @@ import json
 import os
 from typing import Mapping, Optional, Sequence
 
-from od_qat import training_session
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
+from od_qat.training.session import Place, serve
 
 _VARIABLE = "TF_CONFIG"
 _JOBS = ("master", "ps", "worker")
 
 
-def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_session.Place]:
+def join(environment: Optional[Mapping[str, str]] = None) -> Optional[Place]:
     """Takes this process's place in the cluster; a parameter server stays in here until training has ended.
 
     Args:
@@ -39,7 +39,7 @@ def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_s
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _bad(text, "JSON with a cluster and a task, {}".format(type(error).__name__)) from error
     if not cluster:
-        return training_session.Place()
+        return Place()
     unknown = sorted(set(cluster) - set(_JOBS))
     if unknown:
         raise _bad(
@@ -55,9 +55,9 @@ def join(environment: Optional[Mapping[str, str]] = None) -> Optional[training_s
     server = _server(cluster, job, index)
     replicas = len(cluster.get("worker", ())) + 1
     if job == "ps":
-        training_session.serve(server, index, replicas)
+        serve(server, index, replicas)
         return None
-    return training_session.Place(
+    return Place(
         server.target,
         index,
         replicas,

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from od_qat.compat import tf
-from od_qat.stop_signals import StopSignals
+from od_qat.training.signals import StopSignals
 
 
 class ProgressHook(tf.train.SessionRunHook):

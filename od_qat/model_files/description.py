@@ -1,24 +1,16 @@
-"""What a scorer has to know about a model: the JSON beside it, or what can be assumed without one."""
+"""The JSON beside a model: what a scorer has to know, and what can be assumed without one."""
 
 import dataclasses
 import json
 import logging
 import math
 import os
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from od_qat.errors import ExportError
+from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, ROLES
 
 FORMAT = "od_qat/1"
-ROLES = ("boxes", "classes", "scores", "count")
-# The names that the OD API's exporter gives, for a .pb that came without a JSON.
-CANONICAL_INPUT = "image_tensor:0"
-CANONICAL_OUTPUTS = {
-    "boxes": "detection_boxes:0",
-    "classes": "detection_classes:0",
-    "scores": "detection_scores:0",
-    "count": "num_detections:0",
-}
 DEFAULT_MEAN = DEFAULT_STD = 127.5
 
 _FIX_EXPORT = "export the model again, so that its JSON is written beside it"
@@ -56,6 +48,32 @@ class ModelDescription:
 def json_path(model_path: str) -> str:
     """Where the JSON of a model is: beside it, same name."""
     return os.path.splitext(model_path)[0] + ".json"
+
+
+def content(
+    model_file: str,
+    inputs: List[Dict[str, Any]],
+    outputs: List[Dict[str, Any]],
+    preprocessing: Dict[str, Any],
+    class_id_offset: int,
+    checkpoint: str,
+    global_step: Optional[int],
+    quantized: bool,
+    max_detections: Optional[int] = None,
+) -> Dict[str, Any]:
+    """What is written beside a model; docs/architecture.md shows it."""
+    return {
+        "format": FORMAT,
+        "model": os.path.basename(model_file),
+        "inputs": inputs,
+        "outputs": outputs,
+        "preprocessing": preprocessing,
+        "class_id_offset": class_id_offset,
+        "max_detections": max_detections,
+        "checkpoint": checkpoint,
+        "global_step": global_step,
+        "quantized": quantized,
+    }
 
 
 def describe_model(
@@ -129,8 +147,8 @@ def _assumed(model_path: str, is_tflite: bool) -> ModelDescription:
     return ModelDescription(
         path=model_path,
         is_tflite=is_tflite,
-        input_name=None if is_tflite else CANONICAL_INPUT,
-        output_names=tuple((role, None if is_tflite else CANONICAL_OUTPUTS[role]) for role in ROLES),
+        input_name=None if is_tflite else IMAGE_TENSOR + ":0",
+        output_names=tuple((role, None if is_tflite else OF_ROLE[role] + ":0") for role in ROLES),
         resize=None,
         mean=DEFAULT_MEAN if is_tflite else None,
         std=DEFAULT_STD if is_tflite else None,

@@ -4,7 +4,6 @@ Adds what upstream's export_tflite_ssd_graph adds (anchors, TFLite_Detection_Pos
 TransformGraph, which TF 2 does not have.
 """
 
-import importlib
 import os
 import re
 import tempfile
@@ -14,10 +13,11 @@ import numpy as np
 
 from od_qat import compat
 from od_qat.compat import tf
-from od_qat.errors import ConfigError, EnvironmentProblem, ExportError
+from od_qat.errors import ConfigError, ExportError
+from od_qat.model_files import interpreter
+from od_qat.model_files.names import POST_PROCESS, ROLES
 from od_qat.quiet import native_stderr_silenced
 from od_qat.rewrite.folding import NORM_AS_LAYER
-from od_qat.tflite_file import POST_PROCESS, POST_PROCESS_ROLES
 
 INFERENCE_TYPES = ("int8", "uint8")
 INPUT_TYPES = ("uint8", "int8")
@@ -90,7 +90,7 @@ def add_post_process(
     node = with_anchors.node.add()
     node.name = node.op = POST_PROCESS
     node.input.extend([boxes, scores, "anchors"])
-    node.attr["_output_types"].list.type.extend([tf.float32.as_datatype_enum] * len(POST_PROCESS_ROLES))
+    node.attr["_output_types"].list.type.extend([tf.float32.as_datatype_enum] * len(ROLES))
     if quantised_input:
         for flag in ("_output_quantized", "_support_output_type_float_in_quantized_op"):
             node.attr[flag].b = True
@@ -364,59 +364,26 @@ class Inspection(NamedTuple):
     unequal: List[str] = []
 
 
-def _interpreter_module():
-    """The stand-alone interpreter, by the name that it has for this Python.
-
-    Raises:
-      EnvironmentProblem: when there is none.
-    """
-    for name in ("ai_edge_litert", "tflite_runtime"):
-        try:
-            return importlib.import_module(name + ".interpreter")
-        except ImportError:
-            continue
-    raise EnvironmentProblem(
-        "the LiteRT interpreter is not installed",
-        found="neither ai_edge_litert nor tflite_runtime",
-        fix="pip install ai-edge-litert (Python 3.7: tflite-runtime)",
-    )
-
-
-def interpreter_without_delegates(model: bytes, **options) -> Any:
-    """An interpreter that hides no op, as delegates do those that they take over.
-
-    Args:
-      model: the .tflite.
-      **options: more of the Interpreter's.
-    """
-    module = _interpreter_module()
-    return module.Interpreter(
-        model_content=model,
-        experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        **options,
-    )
-
-
 def inspect(model: bytes) -> Inspection:
     """Reads a .tflite's ops and tensors through the interpreter.
 
     Raises:
       ExportError: when no interpreter will run it.
     """
-    interpreter = interpreter_without_delegates(model)
+    opened = interpreter.without_delegates(model)
     try:
-        interpreter.allocate_tensors()
+        opened.allocate_tensors()
     except RuntimeError as error:
         raise ExportError(
             "the interpreter refuses what the converter made",
             found=str(error).strip(),
             fix="leave the op that it names out of the model, or convert with another TensorFlow",
         ) from error
-    details = {d["index"]: d for d in interpreter.get_tensor_details()}
+    details = {d["index"]: d for d in opened.get_tensor_details()}
     ops: Dict[str, int] = {}
     floats: List[str] = []
     unequal: List[str] = []
-    for operation in interpreter._get_ops_details():
+    for operation in opened._get_ops_details():
         name = operation["op_name"]
         ops[name] = ops.get(name, 0) + 1
         if name in (POST_PROCESS, "DEQUANTIZE"):
@@ -485,14 +452,14 @@ def run_once(model: bytes, where: str) -> None:
     Raises:
       ExportError: when it fails.
     """
-    module = _interpreter_module()
+    module = interpreter.module()
     try:
         with native_stderr_silenced():
-            interpreter = module.Interpreter(model_content=model)
-            interpreter.allocate_tensors()
-        for detail in interpreter.get_input_details():
-            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-        interpreter.invoke()
+            opened = module.Interpreter(model_content=model)
+            opened.allocate_tensors()
+        for detail in opened.get_input_details():
+            opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+        opened.invoke()
     except (RuntimeError, ValueError) as error:
         raise ExportError("the .tflite does not run", where=where, found=_reason(str(error))) from error
 

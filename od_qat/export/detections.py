@@ -3,8 +3,10 @@
 import os
 from typing import Callable, Optional, Tuple
 
-from od_qat import files, freeze
+from od_qat import checkpoints, files
 from od_qat.compat import tf
+from od_qat.export import freeze
+from od_qat.model_files import description, names
 
 
 def export_detection_graph(
@@ -36,15 +38,16 @@ def export_detection_graph(
         if graph_hook_fn:
             graph_hook_fn()
         frozen = freeze.freeze(checkpoint, outputs.values(), use_moving_averages=use_moving_averages)
-    description = freeze.describe(
+    beside = description.content(
         output_path,
-        inputs=[{"name": inference.IMAGE_TENSOR + ":0", "shape": [None, None, None, 3], "dtype": "uint8"}],
+        inputs=[{"name": names.IMAGE_TENSOR + ":0", "shape": [None, None, None, 3], "dtype": "uint8"}],
         outputs=[{"name": name + ":0", "role": role} for role, name in outputs.items()],
         preprocessing={"resize": None, "mean": None, "std": None, "channels": "RGB"},
         class_id_offset=0,
-        checkpoint=checkpoint,
+        checkpoint=os.path.basename(checkpoint),
+        global_step=checkpoints.step_of(checkpoint),
         quantized=freeze.is_quantised(frozen),
     )
-    json_path = os.path.splitext(output_path)[0] + ".json"
-    files.write_together({output_path: frozen.SerializeToString(), json_path: files.json_text(description)})
+    json_path = description.json_path(output_path)
+    files.write_together({output_path: frozen.SerializeToString(), json_path: files.json_text(beside)})
     return output_path, json_path

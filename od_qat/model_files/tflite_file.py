@@ -9,11 +9,9 @@ import struct
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.errors import ExportError
+from od_qat.model_files.names import POST_PROCESS, ROLES
 
 IDENTIFIER = b"TFL3"
-POST_PROCESS = "TFLite_Detection_PostProcess"
-# Outputs of the op, in its order.
-POST_PROCESS_ROLES = ("boxes", "classes", "scores", "count")
 # TensorType of the schema, by its number.
 _TYPES = (
     "float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource "
@@ -116,7 +114,7 @@ def parse(data: bytes) -> TfliteFile:
         if index >= len(codes):
             raise _Damaged("op code {} of {}".format(index, len(codes)))
         if codes[index] == POST_PROCESS:
-            made = dict(zip(operation.integers(2), POST_PROCESS_ROLES))
+            made = dict(zip(operation.integers(2), ROLES))
             options = _flex_map(_Buffer(operation.bytes(5)))
             break
     return TfliteFile(

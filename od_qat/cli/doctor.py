@@ -4,6 +4,7 @@ Names and versions come from the packages' metadata, so a broken TensorFlow can 
 last check imports everything, in a process of its own. Works without rich, since that may be what is missing.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -14,8 +15,22 @@ import subprocess
 import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
+from od_qat.cli import flags
 from od_qat.errors import OdQatError
 from od_qat.od_api import locate, old_protos, patching, protos
+
+NAME = "doctor"
+HELP = "what is installed and what is missing"
+DESCRIPTION = """\
+Lists what is installed, what is missing and how to get it. Exit status 1 if something needed is missing.
+Of an OD API tree it says which generation it is, what differs from upstream, whether it is patched and what
+will work.
+
+Example:
+
+  od-qat doctor --od_api=models/research
+
+Next: od-qat demo."""
 
 OK = "ok"
 MISSING = "missing"
@@ -111,6 +126,22 @@ _PACKAGES = (
         "--no-deps tensorflow-estimator==2.15.0",
     ),
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.add_argument("--od_api", metavar="DIR", help="a models/research folder to look at")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    flags.switch(
+        parser, "--quick", "leave out the import of TensorFlow and the OD API, which takes some seconds"
+    )
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    checks = examine(arguments.od_api, quick=arguments.quick)
+    print_checks(checks, as_json=arguments.json)
+    return 0 if is_healthy(checks) else 1
 
 
 def installed_version(distribution: str) -> Optional[str]:

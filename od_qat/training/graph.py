@@ -5,8 +5,8 @@ from typing import List, NamedTuple
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.stop_signals import StopSignals
-from od_qat.training_session import SynchronousChiefHook
+from od_qat.training.session import SynchronousChiefHook
+from od_qat.training.signals import StopSignals
 
 
 class Built(NamedTuple):

@@ -4,6 +4,7 @@ Every step is one that a user can take alone (`od-qat data|train|eval|export|exp
 them in a row, fits the demo's configs to the data at hand and skips what a former run has finished.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -11,12 +12,25 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-import numpy as np
-
+import od_qat
+from od_qat.cli import flags
 from od_qat.errors import ConfigError, DataError
 from od_qat.files import write_atomically, write_json
 
-CONFIG_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
+NAME = "demo"
+HELP = "the whole road on a small data set"
+DESCRIPTION = """\
+The whole road on a small data set: float training, QAT, evaluation, .tflite, scores, pictures. From the same
+float checkpoint the float model is trained on for as long as QAT, so that the table compares equal training.
+
+Example:
+
+  od-qat demo --work_dir=demo_out
+  od-qat demo --data=voc:VOCdevkit/VOC2012 --work_dir=voc_out
+
+A second run goes on from what the first has finished. Next: the same steps with your own config."""
+
+CONFIG_FOLDER = os.path.join(os.path.dirname(od_qat.__file__), "configs")
 
 # A score of a uint8 or int8 sigmoid has steps of 1/256.
 _SCORE_STEP = 1.0 / 256
@@ -50,6 +64,48 @@ class Schedule(NamedTuple):
 # The built-in set has to be done in eight minutes on two cores; a user's photographs get more.
 BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=2400, qat_steps=500, pixels=None)
 FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    parser.add_argument(
+        "--data", default="builtin", metavar="DATA", help="builtin (the default), voc:FOLDER or coco:FOLDER"
+    )
+    parser.add_argument("--work_dir", default="demo_out", metavar="DIR", help="default: demo_out")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--train_list", default="train", metavar="NAME", help="for voc: list to train on")
+    parser.add_argument("--val_list", default="val", metavar="NAME", help="for voc: list to score on")
+    parser.add_argument(
+        "--float_steps", type=flags.positive, metavar="N", help="length of the float training"
+    )
+    parser.add_argument(
+        "--qat_steps", type=flags.positive, metavar="N", help="length of QAT, and of the training beside it"
+    )
+    parser.add_argument(
+        "--processes", type=flags.positive, metavar="N", help="for scoring; default: one a core"
+    )
+    flags.add_skip_invalid(parser)
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    kind, _, folder = arguments.data.partition(":")
+    if kind in ("voc", "coco") and folder and not os.path.isdir(folder):
+        raise ConfigError(
+            "no such folder", where=folder, fix="give the folder of the data set after " + kind + ":"
+        )
+    run(
+        data=arguments.data,
+        work_dir=arguments.work_dir,
+        seed=arguments.seed,
+        float_steps=arguments.float_steps,
+        qat_steps=arguments.qat_steps,
+        train_list=arguments.train_list,
+        val_list=arguments.val_list,
+        processes=arguments.processes,
+        skip_invalid=arguments.skip_invalid,
+    )
+    return 0
 
 
 def run(
@@ -212,6 +268,8 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
     Raises:
       DataError: when no image has a box.
     """
+    import numpy as np
+
     aspects, sides = [], []
     for example in examples:
         aspects.append(example.width / float(example.height))
@@ -299,8 +357,9 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
       checkpoints: label -> mAP, mAP at .5 and size of what the evaluator has scored.
       models: label -> path of what is still to be scored.
     """
-    from od_qat import report, scoring
+    from od_qat import scoring
     from od_qat.datasets import records
+    from od_qat.report import page as report
 
     examples = list(records.read_examples(dataset.val_record))
     scores = {

@@ -12,8 +12,8 @@ role.
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
-from od_qat import output_nodes, tflite_file
 from od_qat.errors import ConfigError, DataError, ExportError, first_line
+from od_qat.model_files import names, output_nodes, tflite_file
 
 _FIX = (
     "give a frozen graph, such as frozen_inference_graph.pb, the .meta of an inference graph, a .tflite or "
@@ -21,19 +21,14 @@ _FIX = (
 )
 _SAVED_MODEL = "saved_model.pb"
 # The OD API's names, in graphs, signatures and .tflite files.
-_ROLES = {
-    "detection_boxes": "boxes",
-    "detection_classes": "classes",
-    "detection_scores": "scores",
-    "num_detections": "count",
-    "detection_masks": "masks",
-    "detection_keypoints": "keypoints",
-    "detection_multiclass_scores": "scores of all classes",
-    "raw_detection_boxes": "boxes before suppression",
-    "raw_detection_scores": "scores before suppression",
-    "raw_outputs/box_encodings": "box encodings",
-    "raw_outputs/class_predictions": "scores before suppression",
-}
+_ROLES = dict(
+    {name: role for role, name in names.OF_ROLE.items()},
+    detection_multiclass_scores="scores of all classes",
+    raw_detection_boxes="boxes before suppression",
+    raw_detection_scores="scores before suppression",
+)
+_ROLES[names.RAW_BOXES] = "box encodings"
+_ROLES[names.RAW_SCORES] = "scores before suppression"
 
 
 class Node(NamedTuple):
@@ -123,7 +118,7 @@ def _of_tensor(what: str, tensor: tflite_file.TensorOfModel, role: str) -> Node:
 def _roles(path: str, content: tflite_file.TfliteFile) -> Tuple[List[str], str]:
     """A role for each output, empty where nothing tells, and a clause that says what told."""
     if any(content.roles):
-        told, reason = [role or "" for role in content.roles], "roles by " + tflite_file.POST_PROCESS
+        told, reason = [role or "" for role in content.roles], "roles by " + names.POST_PROCESS
         if content.options:
             reason += ", " + tflite_file.suppression(content.options)
         return told, reason
@@ -136,12 +131,12 @@ def _roles(path: str, content: tflite_file.TfliteFile) -> Tuple[List[str], str]:
     told = [_role(tensor.key) or _role(tensor.name) for tensor in content.outputs]
     if any(told):
         return told, "roles by the outputs' names"
-    return told, "no {}, {}, no output whose name tells its role".format(tflite_file.POST_PROCESS, of_json)
+    return told, "no {}, {}, no output whose name tells its role".format(names.POST_PROCESS, of_json)
 
 
 def _roles_by_json(path: str, content: tflite_file.TfliteFile) -> List[str]:
     """Empty when there is none that fits."""
-    from od_qat.scoring import description
+    from od_qat.model_files import description
 
     if not os.path.isfile(description.json_path(path)):
         return []
@@ -224,7 +219,7 @@ def _of_graph(graph_def) -> Nodes:
 
     nodes = [row("input", node.name, node.name + ":0", "") for node in inputs]
     if answer.kind == "tflite_detection":
-        pairs = zip(answer.tensors, tflite_file.POST_PROCESS_ROLES)
+        pairs = zip(answer.tensors, names.ROLES)
         nodes.extend(row("output", answer.names[0], tensor, role) for tensor, role in pairs)
     else:
         told = {"classifier": "predictions"}.get(answer.kind, "")

@@ -9,8 +9,9 @@ from typing import Dict, Sequence
 
 import numpy as np
 
-from od_qat import tflite
 from od_qat.compat import tf
+from od_qat.model_files import interpreter
+from od_qat.model_files.names import POST_PROCESS
 
 # Rounding in another order makes .005 (scores) to .04 (boxes) of a trained MobileNet; a concat with another
 # tensor's range made 1.
@@ -34,15 +35,15 @@ def difference(
     Returns:
       head -> root mean square of the difference, as part of the graph's own spread.
     """
-    interpreter = tflite.interpreter_without_delegates(model, experimental_preserve_all_tensors=True)
-    interpreter.allocate_tensors()
-    (given,) = interpreter.get_input_details()
+    opened = interpreter.without_delegates(model, experimental_preserve_all_tensors=True)
+    opened.allocate_tensors()
+    (given,) = opened.get_input_details()
     pixels = np.random.RandomState(0).randint(0, 256, given["shape"])
     lowest = np.iinfo(given["dtype"]).min
-    interpreter.set_tensor(given["index"], (pixels + lowest).astype(given["dtype"]))
-    interpreter.invoke()
-    (last,) = [op for op in interpreter._get_ops_details() if op["op_name"] == tflite.POST_PROCESS]
-    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
+    opened.set_tensor(given["index"], (pixels + lowest).astype(given["dtype"]))
+    opened.invoke()
+    (last,) = [op for op in opened._get_ops_details() if op["op_name"] == POST_PROCESS]
+    details = {detail["index"]: detail for detail in opened.get_tensor_details()}
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name="")
         wanted = session.run(
@@ -50,7 +51,7 @@ def difference(
         )
     found = {}
     for name, expected, index in zip(heads, wanted, last["inputs"]):
-        value, (scale, zero_point) = interpreter.get_tensor(index), details[index]["quantization"]
+        value, (scale, zero_point) = opened.get_tensor(index), details[index]["quantization"]
         if value.dtype != np.float32:
             value = (value.astype(np.float32) - zero_point) * scale
         spread = max(float(np.std(expected)), _SMALLEST_SPREAD)

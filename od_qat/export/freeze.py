@@ -1,13 +1,10 @@
 """Checkpoint and inference graph -> one self-contained GraphDef."""
 
-import os
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Dict, Iterable
 
-from od_qat import checkpoints, range_gates
+from od_qat import checkpoints, ranges
 from od_qat.compat import tf
 from od_qat.errors import ExportError
-
-FORMAT = "od_qat/1"
 
 
 def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_averages: bool = False):
@@ -45,7 +42,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
             )
         checkpoints.require_all(variables, checkpoint, quant_names)
         if quant_names:
-            range_gates.warn_of_checkpoint(checkpoint, quant_names)
+            ranges.warn_of_checkpoint(checkpoint, quant_names)
         saver = tf.train.Saver(variables)
         with tf.Session(graph=graph) as session:
             checkpoints.restore(saver, session, checkpoint)
@@ -84,31 +81,6 @@ def variables_to_restore(use_moving_averages: bool, checkpoint: str) -> Dict[str
         name: variable
         for name, variable in found.items()
         if variable.op.name not in (tf.GraphKeys.GLOBAL_STEP, checkpoints.QUANT_STEP)
-    }
-
-
-def describe(
-    model_file: str,
-    inputs: List[Dict[str, Any]],
-    outputs: List[Dict[str, Any]],
-    preprocessing: Dict[str, Any],
-    class_id_offset: int,
-    checkpoint: str,
-    quantized: bool,
-    max_detections: Optional[int] = None,
-) -> Dict[str, Any]:
-    """The JSON beside a model (docs/architecture.md)."""
-    return {
-        "format": FORMAT,
-        "model": os.path.basename(model_file),
-        "inputs": inputs,
-        "outputs": outputs,
-        "preprocessing": preprocessing,
-        "class_id_offset": class_id_offset,
-        "max_detections": max_detections,
-        "checkpoint": os.path.basename(checkpoint),
-        "global_step": checkpoints.step_of(checkpoint),
-        "quantized": quantized,
     }
 
 

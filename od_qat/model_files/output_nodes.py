@@ -14,17 +14,13 @@ The last layer of the backbone is never an answer: it has readers, or is no outp
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.errors import OdQatError
+from od_qat.model_files import names
+from od_qat.model_files.names import POST_PROCESS
 from od_qat.rewrite import policy
-from od_qat.tflite_file import POST_PROCESS
 
-DETECTION_NAMES = (
-    "detection_boxes",
-    "detection_scores",
-    "detection_classes",
-    "num_detections",
-)
-OPTIONAL_DETECTION_NAMES = ("detection_masks", "detection_keypoints")
-RAW_HEAD_NAMES = ("raw_outputs/box_encodings", "raw_outputs/class_predictions")
+DETECTION_NAMES = tuple(names.OF_ROLE[role] for role in ("boxes", "scores", "classes", "count"))
+OPTIONAL_DETECTION_NAMES = tuple(names.OF_ROLE[role] for role in ("masks", "keypoints"))
+RAW_HEAD_NAMES = (names.RAW_BOXES, names.RAW_SCORES)
 _CLASSIFIER_ENDINGS = (
     "Predictions/Reshape_1",
     "Predictions/Softmax",

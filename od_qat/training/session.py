@@ -13,7 +13,7 @@ from typing import List, NamedTuple
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import OdQatError
-from od_qat.stop_signals import StopSignals
+from od_qat.training.signals import StopSignals
 
 # The chief restores or initialises in seconds; 30 seconds between looks is longer than a short training.
 _POLL_SECS = 1

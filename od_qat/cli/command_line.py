@@ -1,0 +1,139 @@
+"""The command line: arguments in, exit status out; the work is done elsewhere.
+
+Flags have the names of the OD API's scripts. TensorFlow takes seconds to import, so each handler imports
+what it needs and `--help` is instant.
+
+Exit status: 0 done, 1 an error that is reported in one line, 2 wrong usage, 130 interrupted, 143 ended by
+SIGTERM.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from typing import Iterable, List, Optional, Sequence, Tuple
+
+import od_qat
+from od_qat.cli import (
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    export_tflite,
+    flags,
+    nodes,
+    patch,
+    run,
+    score,
+    train,
+    unpatch,
+)
+from od_qat.cli.explained import describe_error
+
+_INTERRUPTED = 130
+
+_DESCRIPTION = """\
+Quantization-aware training (QAT) for detectors of the TensorFlow Object Detection API.
+
+The road, from nothing to an int8 .tflite:
+
+  od-qat doctor          is everything installed?
+  od-qat data ...        images and boxes -> records and a label map
+  od-qat train ...       a float training, then a QAT one that starts from its checkpoint
+  od-qat eval ...        COCO metrics of a checkpoint, and a frozen eval graph
+  od-qat export-tflite   checkpoint -> detect.tflite
+  od-qat score ...       COCO metrics, size and latency of the .tflite itself
+
+`od-qat demo` goes all of it on a built-in data set. `od-qat COMMAND --help` has an example of each."""
+
+
+# In the order of `od-qat --help`. A module has NAME, HELP (a line), DESCRIPTION, add_arguments(parser) and
+# handle(arguments) -> exit status.
+_COMMANDS = (
+    demo,
+    doctor,
+    data,
+    train,
+    evaluate,
+    export,
+    export_tflite,
+    score,
+    nodes,
+    patch,
+    unpatch,
+    run,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; parsed arguments carry their handler as `handler`."""
+    parser = flags.Parser(prog="od-qat", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version="od-qat " + od_qat.__version__)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    subparsers.required = True
+    for command in _COMMANDS:
+        subparser = flags.subparser(subparsers, command.NAME, command.HELP, command.DESCRIPTION)
+        command.add_arguments(subparser)
+        subparser.set_defaults(handler=command.handle)
+    return parser
+
+
+def _split_program(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """`run MODULE -- --flag=a-b` -> what is for od-qat, and what is for the program and stays as it is."""
+    argv = list(argv)
+    words = [position for position, argument in enumerate(argv) if not argument.startswith("-")]
+    if not words or argv[words[0]] != "run" or len(words) < 2:
+        return argv, []
+    end = words[1] + 1
+    program = argv[end:]
+    return argv[:end], program[1:] if program[:1] == ["--"] else program
+
+
+def _with_underscores(argv: Iterable[str]) -> List[str]:
+    """--train-dir=a-b -> --train_dir=a-b: both spellings of a flag are accepted."""
+    result = []
+    for argument in argv:
+        if argument.startswith("--") and len(argument) > 2:
+            name, equals, value = argument[2:].partition("=")
+            argument = "--" + name.replace("-", "_") + equals + value
+        result.append(argument)
+    return result
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: arguments; default is the process's own.
+
+    Returns:
+      the exit status. argparse's own SystemExit (help, usage errors) is turned into one, too.
+    """
+    argv, program_arguments = _split_program(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = build_parser().parse_args(_with_underscores(argv))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    arguments.program_arguments = program_arguments
+    if arguments.debug:
+        os.environ.setdefault("OD_QAT_DEBUG", "1")
+    try:
+        status = arguments.handler(arguments)
+        sys.stdout.flush()  # here, so that a reader who has gone is noticed below
+        return status
+    except SystemExit as end:  # of a training that SIGTERM has ended
+        return end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:
+        print("od-qat: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`od-qat ... | head`). Python would complain at exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  (the one place where everything ends up)
+        if arguments.debug:
+            traceback.print_exc()
+        print("od-qat: error: " + describe_error(error, arguments.debug), file=sys.stderr)
+        return 1

@@ -1,0 +1,133 @@
+"""What the commands' flags have in common: their types, and groups that several commands have."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from od_qat.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """No abbreviations, which would change meaning when a flag is added; usage errors in one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super(Parser, self).__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
+
+    def error(self, message: str) -> None:
+        sys.stderr.write("od-qat: error: {}; see `{} --help`\n".format(message, self.prog))
+        raise SystemExit(2)
+
+
+def subparser(subparsers: Any, name: str, help_text: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a subcommand, with the flag that all have."""
+    parser = subparsers.add_parser(name, help=help_text, description=description)
+    # Not set by default: the value given before the subcommand would be overwritten.
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
+
+
+def boolean(text: str) -> bool:
+    """A flag's value in absl's manner, for users of upstream's scripts: --run_once, --run_once=false."""
+    value = text.lower()
+    if value in ("true", "t", "1", "yes"):
+        return True
+    if value in ("false", "f", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError("found {!r}, allowed: true or false".format(text))
+
+
+def positive(text: str) -> int:
+    """A flag's value: a whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError("found {!r}, allowed: a whole number from 1".format(text))
+    return value
+
+
+def threshold(text: str) -> Any:
+    """A flag's value: a score below 1, or 'config'."""
+    if text == "config":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1.0:  # NaN included
+        raise argparse.ArgumentTypeError("found {!r}, allowed: a number, 0 <= t < 1, or config".format(text))
+    return value
+
+
+def override(text: str) -> str:
+    """A flag's value: dotted.path=value."""
+    if not text.partition("=")[0].strip() or "=" not in text:
+        raise argparse.ArgumentTypeError(
+            "found {!r}, allowed: dotted.path=value, train_config.batch_size=8 for example".format(text)
+        )
+    return text
+
+
+def switch(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
+    """Adds a flag that is true when it stands alone."""
+    parser.add_argument(
+        name, nargs="?", const=True, default=False, type=boolean, metavar="BOOL", help=help_text
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the pipeline config and its overrides."""
+    parser.add_argument("--pipeline_config_path", required=True, metavar="FILE", help="the pipeline config")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        type=override,
+        metavar="KEY=VALUE",
+        help="change a field of the config: train_config.num_steps=500, eval_input_reader[0].shuffle=false; "
+        "train_config.fine_tune_checkpoint= clears one; repeatable",
+    )
+
+
+def add_checkpoint_and_output(parser: argparse.ArgumentParser) -> None:
+    """Adds what both exports read and where they write."""
+    add_config(parser)
+    parser.add_argument(
+        "--trained_checkpoint_prefix",
+        required=True,
+        metavar="PREFIX",
+        help="train_dir/model.ckpt-N, or a train_dir for its newest checkpoint",
+    )
+    parser.add_argument("--output_directory", required=True, metavar="DIR", help="the model goes here")
+
+
+def add_skip_invalid(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag for invalid images and annotations."""
+    parser.add_argument(
+        "--skip_invalid",
+        action="store_true",
+        help="leave out invalid objects, and images that cannot be read or whose annotation cannot, list and "
+        "count them, instead of stopping",
+    )
+
+
+def add_tree(parser: argparse.ArgumentParser) -> None:
+    """Adds the OD API's tree."""
+    parser.add_argument(
+        "--od_api",
+        default=os.environ.get("OD_API"),
+        metavar="DIR",
+        help="the models/research folder (default: the environment's OD_API)",
+    )
+    switch(parser, "--check", "say what would be done, and do nothing")
+
+
+def require_file(path: str, what: str) -> None:
+    """Before TensorFlow is imported, so that a wrong path is answered at once (not of gs:// and the like)."""
+    if "://" not in path and not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        raise ConfigError("cannot read the {}".format(what), where=path, found=found, fix="correct the path")

@@ -1,0 +1,39 @@
+"""The LiteRT interpreter, by the name that it has for this Python."""
+
+import importlib
+from typing import Any
+
+from od_qat.errors import EnvironmentProblem
+
+
+def module() -> Any:
+    """The module that has Interpreter and OpResolverType.
+
+    Raises:
+      EnvironmentProblem: when there is none.
+    """
+    for name in ("ai_edge_litert", "tflite_runtime"):
+        try:
+            return importlib.import_module(name + ".interpreter")
+        except ImportError:
+            continue
+    raise EnvironmentProblem(
+        "the LiteRT interpreter is not installed",
+        found="neither ai_edge_litert nor tflite_runtime",
+        fix="pip install ai-edge-litert (Python 3.7: tflite-runtime)",
+    )
+
+
+def without_delegates(model: bytes, **options: Any) -> Any:
+    """An interpreter that hides no op, as delegates do those that they take over.
+
+    Args:
+      model: the .tflite.
+      **options: more of the Interpreter's.
+    """
+    found = module()
+    return found.Interpreter(
+        model_content=model,
+        experimental_op_resolver_type=found.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        **options,
+    )

@@ -1,0 +1,22 @@
+"""What a detector's inputs and outputs are called, and what they are: the OD API's names and TFLite's."""
+
+IMAGE_TENSOR = "image_tensor"
+TFLITE_INPUT = "normalized_input_image_tensor"
+
+# What every detector gives, in the order of TFLite_Detection_PostProcess.
+ROLES = ("boxes", "classes", "scores", "count")
+# Role -> name of the op, and key of the post-processed dictionary, in the order of the JSON beside a model.
+OF_ROLE = {
+    "boxes": "detection_boxes",
+    "classes": "detection_classes",
+    "scores": "detection_scores",
+    "count": "num_detections",
+    "masks": "detection_masks",
+    "keypoints": "detection_keypoints",
+}
+
+# The heads, in front of the suppression, as upstream's export_tflite_ssd_graph calls them.
+RAW_BOXES = "raw_outputs/box_encodings"
+RAW_SCORES = "raw_outputs/class_predictions"
+
+POST_PROCESS = "TFLite_Detection_PostProcess"

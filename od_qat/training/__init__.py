@@ -1,0 +1,1 @@
+"""Training: the graph with its towers, the session, what watches it, several processes."""
