@@ -34,8 +34,8 @@ TESTS ?= tests
 # Seconds that a test may take.
 TIMEOUT ?= 600
 
-# The parts of `make test-matrix`.
-MATRIX := table test-main test-tf215 test-tf1
+# The parts of `make test-all`, all by default; PARTS='main/*' for example.
+PARTS ?=
 
 # Trees of the OD API of other years, for the tests of the patches.
 GENERATIONS ?= out/generations
@@ -54,7 +54,7 @@ KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
 .PHONY: help setup setup-tf1 setup-tf215 demo test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
-        export-tflite score nodes doctor patch unpatch test-matrix $(addprefix matrix-,$(MATRIX)) generations lock clean
+        export-tflite score nodes doctor patch unpatch test-zoo test-all generations lock clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -117,39 +117,21 @@ patch: ## put od_qat into your OD API tree: your own commands then quantise (OD_
 unpatch: ## take it out again, to the byte (OD_API=/path/to/models/research)
 	@$(SOME_PYTHON) -m od_qat unpatch --od_api="$(OD_API)" $(ARGS)
 
-# All parts at once: most of each keeps one core busy. What they print is in out/matrix. (2.15.1, between the two ends,
-# is spared the models of the zoo that are like others.)
-test-matrix: setup setup-tf1 setup-tf215 generations ## every tree x TensorFlow x command, all samples, the whole zoo (hours)
-	@echo "test-matrix: watch it with: tail -f out/matrix/*.log"
-	@$(MAKE) --no-print-directory --keep-going -j4 $(addprefix matrix-,$(MATRIX))
+# The zoo's other models, on the current TensorFlow and on 1.15.5.
+test-zoo: setup ## what `make test` leaves out of the models of the zoo (half an hour)
+	@OD_QAT_TESTS=zoo TESTS="tests/test_parity.py tests/test_coverage.py tests/test_samples.py" bash tests/run.sh
 
-# (An Estimator beside, not in, the environments: in there TensorFlow would be without one, as users' is.)
-matrix-table: setup setup-tf1 setup-tf215 generations
+test-all: setup setup-tf1 setup-tf215 generations ## everything, in parts; what has passed is not run again (PARTS; hours)
 	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator tensorflow-estimator==2.15.0
-	@mkdir -p out/matrix
-	@status=0; exec > out/matrix/table.log 2>&1; \
-	export PYTHONPATH="$$PWD/out/estimator"; \
-	.venv/bin/python -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
-	.venv/bin/python -m pytest tests/test_run.py --timeout=6000 || status=1; \
-	unset PYTHONPATH; \
-	$(TF215) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
-	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m tests.generations.matrix "$(GENERATIONS)" || status=1; \
-	exit $$status
-
-$(addprefix matrix-,$(filter test-%,$(MATRIX))): matrix-%: setup setup-tf1 setup-tf215 generations
-	@mkdir -p out/matrix
-	@export OD_QAT_WHOLE_ZOO=$(if $(filter test-tf215,$*),,1) OD_QAT_MATRIX=1; \
-	export OD_QAT_GENERATIONS="$(abspath $(GENERATIONS))"; status=0; \
-	unset MAKEFLAGS MFLAGS; $(MAKE) --no-print-directory TIMEOUT=6000 $* > out/matrix/$*.log 2>&1 || status=1; \
-	tail -n 1 out/matrix/$*.log | sed 's/^/$*: /'; exit $$status
+	@.venv/bin/python -m tests.everything --generations="$(GENERATIONS)" $(PARTS)
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)
 	@$(SOME_PYTHON) -m tests.generations.fetch "$(GENERATIONS)"
 
-test: setup ## all tests, on the current TensorFlow and, where a Python 3.7 is found, on 1.15.5 (TESTS)
-	@bash tests/run.sh
+test: setup ## the tests, on the current TensorFlow and, where a Python 3.7 is found, on 1.15.5 (TESTS)
+	@TESTS="$(TESTS)" bash tests/run.sh
 
-test-main: setup ## all tests, on the current TensorFlow only
+test-main: setup ## the same on the current TensorFlow only
 	@.venv/bin/python -m pytest $(TESTS) --timeout=$(TIMEOUT) $(ARGS)
 
 # (5: none of TESTS is marked so.)
@@ -157,7 +139,7 @@ test-tf1: setup-tf1 ## the tests marked tf1, on TensorFlow 1.15.5 only
 	@PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" $(TF1) -m pytest $(TESTS) -m tf1 --timeout=$(TIMEOUT) $(ARGS) || \
 	  [ $$? -eq 5 ]
 
-test-tf215: setup-tf215 ## all tests, on TensorFlow 2.15.1 (TESTS)
+test-tf215: setup-tf215 ## the same on TensorFlow 2.15.1 (TESTS)
 	@PATH="$$PWD/.venv-tf215/bin:$$PATH" PYTHONPATH="$$PWD" $(TF215) -m pytest $(TESTS) --timeout=$(TIMEOUT) $(ARGS)
 
 oracle-check: setup setup-tf1 ## contrib still does what was recorded, and od_qat computes what its graphs compute here

@@ -12,6 +12,8 @@ if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)  # for an environment that od_qat is not installed in
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from tests import tiers  # noqa: E402
+
 
 def pytest_report_header(config):
     """Says what the run tests with, since skips depend on it."""
@@ -33,20 +35,17 @@ def pytest_report_header(config):
     ):
         if os.environ.get(variable):
             found.append("{}={}".format(variable, os.environ[variable]))
-    return "od_qat with: " + (", ".join(found) or "no TensorFlow")
+    return "od_qat, the {} tests, with: {}".format(tiers.TIER, ", ".join(found) or "no TensorFlow")
 
 
 def pytest_collection_modifyitems(items):
-    """Leaves out what only `make test-matrix` has the time for."""
-    if os.environ.get("OD_QAT_MATRIX"):
-        return
-    skip = pytest.mark.skip(reason="minutes on two cores: `make test-matrix`, or OD_QAT_MATRIX=1, runs it")
-    left_out = ["matrix"]
-    if sys.version_info < (3, 8):  # TensorFlow 1.15's
-        left_out.append("matrix_on_tf1")
-    for item in items:
-        if any(map(item.get_closest_marker, left_out)):
-            item.add_marker(skip)
+    """Leaves out what the tier does not run."""
+    tiers.leave_out(items)
+
+
+def pytest_runtest_setup(item):
+    """Leaves out what there is no time for."""
+    tiers.skip_if_the_time_is_over(item)
 
 
 @pytest.fixture

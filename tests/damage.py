@@ -1,17 +1,17 @@
 """Files damaged at random, and what may come of them: one clear line or a right result, and soon.
 
-20 damaged files of each kind normally, 1,000 with OD_QAT_MATRIX set.
+20 damaged files of each kind normally, 1,000 in `make test-all`.
 """
 
-import os
 import signal
 import warnings
 
 import numpy as np
 
 from od_qat.errors import OdQatError
+from tests import tiers
 
-COUNT = 1000 if os.environ.get("OD_QAT_MATRIX") else 20
+COUNT = 1000 if tiers.ALL else 20
 SECONDS = 60
 # What a file of text or of JSON breaks with, beside chance.
 TOKENS = [

@@ -192,7 +192,7 @@ def _detectors():
     return [row for row in build.models() if row["kind"] != "classifier" and not row.get("skip")]
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 def test_the_detectors_of_the_od_api_are_allowed(tf):
     """All that it registers for TF 1, from the image to the detections."""
     from tests.zoo import build

@@ -3,19 +3,15 @@
 And what an eval graph restores, a training run of the same model has saved.
 """
 
-import os
-
 import numpy as np
 import pytest
 
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.rewrite import api
+from tests import tiers
 from tests.zoo import build
 
-pytestmark = pytest.mark.slow
-
-WHOLE_ZOO = bool(os.environ.get("OD_QAT_WHOLE_ZOO"))
 # (The crops between Faster R-CNN's stages are no TFLite op.)
 TFLITE_KINDS = ("ssd", "classifier")
 
@@ -25,12 +21,9 @@ def _rows(kinds, may_stay_float=True):
     for row in build.models():
         if "skip" in row or row["kind"] not in kinds:
             continue
-        marks = []
+        marks = tiers.of_model(row)
         if "stays_float" in row and not may_stay_float:
             marks.append(pytest.mark.xfail(strict=True, reason=row["stays_float"]))
-        if "like" in row and not WHOLE_ZOO:
-            reason = "has the blocks of {}; OD_QAT_WHOLE_ZOO=1 runs it".format(row["like"])
-            marks.append(pytest.mark.skip(reason=reason))
         yield pytest.param(row, id=row["name"], marks=marks)
 
 

@@ -1,6 +1,6 @@
 """Pipeline configs and checkpoints, damaged at random: one clear line or a right result, and soon.
 
-20 of each kind normally, 1,000 with OD_QAT_MATRIX set.
+See damage.py for how many.
 """
 
 import os

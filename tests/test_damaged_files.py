@@ -33,13 +33,13 @@ def detect(path):
     assert np.all((detections.boxes >= 0) & (detections.boxes <= 1))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("float32", marks=pytest.mark.matrix), "int8"])
+@pytest.mark.parametrize("kind", [pytest.param("float32", marks=pytest.mark.long), "int8"])
 def test_a_tflite(model_dir, tmp_path, kind):
     path, _ = copied(model_dir, tmp_path, kind + ".tflite", kind + ".json")
     try_all(path, lambda: detect(path), damage=damaged_in_place)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 def test_the_published_tflite(tmp_path):
     """Of 4 MB, most of them weights: these may change as they like."""
     folder = os.environ.get("OD_QAT_COCO_DETECTOR")

@@ -184,7 +184,7 @@ def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous
     _require_slope(trained)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @both_ways
 def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     folder = str(tmp_path)
@@ -202,7 +202,7 @@ def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     _require_everything(config, trained.train_dir, folder)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 def test_upstreams_command_reads_the_same_tf_config(tmp_path):
     """But for its parameter server, which nobody tells that training has ended."""
     folder = str(tmp_path)
@@ -241,8 +241,7 @@ def _require_everything(config, train_dir, folder):
     assert maxima and not all(np.all(value == 6.0) for value in maxima)
 
 
-@pytest.mark.slow
-@pytest.mark.matrix_on_tf1
+@pytest.mark.long_on_tf1
 def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
     folder = str(tmp_path)
     tiny.write_data(folder)

@@ -37,7 +37,7 @@ HEADS = [
 ]
 
 pytestmark = [
-    pytest.mark.matrix,
+    pytest.mark.long,
     pytest.mark.skipif(IS_TF1, reason="runs on the current TensorFlow, which starts 1.15 itself"),
     pytest.mark.skipif(
         not os.path.exists(TF1_PYTHON),

@@ -12,8 +12,6 @@ from od_qat.datasets import label_map, read_examples, records, sources  # noqa: 
 from od_qat.errors import ConfigError  # noqa: E402
 from tests import tiny  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 try:
     from od_qat import commands
     from od_qat.od_api import models, pipeline
@@ -64,7 +62,7 @@ def test_more_classes_than_ids_are_said(folder, capsys):
     assert "num_classes" not in capsys.readouterr().err
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 def test_whole_road(folder):
     pytest.importorskip("pycocotools")
     from od_qat import scoring

@@ -134,7 +134,7 @@ def test_one_process_with_tensorflow_is_kept_for_the_next_graph(model_dir, tmp_p
     assert len(pids) == 2 and first not in pids and not any(map(runs, pids))
 
 
-@pytest.mark.matrix  # TensorFlow waits ten seconds for memory to come free
+@pytest.mark.long  # TensorFlow waits ten seconds for memory to come free
 def test_memory_that_the_machine_does_not_have_is_an_error(tf, tmp_path):
     with tf.Graph().as_default() as graph:
         image = tf.placeholder(tf.uint8, [1, None, None, 3], name=CANONICAL["image"])

@@ -9,6 +9,7 @@ import pytest
 from od_qat.compat import IS_TF1
 from od_qat.errors import RewriteError
 from od_qat.rewrite import api
+from tests import tiers
 from tests.conftest import REPOSITORY
 from tests.zoo import across_versions, build, record_oracle
 
@@ -25,7 +26,7 @@ def _cases():
             continue
         for training in (False, True):
             kind = "training" if training else "eval"
-            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind))
+            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind), marks=tiers.of_model(row))
 
 
 def _comparable(names):

@@ -491,7 +491,7 @@ class TestOldProtos(object):
 
 
 @needs_od_api
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", ["installed"] + [pin.folder for pin in fetch.pins()])
 def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):

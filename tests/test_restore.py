@@ -21,7 +21,7 @@ from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError  #
 from tests import tiny  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
-pytestmark = [pytest.mark.tf1, pytest.mark.slow, pytest.mark.matrix_on_tf1]
+pytestmark = [pytest.mark.tf1, pytest.mark.long_on_tf1]
 
 try:
     from od_qat import commands
@@ -283,7 +283,7 @@ def test_a_full_disk_in_evaluation(runs, small_disk, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.parametrize("kilobytes", [2000, 13000, 16000])
 def test_a_full_disk_in_training(runs, small_disk, kilobytes, capfd):
     """Of graph and events, of the first checkpoint, of its graph."""

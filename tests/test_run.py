@@ -314,8 +314,7 @@ class TestNothingIsIgnoredSilently(object):
 
 
 @needs_od_api
-@pytest.mark.slow
-@pytest.mark.matrix_on_tf1
+@pytest.mark.long_on_tf1
 @pytest.mark.parametrize("kind", ["float", "qat"])
 def test_the_od_apis_commands(tmp_path, kind):
     """Train, evaluate, export both ways, each with upstream's unchanged command line."""
@@ -345,8 +344,7 @@ def test_the_od_apis_commands(tmp_path, kind):
 
 
 @needs_od_api
-@pytest.mark.slow
-@pytest.mark.matrix_on_tf1
+@pytest.mark.long_on_tf1
 @pytest.mark.parametrize("kind", ["float", "qat"])
 def test_model_main(tmp_path, kind):
     """With an Estimator: trains, evaluates and exports at its end."""

@@ -24,7 +24,6 @@ from od_qat.od_api import pipeline  # noqa: E402
 from tests.zoo import samples  # noqa: E402
 
 ROWS = samples.rows()
-WHOLE_ZOO = bool(os.environ.get("OD_QAT_WHOLE_ZOO"))
 # A folder with upstream's own files, models/research/object_detection/samples/configs.
 PUBLISHED = os.environ.get("OD_QAT_SAMPLES", "")
 STEPS = 2
@@ -148,8 +147,8 @@ class _Sample(object):
 def _rows():
     for name in ROWS:
         marks = []
-        if name not in ALWAYS and not WHOLE_ZOO:
-            marks.append(pytest.mark.skip(reason="OD_QAT_WHOLE_ZOO=1 runs it"))
+        if name not in ALWAYS:
+            marks.append(pytest.mark.zoo)
         yield pytest.param(name, id=name, marks=marks)
 
 
@@ -162,7 +161,7 @@ def trained(request, tmp_path_factory, data):
     return sample
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.tf1
 def test_it_is_evaluated_and_exported(trained):
     assert os.path.exists(trained.path("train", "model.ckpt-{}.index".format(STEPS)))
@@ -177,7 +176,7 @@ def test_it_is_evaluated_and_exported(trained):
         assert json.load(stream)["quantized"] is True
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.tf1
 @pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in ("ai_edge_litert", "tflite_runtime")),

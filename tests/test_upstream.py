@@ -11,7 +11,7 @@ from tests.generations import road
 
 pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API is not installed")
 
-pytestmark = [pytest.mark.tf1, pytest.mark.matrix]
+pytestmark = [pytest.mark.tf1, pytest.mark.long]
 
 with open(
     os.path.join(os.path.dirname(os.path.abspath(__file__)), "upstream.yaml"), encoding="utf-8"

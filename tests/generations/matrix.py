@@ -2,7 +2,7 @@
 
     python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat]
 
-FOLDER is what `make generations` filled; `make test-matrix` calls this for each TensorFlow. Results are added
+FOLDER is what `make generations` filled; `make test-all` calls this for each TensorFlow. Results are added
 to matrix.json beside this file, what was there of other TensorFlows and trees stays, and README.md's table is
 made anew from it:
 

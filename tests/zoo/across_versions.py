@@ -7,7 +7,7 @@
 (NAME.meta) and what it gave there (NAME.npz). The second runs that graph on this TensorFlow with the same
 variable values and picture, builds od_qat's graph of the model, and compares the two: every value of every
 output is equal to LIMIT of the output's spread, or the command fails. Models that are `like` another are left
-out but with `--only` or OD_QAT_WHOLE_ZOO=1.
+out but with `--only` or OD_QAT_TESTS=all.
 
 On the way it measures the noise: by how much contrib's graph here differs from itself there. Kernels of
 another version or another processor round otherwise, and where a value lies on the edge between two
@@ -138,7 +138,7 @@ def main(arguments=None) -> int:
     from od_qat.compat import tf
 
     tf.logging.set_verbosity(tf.logging.FATAL)
-    whole = options.only or os.environ.get("OD_QAT_WHOLE_ZOO")
+    whole = options.only or os.environ.get("OD_QAT_TESTS") == "all"
     rows = [row for row in build.models() if whole or "like" not in row]
     rows = [row for row in rows if os.path.exists(os.path.join(options.folder, row["name"] + ".npz"))]
     missing = set(options.only or ()) - {row["name"] for row in rows}

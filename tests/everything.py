@@ -1,0 +1,154 @@
+"""`make test-all`: everything there is, in parts that run alone and are not run twice for the same source.
+
+    python -m tests.everything [--list] [--jobs 2] [PART ...]
+
+A part is a file of tests on one TensorFlow (main/test_road.py, tf1/test_parity.py), or one of a few
+others. What it prints goes to out/test-all/PART.log. Once it has passed, out/test-all/PART.json says for which source,
+and the next call leaves it out; a change of any file that git knows runs it again. PART may hold * for any
+text.
+"""
+
+import argparse
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OUT = os.path.join("out", "test-all")
+ENVIRONMENTS = {"main": ".venv", "tf1": ".venv-tf1", "tf215": ".venv-tf215"}
+# Seconds that one test may take here.
+TIMEOUT = 6000
+# (Beside, not in, the environments: in there TensorFlow would be without an Estimator, as users' is.)
+ESTIMATOR = os.path.join("out", "estimator")
+
+
+def parts(generations):
+    """Name of a part -> its command and what its environment has beside the usual."""
+    found = {}
+    for kind, environment in ENVIRONMENTS.items():
+        python = os.path.join(environment, "bin", "python")
+        for path in sorted(glob.glob("tests/test_*.py")):
+            command = [python, "-m", "pytest", path, "--timeout={}".format(TIMEOUT)]
+            command += ["-m", "tf1"] if kind == "tf1" else []
+            # (2.15 is between the two ends: it is spared the models that are like others.)
+            tier = (
+                "zoo"
+                if kind == "tf215" and os.path.basename(path) in ("test_parity.py", "test_coverage.py")
+                else "all"
+            )
+            found["{}/{}".format(kind, os.path.basename(path))] = (command, {"OD_QAT_TESTS": tier})
+        extra = {"PYTHONPATH": ESTIMATOR} if kind == "main" else {}
+        found[kind + "/generations"] = ([python, "-m", "tests.generations.matrix", generations], extra)
+    found["main/with_estimator"] = (
+        [".venv/bin/python", "-m", "pytest", "tests/test_run.py", "--timeout={}".format(TIMEOUT)],
+        {"PYTHONPATH": ESTIMATOR, "OD_QAT_TESTS": "all"},
+    )
+    found["main/oracle-check"] = (["make", "--no-print-directory", "oracle-check"], {"OD_QAT_TESTS": "all"})
+    return found
+
+
+def source():
+    """A digest of every file that git knows, as it is now."""
+    digest = hashlib.sha1()
+    names = subprocess.check_output(["git", "ls-files", "-z"]).split(b"\0")
+    for name in sorted(filter(None, names)):
+        if os.path.isfile(name):
+            with open(name, "rb") as stream:
+                digest.update(name + b"\0" + hashlib.sha1(stream.read()).digest())
+    return digest.hexdigest()
+
+
+def run(name, command, extra):
+    """Runs a part; returns whether it passed, and its seconds."""
+    environment = dict(
+        os.environ,
+        OD_QAT_GENERATIONS=os.path.abspath(os.environ.get("OD_QAT_GENERATIONS") or "out/generations"),
+    )
+    environment.update(extra)
+    paths = [REPOSITORY] + [os.path.abspath(path) for path in filter(None, [extra.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    environment["PATH"] = os.path.dirname(os.path.abspath(command[0])) + os.pathsep + environment["PATH"]
+    log = os.path.join(OUT, name.replace("/", "-") + ".log")
+    started = time.time()
+    with open(log, "wb") as stream:
+        status = subprocess.call(
+            command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
+    # (5: pytest found no test, since none of the file is marked tf1.)
+    return status in (0, 5), time.time() - started
+
+
+def main(arguments=None):
+    """Returns an exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    parser.add_argument("--list", action="store_true", help="say which there are, and which have passed")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="parts at a time (default 2)")
+    parser.add_argument(
+        "--generations", default="out/generations", metavar="DIR", help="trees of the OD API of other years"
+    )
+    options = parser.parse_args(arguments)
+    os.chdir(REPOSITORY)
+    os.makedirs(OUT, exist_ok=True)
+    known = parts(options.generations)
+    wanted = [
+        name
+        for name in known
+        if not options.parts or any(fnmatch.fnmatch(name, one) for one in options.parts)
+    ]
+    if not wanted:
+        parser.error("no such part: {}; --list says which there are".format(", ".join(options.parts)))
+    now = source()
+    passed = {name: _stamp(name) == now for name in wanted}
+    if options.list:
+        for name in wanted:
+            print("{}  {}".format("passed" if passed[name] else "      ", name))
+        return 0
+    failed, printing = [], threading.Lock()
+    left = [name for name in wanted if not passed[name]]
+    print(
+        "{} parts, of which {} have passed already for this source".format(
+            len(wanted), len(wanted) - len(left)
+        )
+    )
+
+    def one(name):
+        good, seconds = run(name, *known[name])
+        if good:
+            with open(_path(name), "w") as stream:
+                json.dump({"source": now, "seconds": round(seconds)}, stream)
+        with printing:
+            print("{:6.0f} s  {}  {}".format(seconds, "passed" if good else "FAILED", name), flush=True)
+            if not good:
+                failed.append(name)
+
+    with futures.ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, left))
+    for name in failed:
+        print("FAILED: {}; see {}".format(name, os.path.join(OUT, name.replace("/", "-") + ".log")))
+    return 1 if failed else 0
+
+
+def _path(name):
+    return os.path.join(OUT, name.replace("/", "-") + ".json")
+
+
+def _stamp(name):
+    try:
+        with open(_path(name)) as stream:
+            return json.load(stream)["source"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
