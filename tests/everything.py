@@ -4,8 +4,8 @@
 
 A part is a file of tests on one TensorFlow, main/test_road.py or tf1/test_parity.py, or another; --list has
 their names. What it prints goes to out/test-all/PART.log. Once it has passed, out/test-all/PART.json says for
-which source, and the next call leaves it out; a change of any file that git knows runs it again. PART may hold
-* for any text.
+which source, and the next call leaves it out; a change of any file that git knows runs it again. PART may
+hold * for any text.
 """
 
 import argparse

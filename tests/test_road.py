@@ -15,24 +15,17 @@ try:
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
-from od_qat import (  # noqa: E402
-    checkpoints,
-    demo,
-    freeze,
-    output_nodes,
-    scoring,
-    suppression,
-    tflite,
-    tflite_difference,
-    tflite_file,
-    training_graph,
-)
+from od_qat import checkpoints, scoring  # noqa: E402
+from od_qat.cli import demo  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.datasets import builtin  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
+from od_qat.export import difference, freeze, suppression, tflite  # noqa: E402
 from od_qat.files import write_atomically  # noqa: E402
+from od_qat.model_files import output_nodes, tflite_file  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
 from od_qat.scoring.matching import iou_matrix  # noqa: E402
+from od_qat.training import graph as training_graph  # noqa: E402
 
 STEPS = 6
 
@@ -247,9 +240,9 @@ def test_a_tflite_that_computes_otherwise_is_warned_of(road, tmp_path, inference
 
     converted = []
     monkeypatch.setattr(freeze, "freeze", with_other_ranges)
-    right = tflite_difference.difference
+    right = difference.difference
     monkeypatch.setattr(
-        tflite_difference, "difference", lambda model, heads, *more: right(model, converted[0], *more)
+        difference, "difference", lambda model, heads, *more: right(model, converted[0], *more)
     )
     (said,) = export("wrong")
     assert re.search(r"wrong.detect.tflite does not.*raw_outputs/box_encodings differ by \d+ %", said)
