@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import yaml
+from tensorflow.python.framework import meta_graph
 
 import od_qat.plugin  # noqa: F401  (before object_detection and slim's nets)
 from od_qat.compat import tf
@@ -27,6 +28,7 @@ _OUTPUTS = (
     "rpn_objectness_predictions_with_background",
     "refined_box_encodings",
 )
+_OUTPUT_SCOPE = "zoo_output/"
 
 
 def models():
@@ -41,10 +43,44 @@ def models():
 # --- graphs ---
 
 
-@tf.autograph.experimental.do_not_convert  # layers' code as it is, which takes half the time
+# (row's name, kind) -> MetaGraphDef, serialised: a graph that several tests rewrite is built once. Importing it
+# takes a tenth of the time.
+_built = {}
+
+
+def _build_once(key, build):
+    """Builds into the default graph, or imports what was built before."""
+    tf.set_random_seed(1)
+    if key in _built:  # (tf.train.import_meta_graph would add a saver)
+        meta_graph.import_scoped_meta_graph(tf.MetaGraphDef.FromString(_built[key]))
+        return
+    build()
+    _built[key] = tf.train.export_meta_graph(graph=tf.get_default_graph()).SerializeToString()
+
+
 def build_training(row, batch=2):
     """A training graph as a trainer has it when it calls the rewriter: losses, no gradients."""
-    tf.set_random_seed(1)
+    _build_once((row["name"], "training", batch), lambda: _build_training(row, batch))
+
+
+def build_eval(row):
+    """An eval graph.
+
+    Returns:
+      the placeholder of the images, and {name: tensor} of what the model predicts. Each tensor reads the
+      prediction, as both rewriters quantise what reads a tensor, not the tensor. (The op that reads is one
+      that no pattern of theirs knows; an Identity would be taken for an activation.)
+    """
+    _build_once((row["name"], "eval"), lambda: _build_eval(row))
+    graph = tf.get_default_graph()
+    outputs = [op for op in graph.get_operations() if op.name.startswith(_OUTPUT_SCOPE)]
+    return graph.get_tensor_by_name("images:0"), {
+        op.name[len(_OUTPUT_SCOPE) :]: op.outputs[0] for op in outputs
+    }
+
+
+@tf.autograph.experimental.do_not_convert  # layers' code as it is, which takes half the time
+def _build_training(row, batch):
     images = tf.placeholder(tf.float32, [batch, row["size"], row["size"], 3], name="images")
     if row["kind"] == "classifier":
         logits, ends = _network(row, images, True)
@@ -67,15 +103,7 @@ def build_training(row, batch=2):
 
 
 @tf.autograph.experimental.do_not_convert
-def build_eval(row):
-    """An eval graph.
-
-    Returns:
-      the placeholder of the images, and {name: tensor} of what the model predicts. Each tensor reads the
-      prediction, as both rewriters quantise what reads a tensor, not the tensor. (The op that reads is one
-      that no pattern of theirs knows; an Identity would be taken for an activation.)
-    """
-    tf.set_random_seed(1)
+def _build_eval(row):
     images = tf.placeholder(tf.float32, [1, row["size"], row["size"], 3], name="images")
     if row["kind"] == "classifier":
         logits, _ = _network(row, images, False)
@@ -84,11 +112,9 @@ def build_eval(row):
         model = _detector(row, False)
         preprocessed, shapes = model.preprocess(images)
         outputs = model.predict(preprocessed, shapes)
-    return images, {
-        name: tf.stop_gradient(outputs[name], name="zoo_output/" + name)
-        for name in _OUTPUTS
-        if name in outputs
-    }
+    for name in _OUTPUTS:
+        if name in outputs:
+            tf.stop_gradient(outputs[name], name=_OUTPUT_SCOPE + name)
 
 
 def build_network(row):
@@ -101,7 +127,7 @@ def build_network(row):
         shapes = tf.constant([[row["size"], row["size"], 3]], tf.int32)
         outputs = _detector(row, False).predict(images, shapes)
     return [
-        tf.stop_gradient(outputs[name], name="zoo_output/" + name) for name in _OUTPUTS if name in outputs
+        tf.stop_gradient(outputs[name], name=_OUTPUT_SCOPE + name) for name in _OUTPUTS if name in outputs
     ]
 
 
