@@ -43,8 +43,8 @@ def models():
 # --- graphs ---
 
 
-# (row's name, kind) -> MetaGraphDef, serialised: a graph that several tests rewrite is built once. Importing it
-# takes a tenth of the time.
+# (row's name, kind) -> MetaGraphDef, serialised: a graph that several tests rewrite is built once.
+# Importing it takes a tenth of the time.
 _built = {}
 
 
