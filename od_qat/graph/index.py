@@ -72,6 +72,19 @@ class GraphIndex(object):
             self._function_nodes = {function.signature.name: function.node_def for function in functions}
         return self._function_nodes
 
+    def types_in_functions(self, operation) -> List[str]:
+        """Types of all ops in the functions that an op calls, and that these call; of each function once."""
+        bodies = self.function_nodes()
+        pending, seen, types = _functions(operation.node_def), set(), []
+        while pending:
+            name = pending.pop()
+            if name not in seen:
+                seen.add(name)
+                for node in bodies.get(name, ()):
+                    types.append(node.op)
+                    pending.extend(_functions(node))
+        return types
+
     def consumers(self, tensor) -> List[Consumer]:
         """(operation, input position) pairs that read a tensor."""
         return self.consumers_by_name(tensor.name)
@@ -88,3 +101,11 @@ class GraphIndex(object):
                 seen.add(operation.name)
                 found.append(operation)
         return found
+
+
+def _functions(node) -> List[str]:
+    """Names of the functions that a node calls."""
+    found = []
+    for value in node.attr.values():
+        found += [one.name for one in [value.func] + list(value.list.func) if one.name]
+    return found
