@@ -12,7 +12,7 @@ from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import CheckpointError, ConfigError, ExportError, RewriteError
 from od_qat.export import freeze
 from od_qat.rewrite import api, fake_quant, rules
-from od_qat.rewrite.rules import RuleBook, excluded
+from od_qat.rewrite.rules import RuleBook
 from tests import nets, own_gradients
 
 pytestmark = pytest.mark.tf1
@@ -345,7 +345,7 @@ def test_an_excluded_layer_stays_as_it_was(training):
         assert report.folded == nets.BATCH_NORMS - 1
         name = "net/residual/expand/Conv2D"
         assert report.stays_float == {name: "excluded by rule 'net/residual/expand'"}
-        assert excluded(report.stays_float) == {name}
+        assert report.excluded == {name}
         assert not [v.op.name for v in tf.get_collection(QUANT_VARIABLES) if "expand" in v.op.name]
         assert not [op.name for op in _of_type(graph, PER_TENSOR) if "expand" in op.name]
         norm = [op for op in _of_type(graph, *BATCH_NORMS) if "residual/expand" in op.name][0]
@@ -536,7 +536,7 @@ def test_a_model_with_an_excluded_layer_converts_and_runs(tmp_path):
     graph_def, report = _frozen(prefix, rules=rules)
     with pytest.raises(ExportError, match="not quantised.*1 of 11 layers"):
         tflite.require_quantised(graph_def, "here", "int8")
-    tflite.require_quantised(graph_def, "here", "int8", excluded(report.stays_float))
+    tflite.require_quantised(graph_def, "here", "int8", report.excluded)
     model = _convert(graph_def)
     inspection = tflite.check(model, tflite.count_weights(graph_def), "here", float_layers=True)
     assert any("expand" in name for name in inspection.float_tensors)
