@@ -65,7 +65,7 @@ class GraphIndex(object):
         """Of an operation among all, in creation order."""
         return self._positions[operation.name]
 
-    def function_nodes(self) -> Dict[str, List[object]]:
+    def _nodes_of_functions(self) -> Dict[str, List[object]]:
         """NodeDefs of the functions that the graph can call, by the function's name."""
         if self._function_nodes is None:  # (It takes the whole GraphDef, and few graphs are asked.)
             functions = self.graph.as_graph_def().library.function
@@ -74,7 +74,7 @@ class GraphIndex(object):
 
     def types_in_functions(self, operation) -> List[str]:
         """Types of all ops in the functions that an op calls, and that these call; of each function once."""
-        bodies = self.function_nodes()
+        bodies = self._nodes_of_functions()
         pending, seen, types = _functions(operation.node_def), set(), []
         while pending:
             name = pending.pop()

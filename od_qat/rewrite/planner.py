@@ -7,20 +7,18 @@ exchanged without renaming. What `placement='full'` adds is called `<op>/output_
 and `<first source>/concat_quant`.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
-from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
-from od_qat.graph.index import GraphIndex, first_free
+from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import between_layers, matches, policy
 from od_qat.rewrite.between_layers import Between, Kind
-from od_qat.rewrite.clones import Clones
 from od_qat.rewrite.layers import Layers
 from od_qat.rewrite.noise import Noise
 from od_qat.rewrite.parts import BatchNorm, Layer, LayerMatch
-from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
-from od_qat.rewrite.rules import RuleBook, Settings
+from od_qat.rewrite.plan import Plan
+from od_qat.rewrite.quants import Output, Quants, join, scope_of
 
 # Where a range starts: contrib's, behind an activation and elsewhere.
 _FROM_0, _FROM_BELOW = 0.0, -6.0
@@ -35,17 +33,6 @@ def build_plan(index: GraphIndex, config: QatConfig) -> Plan:
     return _Planner(index, config).plan()
 
 
-class _Output(NamedTuple):
-    """A tensor that gets a fake quant; see ActivationQuant."""
-
-    name: str
-    tensor: object
-    initial_min: float
-    pattern: str
-    bits: int
-    clone: str
-
-
 class _Planner(object):
     """What is decided so far, and the steps in which it is."""
 
@@ -54,23 +41,11 @@ class _Planner(object):
         self._as_contrib = config.placement == "contrib"
         self._layers = Layers(index, self._as_contrib)
         self._noise = Noise(index, self._as_contrib)
-        self._clones = Clones(index)
-        self._rules = RuleBook(config)
-        self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
-        self._names = set()  # (clone, name) of the fake quants
-        self._weights: List[WeightQuant] = []
-        self._quantised_weights = set()  # names of weights; of layers with a batch norm, of their ops
-        self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
-        self._outputs: List[_Output] = []
-        self._quantised: Dict[str, _Output] = {}  # tensor name -> the output that it is, or is a twin of
-        self._twins: Dict[str, List[object]] = {}  # tensor name of an output -> its twins
+        self._quants = Quants(index, config)
         self._in_patterns = set()  # names of ops that contrib counts as quantised already
         self._norms: List[BatchNorm] = []
         self._negatives: List[object] = []
-        # Name of an op -> the reason why it stays float: for a rule, for the scope, or between layers.
-        self._excluded: Dict[str, str] = {}
-        self._outside: Dict[str, str] = {}
-        self._float_between: Dict[str, str] = {}
+        self._float_between: Dict[str, str] = {}  # name of an op between layers -> the reason
 
     def plan(self) -> Plan:
         if not self._as_contrib:
@@ -82,24 +57,23 @@ class _Planner(object):
         if not self._as_contrib:
             self._plan_between_layers()
             self._plan_concats()
-        self._ask_for_unmatched(matched.unmatched)
-        self._rules.require_all_used()
+        self._quants.require_rules_used(matched.unmatched)
         folds = self._folds()
         passed_over = self._passed_over(folds) if self._as_contrib else {}
         stays_float = dict(matched.unmatched)
-        stays_float.update(self._outside)
-        stays_float.update(self._excluded)
+        stays_float.update(self._quants.outside)
+        stays_float.update(self._quants.excluded)
         stays_float.update(self._float_between)
         for reader, layer in passed_over.items():
             stays_float[layer] = "in evaluation, as with contrib: {} reads past its folding".format(reader)
         return Plan(
             folds=folds,
             norms=tuple(self._norms),
-            weights=tuple(self._weights),
-            activations=self._activations(),
+            weights=self._quants.weights(),
+            activations=self._quants.activations({} if self._as_contrib else self._parts()),
             stays_float=stays_float,
-            excluded=frozenset(self._excluded),
-            clones=self._clones.scopes[1:],
+            excluded=frozenset(self._quants.excluded),
+            clones=self._quants.clones_but_first(),
             read_on=frozenset(passed_over),
             negatives=tuple(self._negatives),
         )
@@ -119,14 +93,11 @@ class _Planner(object):
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
-        context = _scope_of(self._clones.name(layer.op))
+        context = scope_of(self._quants.name_of(layer.op))
         if self._as_contrib and match.post_activation_bypass is None:
             self._number_as_contrib(layer, context)
-        if self._in_scope(layer.op):
-            self._plan_weights(layer, _join(context, "weights_quant"))
-        else:
-            self._outside[layer.op.name] = "it is outside of scope {}".format(self._scope)
-        activation_context = _scope_of(context) if match.bypass is not None else context
+        self._quants.add_weights(layer)
+        activation_context = scope_of(context) if match.bypass is not None else context
         if match.activation is not None:
             self._plan_of_match(activation_context, "act_quant", match.activation, _FROM_0)
         if match.bypass is not None:
@@ -136,13 +107,13 @@ class _Planner(object):
         if match.post_activation_bypass is not None:
             bypass = match.post_activation_bypass
             if not self._feeds_any(bypass, policy.RELU):
-                context = _scope_of(self._clones.name(bypass))
+                context = scope_of(self._quants.name_of(bypass))
                 self._plan_of_match(context, "post_activation_bypass_quant", bypass, _FROM_BELOW)
 
     def _plan_of_match(self, context: str, pattern: str, operation, initial_min: float) -> None:
-        if self._in_scope(operation):
+        if self._quants.in_scope(operation):
             self._in_patterns.add(operation.name)
-            self._plan_output(context, pattern, operation, initial_min)
+            self._quants.add_output(context, pattern, operation, initial_min)
 
     def _number_as_contrib(self, layer: Layer, context: str) -> None:
         """fully connected -> Identity -> fused batch norm: contrib's first names are those of what it leaves.
@@ -152,39 +123,17 @@ class _Planner(object):
         """
         norm = layer.batch_norm
         if norm is not None and norm.reshape is not None and norm.data.op.type == "Identity":
-            clone = self._clones.other_of(layer.op)
-            self._names.update((clone, _join(context, name)) for name in ("weights_quant", "act_quant"))
-
-    def _plan_weights(self, layer: Layer, name: str) -> None:
-        settings = self._rules.weights(name, layer.op.type)
-        if layer.batch_norm is None:
-            self._require_one_setting(layer, settings)
-        key = layer.op.name if layer.batch_norm else layer.weights.name
-        if not settings.quantise:
-            self._excluded[layer.op.name] = settings.reason
-        elif key not in self._quantised_weights:
-            clone = self._clones.other_of(layer.op)
-            name = self._unique(name, clone)
-            self._quantised_weights.add(key)
-            self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel, clone))
-
-    def _require_one_setting(self, layer: Layer, settings: Settings) -> None:
-        """Layers that share weights share their fake quant (with a batch norm, each scales its own copy)."""
-        first, decided = self._of_weights.setdefault(layer.weights.name, (layer.op.name, settings))
-        if decided._replace(reason="") != settings._replace(reason=""):
-            raise RewriteError(
-                "rules disagree about layers that share their weights",
-                where="{} and {}".format(first, layer.op.name),
-                found="{} and {}".format(_described(decided), _described(settings)),
-                fix="let one rule match both",
-            )
+            for name in ("weights_quant", "act_quant"):
+                self._quants.count_name(layer.op, join(context, name))
 
     def _folds(self) -> Tuple[Layer, ...]:
         layers = map(self._layers.of, self._index.operations)
         return tuple(
             layer
             for layer in layers
-            if layer is not None and layer.batch_norm is not None and layer.op.name not in self._excluded
+            if layer is not None
+            and layer.batch_norm is not None
+            and layer.op.name not in self._quants.excluded
         )
 
     def _passed_over(self, folds: Tuple[Layer, ...]) -> Dict[str, str]:
@@ -199,20 +148,13 @@ class _Planner(object):
         data = {layer.op.name: self._index.inputs(layer.op)[0].name for layer in fused}
         return {name: by_output[tensor] for name, tensor in data.items() if tensor in by_output}
 
-    def _ask_for_unmatched(self, unmatched: Dict[str, str]) -> None:
-        """They stay float in any case; a rule that says so is right all the same."""
-        for operation in self._index.operations:
-            if operation.name in unmatched and self._in_scope(operation):
-                name = _join(_scope_of(self._clones.name(operation)), "weights_quant")
-                self._rules.weights(name, operation.type)
-
     # Sums and products of quantised values, where contrib looks for them.
 
     def _plan_adds_and_muls(self) -> None:
         for operation in self._index.operations:
-            if self._in_scope(operation) and self._is_intermediate_of_quantised(operation):
+            if self._is_intermediate_of_quantised(operation):
                 pattern = "activation_{}_quant".format(operation.type)
-                self._plan_output(self._clones.name(operation), pattern, operation, _FROM_BELOW)
+                self._quants.add_output(self._quants.name_of(operation), pattern, operation, _FROM_BELOW)
 
     def _is_intermediate_of_quantised(self, operation) -> bool:
         if operation.name in self._in_patterns or operation.type not in policy.INTERMEDIATE:
@@ -235,7 +177,9 @@ class _Planner(object):
 
     def _is_quantised(self, tensor) -> bool:
         """Weights count with contrib, which so quantises what a regulariser makes of them, too."""
-        return tensor.name in self._quantised or (self._as_contrib and tensor.name in self._quantised_weights)
+        return self._quants.output_of(tensor) is not None or (
+            self._as_contrib and self._quants.are_weights(tensor)
+        )
 
     # What stands between layers (placement='full').
 
@@ -246,12 +190,13 @@ class _Planner(object):
         layers: what comes after the heads (decoding, scores) is not the network's, but for the activation of
         what is quantised (FCOS' boxes). What stands there and can have no range is reported.
         """
-        for between in between_layers.classify(self._index, self._layers, self._noise, self._quantised):
+        quantised = self._quants.tensors()
+        for between in between_layers.classify(self._index, self._layers, self._noise, quantised):
             operation = between.op
             if between.kind is Kind.FLOAT:
                 reason = "no range is trained for {} between layers".format(operation.type)
                 self._float_between[operation.name] = reason
-            elif between.kind is Kind.OWN_RANGE and self._in_scope(operation):
+            elif between.kind is Kind.OWN_RANGE and self._quants.in_scope(operation):
                 if self._leads_to_layers(operation) or self._is_activation_at_the_end(operation):
                     self._plan_own_range(between)
 
@@ -277,8 +222,7 @@ class _Planner(object):
             return
         twin = self._twin_of(operation)
         if twin is not None:
-            self._twins.setdefault(twin.tensor.name, []).append(operation.outputs[0])
-            self._quantised[operation.outputs[0].name] = twin
+            self._quants.add_twin(operation.outputs[0], twin)
             return
         if operation.type in policy.RELU:
             # Named after its source: which of several twins comes first differs between training and eval.
@@ -286,23 +230,22 @@ class _Planner(object):
         else:
             source, pattern = operation, "output_quant"
         # (A batch norm's op is called by its type, which differs between versions.)
-        context = self._clones.name(source)
+        context = self._quants.name_of(source)
         if source.type in policy.BATCH_NORM or self._layers.norms.is_reshape_behind(source):
-            context = _scope_of(context)
+            context = scope_of(context)
         initial_min = _FROM_0 if operation.type in policy.RELU else _FROM_BELOW
-        self._plan_output(context, pattern, operation, initial_min)
+        self._quants.add_output(context, pattern, operation, initial_min)
 
-    def _twin_of(self, operation) -> Optional[_Output]:
+    def _twin_of(self, operation) -> Optional[Output]:
         """The output of another ReLU of what a ReLU reads, whose fake quant it shares.
 
         NASNet has several of each; the converter computes them once, and then there can be one range only.
         """
-        if operation.type not in policy.RELU or operation.outputs[0].name in self._quantised:
+        if operation.type not in policy.RELU or self._quants.output_of(operation.outputs[0]) is not None:
             return None
-        for twin in self._index.consumer_ops(self._index.inputs(operation)[0]):
-            if twin.type == operation.type and twin.outputs[0].name in self._quantised:
-                return self._quantised[twin.outputs[0].name]
-        return None
+        readers = self._index.consumer_ops(self._index.inputs(operation)[0])
+        found = (self._quants.output_of(twin.outputs[0]) for twin in readers if twin.type == operation.type)
+        return next((output for output in found if output is not None), None)
 
     def _plan_concats(self) -> None:
         """A concat needs one range for all its inputs; untrained, the converter takes one of theirs.
@@ -318,14 +261,14 @@ class _Planner(object):
             joined = self._joined(operation)
             found = [self._quantised_source(tensor) for tensor in joined]
             sources = [source for source in found if source is not None]
-            if len(joined) < 2 or not sources or not self._in_scope(operation):
+            if len(joined) < 2 or not sources:
                 continue
             if operation.outputs[0].name not in to_layers and (
                 len(sources) < len(found) or any(source.name in to_layers for source in sources)
             ):
                 continue
-            context = _scope_of(self._quantised[sources[0].name].name)
-            self._plan_output(context, "concat_quant", operation, _FROM_BELOW)
+            context = scope_of(self._quants.output_of(sources[0]).name)
+            self._quants.add_output(context, "concat_quant", operation, _FROM_BELOW)
 
     def _joined(self, operation) -> Tuple[object, ...]:
         """The tensors that a concat or a stack puts together; () for other ops and of one several times."""
@@ -339,44 +282,13 @@ class _Planner(object):
     def _quantised_source(self, tensor) -> Optional[object]:
         """The quantised tensor whose range a tensor has; None where it has none."""
         tensor = self._noise.data(tensor)
-        while tensor.name not in self._quantised:
+        while self._quants.output_of(tensor) is None:
             kind, inputs = tensor.op.type, self._index.inputs(tensor.op)
             if kind not in policy.HANDS_ON_RANGE or len(self._joined(tensor.op)) > 1:
                 return None
             at = tensor.value_index if kind == "IdentityN" else policy.DATA_INPUT.get(kind, 0)
             tensor = self._noise.data(inputs[at])
         return tensor
-
-    # One output.
-
-    def _plan_output(self, context: str, pattern: str, operation, initial_min: float) -> None:
-        """A fake quant `context/pattern` on an op's output, unless there is one or a rule excludes it."""
-        tensor = operation.outputs[0]
-        if self._followed_by_quant(tensor) or tensor.dtype != tf.float32:
-            return
-        settings = self._rules.activation(_join(context, pattern))
-        if settings.quantise:
-            clone = self._clones.other_of(operation)
-            name = self._unique(_join(context, pattern), clone)
-            output = _Output(name, tensor, initial_min, pattern, settings.bits, clone)
-            self._outputs.append(output)
-            self._quantised[tensor.name] = output
-
-    def _activations(self) -> Tuple[ActivationQuant, ...]:
-        parts = self._parts() if not self._as_contrib else {}
-        return tuple(
-            ActivationQuant(
-                output.name,
-                output.tensor,
-                output.initial_min,
-                output.pattern,
-                output.bits,
-                twins=tuple(self._twins.get(output.tensor.name, ())),
-                clone=output.clone,
-                parts=tuple(parts.get(output.tensor.name, ())),
-            )
-            for output in self._outputs
-        )
 
     def _parts(self) -> Dict[str, List[object]]:
         """Tensor name of an output -> what splits give of it, of those with an output that nobody reads."""
@@ -386,29 +298,8 @@ class _Planner(object):
                 for part in filter(self._index.consumers, operation.outputs):
                     source = self._quantised_source(part)
                     if source is not None:
-                        output = self._quantised[source.name]
-                        parts.setdefault(output.tensor.name, []).append(part)
+                        parts.setdefault(self._quants.output_of(source).tensor.name, []).append(part)
         return parts
-
-    def _unique(self, name: str, clone: str) -> str:
-        """`name`, `name_1`, ...: as `tf.variable_scope(None, name)` counts, in each clone by itself."""
-        unique = first_free(name, lambda one: (clone, one) in self._names)
-        self._names.add((clone, unique))
-        return unique
-
-    def _followed_by_quant(self, tensor) -> bool:
-        """By one that is planned, or by a model's own (Spaghettinet's)."""
-        pending = [tensor]
-        while pending:
-            current = pending.pop()
-            if current.name in self._quantised:
-                return True
-            for consumer in self._index.consumer_ops(current):
-                if consumer.type in policy.FAKE_QUANT:
-                    return True
-                if consumer.type in policy.ALREADY_QUANTISED_THROUGH:
-                    pending.extend(consumer.outputs)
-        return False
 
     def _feeds_any(self, operation, types) -> bool:
         return any(consumer.type in types for consumer in self._index.consumer_ops(operation.outputs[0]))
@@ -416,22 +307,3 @@ class _Planner(object):
     def _feeds_only(self, operation, types) -> bool:
         consumers = self._index.consumer_ops(self._layers.norms.end_of(operation).outputs[0])
         return len(consumers) == 1 and consumers[0].type in types
-
-    def _in_scope(self, operation) -> bool:
-        return self._clones.name(operation).startswith(self._scope)
-
-
-def _described(settings: Settings) -> str:
-    if not settings.quantise:
-        return "float"
-    return "{} bits{}".format(settings.bits, " per channel" if settings.per_channel else "")
-
-
-def _scope_of(name: str) -> str:
-    """`a/b/c` -> `a/b`; '' at the top."""
-    return name.rpartition("/")[0]
-
-
-def _join(context: str, name: str) -> str:
-    """`a/b` and `c` -> `a/b/c`."""
-    return "{}/{}".format(context, name) if context else name
