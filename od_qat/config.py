@@ -180,6 +180,15 @@ class QatConfig:
                 fix="use placement 'full', or symmetric ranges",
             )
 
+    def for_evaluation(self) -> "QatConfig":
+        """The same without what holds in training only: the delays, and how ranges are averaged."""
+        return dataclasses.replace(
+            self,
+            quant_delay=QatConfig.quant_delay,
+            freeze_bn_delay=QatConfig.freeze_bn_delay,
+            ema_decay=QatConfig.ema_decay,
+        )
+
     @property
     def symmetric_weights(self) -> bool:
         """Whether weight ranges are symmetric around zero.

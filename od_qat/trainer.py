@@ -96,7 +96,7 @@ def train(
       OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, or a
         quantization range is not.
     """
-    from od_qat.od_api import config_checks, training
+    from od_qat.od_api import config_checks, graph_rewriter, training
 
     config_checks.check_training(train_config)
     _keep_freed_memory()
@@ -114,7 +114,12 @@ def train(
             ),
             file=sys.stderr,
         )
-    _require_delay_below(train_config.num_steps, graph_hook_fn)
+    # (od_qat.commands has done so, naming the config's file; other callers have not.)
+    graph_rewriter.require_delay_below(
+        train_config.num_steps,
+        getattr(graph_hook_fn, "quant_delay", 0),
+        where="graph_rewriter.quantization.delay",
+    )
     if train_config.fine_tune_checkpoint:
         training.fine_tune_type(train_config)
     deploy = training.model_deploy.DeploymentConfig(
@@ -187,19 +192,6 @@ def train(
     if train_config.num_steps and is_chief and result.global_step < train_config.num_steps:
         raise _input_ended(result.global_step, train_config.num_steps)
     return result
-
-
-def _require_delay_below(num_steps: int, graph_hook_fn) -> None:
-    """For callers other than od_qat.commands, which has the whole config and says more."""
-    delay = getattr(graph_hook_fn, "quant_delay", 0)
-    if num_steps and delay >= num_steps:
-        raise ConfigError(
-            "quantization would never start: the delay is not below num_steps",
-            where="graph_rewriter.quantization.delay",
-            found="delay {}, num_steps {}".format(delay, num_steps),
-            allowed="a delay below num_steps",
-            fix="set delay: 0 when fine-tuning from a float checkpoint",
-        )
 
 
 def _run(

@@ -40,7 +40,7 @@ def small_ssd(images, training, batch_norm_scale=True, epsilon=0.001, fused=None
         net = slim.conv2d(images, 8, 3, stride=2, scope="net/Conv")
         net = slim.separable_conv2d(net, None, 3, depth_multiplier=1, scope="net/block/depthwise")
         # With an Identity, as slim's MobileNets have it: of a layer that reads a bare batch norm the two
-        # placements make different things (see od_qat/rewrite/plan.py, _passed_over).
+        # placements make different things (see od_qat/rewrite/planner.py, _passed_over).
         net = slim.conv2d(net, 8, 1, activation_fn=tf.identity, scope="net/block/project")
         shortcut = net
         net = slim.conv2d(net, 16, 1, scope="net/residual/expand")

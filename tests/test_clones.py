@@ -154,6 +154,7 @@ def test_rules_and_scopes_name_a_layer_without_its_clone():
     assert sorted(report.stays_float) == [
         "clone_0/Head_{}/{}/Conv2D".format(n, k) for n in (0, 1) for k in ("box", "class")
     ]
+    assert report.excluded == set(report.stays_float)
 
 
 def test_clones_that_differ_are_refused_and_nothing_is_touched():

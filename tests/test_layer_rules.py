@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from od_qat import checkpoints
-from od_qat.checkpoints import QUANT_VARIABLES
+from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import CheckpointError, ConfigError, ExportError, RewriteError
 from od_qat.export import freeze
 from od_qat.rewrite import api, fake_quant, rules
-from od_qat.rewrite.rules import RuleBook, excluded
+from od_qat.rewrite.rules import RuleBook
 from tests import nets, own_gradients
 
 pytestmark = pytest.mark.tf1
@@ -345,7 +345,7 @@ def test_an_excluded_layer_stays_as_it_was(training):
         assert report.folded == nets.BATCH_NORMS - 1
         name = "net/residual/expand/Conv2D"
         assert report.stays_float == {name: "excluded by rule 'net/residual/expand'"}
-        assert excluded(report.stays_float) == {name}
+        assert report.excluded == {name}
         assert not [v.op.name for v in tf.get_collection(QUANT_VARIABLES) if "expand" in v.op.name]
         assert not [op.name for op in _of_type(graph, PER_TENSOR) if "expand" in op.name]
         norm = [op for op in _of_type(graph, *BATCH_NORMS) if "residual/expand" in op.name][0]
@@ -536,7 +536,7 @@ def test_a_model_with_an_excluded_layer_converts_and_runs(tmp_path):
     graph_def, report = _frozen(prefix, rules=rules)
     with pytest.raises(ExportError, match="not quantised.*1 of 11 layers"):
         tflite.require_quantised(graph_def, "here", "int8")
-    tflite.require_quantised(graph_def, "here", "int8", excluded(report.stays_float))
+    tflite.require_quantised(graph_def, "here", "int8", report.excluded)
     model = _convert(graph_def)
     inspection = tflite.check(model, tflite.count_weights(graph_def), "here", float_layers=True)
     assert any("expand" in name for name in inspection.float_tensors)
@@ -677,6 +677,8 @@ def test_what_does_not_parse_names_file_and_line(config_file, right, wrong, says
         ('scope: ".*/expanded_conv_16"', 'scope: "*"', "not a regular expression"),
         ('"full"', '"contrib"', r"\[od_qat.layers\].per_channel.*contrib"),
         ("freeze_bn_delay: 5", "freeze_bn_delay: 1", r"\[od_qat.layers\].freeze_bn_delay"),
+        ("freeze_bn_delay: 5", "freeze_bn_delay: -5", r"\[od_qat.layers\].freeze_bn_delay, found -5"),
+        ("delay: 3", "delay: -3", r"my.config, graph_rewriter.quantization.delay, found -3"),
     ],
 )
 def test_what_cannot_be_honoured_names_file_and_field(config_file, right, wrong, says):
@@ -703,7 +705,7 @@ def test_the_config_reaches_the_rewriter(config_file):
         """
         model { ssd { } }
         graph_rewriter {
-          quantization { delay: 0 }
+          quantization { delay: 2 }
           [od_qat.layers] {
             per_channel: true
             ema_decay: 0.5
@@ -721,8 +723,10 @@ def test_the_config_reaches_the_rewriter(config_file):
             assert sorted(report.stays_float) == ["Head_0/class/Conv2D", "Head_1/class/Conv2D"]
             shapes = {v.op.name: v.shape.ndims for v in tf.get_collection(QUANT_VARIABLES)}
             assert (shapes["net/down/weights_quant/min"], shapes["net/Conv/weights_quant/min"]) == (0, 1)
-            frozen = [op for op in graph.get_operations() if op.name.endswith("batch_norm_frozen")]
-            assert len(frozen) == (1 if training else 0)
+            # Of the delays an eval graph has none: neither is there a step to count.
+            names = [op.name for op in graph.get_operations()]
+            for delay in (QUANT_STEP + "/quantising", QUANT_STEP + "/batch_norm_frozen", QUANT_STEP):
+                assert names.count(delay) == (1 if training else 0)
 
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

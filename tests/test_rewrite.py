@@ -860,6 +860,7 @@ def test_report_names_both_layers_of_a_shared_kernel_and_what_stays_float():
     assert layers["a/conv"].weights == layers["b/conv"].weights == report.weights[0]
     assert layers["b/conv"].activations == ("b/act_quant",)
     assert report.stays_float == {"c/conv": "its weights are not a variable"}
+    assert report.excluded == set()
     assert "  c/conv: its weights are not a variable" in report.table()
 
 

@@ -5,6 +5,7 @@ from typing import Dict, Iterable
 from od_qat import checkpoints, ranges
 from od_qat.compat import tf
 from od_qat.errors import ExportError
+from od_qat.rewrite import policy
 
 
 def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_averages: bool = False):
@@ -86,4 +87,4 @@ def variables_to_restore(use_moving_averages: bool, checkpoint: str) -> Dict[str
 
 def is_quantised(graph_def) -> bool:
     """Whether a GraphDef holds fake quants."""
-    return any(node.op.startswith("FakeQuantWithMinMax") for node in graph_def.node)
+    return any(node.op in policy.FAKE_QUANT for node in graph_def.node)

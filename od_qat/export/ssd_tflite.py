@@ -17,7 +17,6 @@ from od_qat.errors import ConfigError
 from od_qat.export import difference, freeze, suppression, tflite
 from od_qat.model_files import description, names
 from od_qat.od_api import calibration, graph_transforms, inference, models, pipeline
-from od_qat.rewrite import rules
 
 _HEADS = (names.RAW_BOXES, names.RAW_SCORES)
 _OUTPUTS = [names.POST_PROCESS] + ["{}:{}".format(names.POST_PROCESS, i) for i in (1, 2, 3)]
@@ -150,7 +149,7 @@ def _freeze_network(config, config_path: str, checkpoint: str, hook: Optional[Ca
         anchors = inference.build_raw_heads_graph(model, config.model, height, width)
         mean, std = inference.input_statistics(model, height, width)
         if hook:
-            excluded = rules.excluded(hook().stays_float)
+            excluded = hook().excluded
         # (One op for what the OD API builds of four, where TensorFlow 1.15's converter finds no range.)
         graph_transforms.rewrite_nn_resize_op()
         graph_def = freeze.freeze(

@@ -17,11 +17,11 @@ from od_qat.errors import ConfigError, ExportError
 from od_qat.model_files import interpreter
 from od_qat.model_files.names import POST_PROCESS, ROLES
 from od_qat.quiet import native_stderr_silenced
+from od_qat.rewrite import policy
 from od_qat.rewrite.folding import NORM_AS_LAYER
 
 INFERENCE_TYPES = ("int8", "uint8")
 INPUT_TYPES = ("uint8", "int8")
-_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 
 
 class PostProcess(NamedTuple):
@@ -169,14 +169,12 @@ def require_quantised(
     weighted = [
         node
         for node in graph_def.node
-        if node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+        if node.op in policy.WEIGHTED
         and node.name not in excluded
         and node.name.rpartition("/")[2] != NORM_AS_LAYER
     ]
     unquantised = [
-        node.name
-        for node in weighted
-        if not _producer(nodes, node.input[1]).op.startswith("FakeQuantWithMinMax")
+        node.name for node in weighted if _producer(nodes, node.input[1]).op not in policy.FAKE_QUANT
     ]
     if unquantised:
         raise ExportError(
@@ -189,7 +187,7 @@ def require_quantised(
             "post-training quantization",
         )
     for node in graph_def.node:
-        if node.op.startswith("FakeQuantWithMinMax") and node.attr["num_bits"].i != 8:
+        if node.op in policy.FAKE_QUANT and node.attr["num_bits"].i != 8:
             raise ExportError(
                 "TFLite takes 8 bits only",
                 where=node.name,
@@ -200,7 +198,7 @@ def require_quantised(
         fake_quant = _producer(nodes, node.input[1])
         if inference_type == "int8":
             _require_symmetric(nodes, fake_quant, where)
-        elif fake_quant.op == _PER_CHANNEL:
+        elif fake_quant.op == policy.FAKE_QUANT_PER_CHANNEL:
             # The converter would write it; TFLite's kernels then refuse to run it.
             raise ExportError(
                 "{} has no per-channel weights".format(inference_type),

@@ -65,12 +65,25 @@ class GraphIndex(object):
         """Of an operation among all, in creation order."""
         return self._positions[operation.name]
 
-    def function_nodes(self) -> Dict[str, List[object]]:
+    def _nodes_of_functions(self) -> Dict[str, List[object]]:
         """NodeDefs of the functions that the graph can call, by the function's name."""
         if self._function_nodes is None:  # (It takes the whole GraphDef, and few graphs are asked.)
             functions = self.graph.as_graph_def().library.function
             self._function_nodes = {function.signature.name: function.node_def for function in functions}
         return self._function_nodes
+
+    def types_in_functions(self, operation) -> List[str]:
+        """Types of all ops in the functions that an op calls, and that these call; of each function once."""
+        bodies = self._nodes_of_functions()
+        pending, seen, types = _functions(operation.node_def), set(), []
+        while pending:
+            name = pending.pop()
+            if name not in seen:
+                seen.add(name)
+                for node in bodies.get(name, ()):
+                    types.append(node.op)
+                    pending.extend(_functions(node))
+        return types
 
     def consumers(self, tensor) -> List[Consumer]:
         """(operation, input position) pairs that read a tensor."""
@@ -88,3 +101,11 @@ class GraphIndex(object):
                 seen.add(operation.name)
                 found.append(operation)
         return found
+
+
+def _functions(node) -> List[str]:
+    """Names of the functions that a node calls."""
+    found = []
+    for value in node.attr.values():
+        found += [one.name for one in [value.func] + list(value.list.func) if one.name]
+    return found

@@ -8,6 +8,8 @@ from od_qat.od_api import layers_proto
 from od_qat.rewrite import api
 
 PROTO_DEFAULT_DELAY = 500000
+# What QatConfig's fields are called in the block, where that is something else.
+_FIELDS = {"quant_delay": "delay"}
 
 
 def build(graph_rewriter_config, is_training: bool) -> Callable:
@@ -21,27 +23,14 @@ def build(graph_rewriter_config, is_training: bool) -> Callable:
       a function without arguments that rewrites the default graph and returns a RewriteReport.
     """
     config = qat_config(graph_rewriter_config)
+    if not is_training:
+        config = config.for_evaluation()
 
     def rewrite():
-        options = dict(
-            weight_bits=config.weight_bits,
-            activation_bits=config.activation_bits,
-            symmetric=config.symmetric,
-            placement=config.placement,
-            per_channel=config.per_channel,
-            rules=config.rules,
-        )
-        if is_training:
-            return api.experimental_create_training_graph(
-                quant_delay=config.quant_delay,
-                freeze_bn_delay=config.freeze_bn_delay,
-                ema_decay=config.ema_decay,
-                **options,
-            )
-        return api.experimental_create_eval_graph(**options)
+        return api.rewrite(config, training=is_training)
 
     # The trainer, which gets this function and no config, compares it with num_steps.
-    rewrite.quant_delay = config.quant_delay if is_training else 0
+    rewrite.quant_delay = config.quant_delay
     return rewrite
 
 
@@ -49,20 +38,21 @@ def qat_config(graph_rewriter_config) -> QatConfig:
     """What a graph_rewriter block asks for: upstream's quantization { } and our [od_qat.layers] { }.
 
     Raises:
-      ConfigError: naming the field.
+      ConfigError: naming the field as it stands in the block.
     """
     quantization = graph_rewriter_config.quantization
+    options = dict(
+        weight_bits=quantization.weight_bits,
+        activation_bits=quantization.activation_bits,
+        symmetric=getattr(quantization, "symmetric", False),
+        quant_delay=quantization.delay,
+    )
     try:
-        return QatConfig(
-            weight_bits=quantization.weight_bits,
-            activation_bits=quantization.activation_bits,
-            symmetric=getattr(quantization, "symmetric", False),
-            quant_delay=quantization.delay,
-            **layers_proto.options(graph_rewriter_config),
-        )
+        return QatConfig(**options, **layers_proto.options(graph_rewriter_config))
     except ConfigError as error:
-        block = "quantization" if error.where in quantization.DESCRIPTOR.fields_by_name else "[od_qat.layers]"
-        raise _elsewhere(error, "graph_rewriter.{}.{}".format(block, error.where)) from error
+        block = "quantization" if error.where in options else "[od_qat.layers]"
+        field = _FIELDS.get(error.where, error.where)
+        raise _elsewhere(error, "graph_rewriter.{}.{}".format(block, field)) from error
 
 
 def _elsewhere(error: ConfigError, where: str) -> ConfigError:
@@ -82,24 +72,39 @@ def check(config, training: bool, where: str) -> None:
     """
     if not config.HasField("graph_rewriter"):
         return
-    quantization = config.graph_rewriter.quantization
-    num_steps = config.train_config.num_steps
-    if training and num_steps and quantization.delay >= num_steps:
-        raise ConfigError(
-            "quantization would never start: the delay is not below num_steps",
+    if training:
+        require_delay_below(
+            config.train_config.num_steps,
+            config.graph_rewriter.quantization.delay,
             where="{}, graph_rewriter.quantization.delay".format(where),
-            found="delay {}{}, num_steps {}".format(
-                quantization.delay,
-                " (the proto's default)" if quantization.delay == PROTO_DEFAULT_DELAY else "",
-                num_steps,
-            ),
-            allowed="a delay below num_steps",
-            fix="set delay: 0 when fine-tuning from a float checkpoint",
         )
     try:
         qat_config(config.graph_rewriter)
     except ConfigError as error:
         raise _elsewhere(error, "{}, {}".format(where, error.where)) from error
+
+
+def require_delay_below(num_steps: int, delay: int, where: str) -> None:
+    """Refuses a delay that training does not outlast, so that quantization would never start.
+
+    Args:
+      num_steps: of the training; 0 for one without an end.
+      delay: of the quantization, in steps.
+      where: the field, for the message.
+
+    Raises:
+      ConfigError.
+    """
+    if num_steps and delay >= num_steps:
+        raise ConfigError(
+            "quantization would never start: the delay is not below num_steps",
+            where=where,
+            found="delay {}{}, num_steps {}".format(
+                delay, " (the proto's default)" if delay == PROTO_DEFAULT_DELAY else "", num_steps
+            ),
+            allowed="a delay below num_steps",
+            fix="set delay: 0 when fine-tuning from a float checkpoint",
+        )
 
 
 def check_for_tflite(config, where: str) -> None:

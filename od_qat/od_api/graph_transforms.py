@@ -4,6 +4,7 @@ import os
 from typing import Optional, Sequence
 
 from od_qat.compat import tf
+from od_qat.rewrite import policy
 
 
 def TransformGraph(  # noqa: N802  (upstream's name)
@@ -21,11 +22,7 @@ def TransformGraph(  # noqa: N802  (upstream's name)
 
 def profile_inference_graph(graph) -> None:
     """Upstream prints pages of per-op FLOPs here; the totals are what is read."""
-    count = sum(
-        1
-        for operation in graph.get_operations()
-        if operation.type in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
-    )
+    count = sum(operation.type in policy.WEIGHTED for operation in graph.get_operations())
     tf.logging.info("inference graph: %d ops, %d with weights", len(graph.get_operations()), count)
 
 
@@ -49,7 +46,7 @@ def rewrite_nn_resize_op(is_quantized: bool = False) -> None:
         inputs = list(consumer.inputs)
         for index, tensor in enumerate(inputs[:1] if consumer.type == "StridedSlice" else inputs):
             source = _upsampled(tensor)
-            if source is None or (is_quantized and source.op.type != "FakeQuantWithMinMaxVars"):
+            if source is None or (is_quantized and source.op.type != policy.FAKE_QUANT_PER_TENSOR):
                 continue
             if tensor.name not in resized:
                 resized[tensor.name] = tf.image.resize_nearest_neighbor(

@@ -6,7 +6,6 @@ contrib returned None; these return a RewriteReport. New options are keyword-onl
 import contextlib
 import gc
 import itertools
-from collections import Counter
 from typing import Dict, Iterable, Iterator, Optional
 
 from od_qat import compat  # noqa: F401  (TensorFlow, set up)
@@ -17,7 +16,7 @@ from od_qat.errors import RewriteError
 from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import passes, policy
-from od_qat.rewrite.plan import build_plan
+from od_qat.rewrite.planner import build_plan
 from od_qat.rewrite.report import RewriteReport
 
 
@@ -50,7 +49,7 @@ def create_training_graph(
       ConfigError: for an argument that is not what it has to be. Both are ValueErrors.
     """
     config = QatConfig(quant_delay=quant_delay, placement=placement, per_channel=per_channel, rules=rules)
-    return _rewrite(input_graph, True, config)
+    return rewrite(config, training=True, input_graph=input_graph)
 
 
 def create_eval_graph(
@@ -73,7 +72,7 @@ def create_eval_graph(
       RewriteError, ConfigError: as create_training_graph.
     """
     config = QatConfig(placement=placement, per_channel=per_channel, rules=rules)
-    return _rewrite(input_graph, False, config)
+    return rewrite(config, training=False, input_graph=input_graph)
 
 
 def experimental_create_training_graph(
@@ -120,7 +119,7 @@ def experimental_create_training_graph(
         rules=rules,
         ema_decay=ema_decay,
     )
-    return _rewrite(input_graph, True, config)
+    return rewrite(config, training=True, input_graph=input_graph)
 
 
 def experimental_create_eval_graph(
@@ -146,10 +145,23 @@ def experimental_create_eval_graph(
         per_channel=per_channel,
         rules=rules,
     )
-    return _rewrite(input_graph, False, config)
+    return rewrite(config, training=False, input_graph=input_graph)
 
 
-def _rewrite(input_graph, training: bool, config: QatConfig) -> RewriteReport:
+def rewrite(config: QatConfig, training: bool, input_graph=None) -> RewriteReport:
+    """What all four functions do, for callers that have a QatConfig.
+
+    Args:
+      config: options. The delays hold in an eval graph too: QatConfig.for_evaluation() is without.
+      training: which rewrite.
+      input_graph: tf.Graph, default the default graph.
+
+    Returns:
+      RewriteReport.
+
+    Raises:
+      RewriteError: as create_training_graph.
+    """
     graph = input_graph if input_graph is not None else tf.get_default_graph()
     if not isinstance(graph, tf.Graph):
         raise RewriteError(
@@ -194,18 +206,13 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
             if config.scope
             else "call it after the model is built, on the graph it is built in, and before freezing",
         )
-    report = RewriteReport.from_plan(plan, ops_before=len(index.operations))
     with graph.as_default():
         draft = Draft(index)
         passes.run(plan, draft, config, training)
         draft.commit()
-    operations = graph.get_operations()
-    return report._replace(
-        ops_after=len(operations),
-        ema_decay=config.ema_decay,
-        # (In creation order: what is new comes last.)
-        ops_added=dict(Counter(operation.type for operation in operations[report.ops_before :])),
-    )
+    # (In creation order: what is new comes last.)
+    added = graph.get_operations()[len(index.operations) :]
+    return RewriteReport.from_plan(plan, index, added, config)
 
 
 def _instead(stays_float: Dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.graph.draft import Draft
+from od_qat.rewrite import policy
 from od_qat.rewrite.plan import ActivationQuant, WeightQuant
 
 PASS_THROUGH_GRADIENT = "OdQatPassThrough"
@@ -87,7 +88,7 @@ def quantise(
       gradient: name of a registered gradient in the kernel's place.
       per_channel: the range has a value for each index of the tensor's last dimension.
     """
-    kind = "FakeQuantWithMinMaxVars" + ("PerChannel" if per_channel else "")
+    kind = policy.FAKE_QUANT_PER_CHANNEL if per_channel else policy.FAKE_QUANT_PER_TENSOR
     return draft.op(
         kind,
         "{}/{}".format(range_.scope, kind),
@@ -139,8 +140,8 @@ def last_value(
         here = _range_of_weights(draft, scope, tensor, len(flat), weight_quant, symmetric)
         range_ = Range(
             scope,
-            assign(draft, scope + "/AssignMinLast", low, here[0]),
-            assign(draft, scope + "/AssignMaxLast", high, here[1]),
+            _assign(draft, scope + "/AssignMinLast", low, here[0]),
+            _assign(draft, scope + "/AssignMaxLast", high, here[1]),
         )
     else:
         range_ = Range(scope, low + "/read:0", high + "/read:0")
@@ -169,7 +170,7 @@ def _range_of_weights(
         low = _reduce(draft, "Min", scope + "/BatchMin", tensor, rank)
         high = _reduce(draft, "Max", scope + "/BatchMax", tensor, rank)
         if not symmetric:
-            return around_zero(draft, scope, low, high, False, weight_quant.bits)
+            return _around_zero(draft, scope, low, high, False, weight_quant.bits)
         high = _op(draft, "Maximum", scope + "/Maximum", _op(draft, "Neg", scope + "/Neg", low), high)
     return _op(draft, "Neg", scope + "/Neg", high), high
 
@@ -200,7 +201,7 @@ def moving_average(
     batch_max = _reduce(draft, "Max", scope + "/BatchMax", tensor, rank)
     if ceiling is None:
         batch_min = _reduce(draft, "Min", scope + "/BatchMin", tensor, rank)
-        new_low, new_high = around_zero(
+        new_low, new_high = _around_zero(
             draft, scope, batch_min, batch_max, config.symmetric, activation_quant.bits
         )
         low_now = _average(draft, scope, "AssignMinEma", low, new_low, config.ema_decay, None)
@@ -214,7 +215,7 @@ def moving_average(
     return Range(scope, low_now, high_now)
 
 
-def around_zero(
+def _around_zero(
     draft: Draft, scope: str, batch_min: str, batch_max: str, symmetric: bool, bits: int
 ) -> Tuple[str, str]:
     """Widens a range to contain 0, or to be symmetric around it."""
@@ -231,7 +232,7 @@ def around_zero(
     )
 
 
-def assign(draft: Draft, name: str, variable: str, value: str) -> str:
+def _assign(draft: Draft, name: str, variable: str, value: str) -> str:
     """Sets a variable; returns its new value."""
     return draft.update(
         "Assign", name, variable + ":0", value, tf.float32, use_locking=False, validate_shape=True
@@ -290,7 +291,7 @@ def _average(
         # changes keeps it at 5.9998. The gradient knows what a ReLU6 cut off by its being 6.
         reached = _op(draft, "GreaterEqual", here + "/reached", debiased, draft.constant(ceiling * _REACHED))
         debiased = _op(draft, "SelectV2", here + "/SelectV2", reached, draft.constant(ceiling), debiased)
-    return assign(draft, here, variable, debiased)
+    return _assign(draft, here, variable, debiased)
 
 
 def _op(draft: Draft, kind: str, name: str, *inputs) -> str:

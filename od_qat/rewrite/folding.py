@@ -13,7 +13,7 @@ approximate path of PyTorch's torch/ao/nn/intrinsic/qat/modules/conv_fused.py, w
 
 from od_qat.compat import tf
 from od_qat.graph.draft import Draft
-from od_qat.rewrite.layers import BatchNorm, Layer
+from od_qat.rewrite.parts import BatchNorm, Layer
 
 # Below this a channel contributes nothing at 8 bits; dividing by less would make infinities out of the
 # gamma == 0 channels of pruned or badly initialised nets (PyTorch met NaN there).

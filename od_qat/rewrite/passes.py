@@ -13,7 +13,7 @@ from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
 from od_qat.graph.draft import Draft, Reader
 from od_qat.rewrite import fake_quant, folding, policy
-from od_qat.rewrite.layers import BatchNorm, Layer
+from od_qat.rewrite.parts import BatchNorm, Layer
 from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
 
 

@@ -28,9 +28,10 @@ BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"
 # What tf.nn.moments is made of, which an unfused batch norm takes its batch's statistics from.
 OF_MOMENTS = frozenset(["Identity", "Mean", "Reshape", "SquaredDifference", "Squeeze", "StopGradient"])
 VARIABLE = frozenset(["Variable", "VariableV2", "VarHandleOp"])
-FAKE_QUANT = frozenset(
-    ["FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel"]
-)
+# The two that a rewrite makes, and what a model may have of its own beside them.
+FAKE_QUANT_PER_TENSOR = "FakeQuantWithMinMaxVars"
+FAKE_QUANT_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
+FAKE_QUANT = frozenset([FAKE_QUANT_PER_TENSOR, FAKE_QUANT_PER_CHANNEL, "FakeQuantWithMinMaxArgs"])
 # A range passes through these unchanged when contrib looks for a quantised source of an Add or Mul ...
 RANGE_KEEPING = frozenset(["Reshape", "Identity", "BatchToSpaceND", "SpaceToBatchND", "MaxPool", "Max"])
 # ... and through these when contrib looks for a fake quant that is there already.

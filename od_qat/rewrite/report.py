@@ -1,9 +1,12 @@
 """What a rewrite did: for a line, for a screen and as JSON (docs/architecture.md has the layout)."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from collections import Counter
+from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
 
 from od_qat.config import QatConfig
+from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import policy
+from od_qat.rewrite.parts import BatchNorm, Layer
 from od_qat.rewrite.plan import Plan
 
 FORMAT = "od_qat/rewrite/1"
@@ -50,6 +53,7 @@ class RewriteReport(NamedTuple):
       ops_added: how many of each op type the rewrite put in; it takes none out.
       layers: each quantised layer, in the order they were matched.
       ema_decay: of the activation ranges' moving average, for who reads its helper variables.
+      excluded: names of those of `stays_float` that a rule keeps float.
     """
 
     weights: Tuple[str, ...]
@@ -62,26 +66,37 @@ class RewriteReport(NamedTuple):
     layers: Tuple[LayerEntry, ...] = ()
     ema_decay: float = QatConfig().ema_decay
     ops_added: Dict[str, int] = {}
+    excluded: FrozenSet[str] = frozenset()
 
     @classmethod
-    def from_plan(cls, plan: Plan, ops_before: int) -> "RewriteReport":
-        """What a plan will do, read before the graph is edited; `ops_after` is to be filled in then.
+    def from_plan(
+        cls, plan: Plan, index: GraphIndex, added: Iterable[object], config: QatConfig
+    ) -> "RewriteReport":
+        """What a plan has done.
 
         Of several clones the first counts: the others have its fake quants once more.
+
+        Args:
+          plan: what was planned.
+          index: the graph as it was before.
+          added: the ops that are new in it.
+          config: what was asked for.
         """
         plan = plan.of_first_clone()
-        patterns: Dict[str, int] = {}
-        for activation in plan.activations:
-            patterns[activation.pattern] = patterns.get(activation.pattern, 0) + 1
+        ops_added = Counter(operation.type for operation in added)
+        ops_before = len(index.operations)
         return cls(
             weights=tuple(weight.name for weight in plan.weights),
             activations=tuple(activation.name for activation in plan.activations),
-            patterns=patterns,
+            patterns=dict(Counter(activation.pattern for activation in plan.activations)),
             folded=len(plan.folds),
             stays_float=dict(plan.stays_float),
             ops_before=ops_before,
-            ops_after=ops_before,
-            layers=_layers(plan),
+            ops_after=ops_before + sum(ops_added.values()),
+            layers=_layers(plan, index),
+            ema_decay=config.ema_decay,
+            ops_added=dict(ops_added),
+            excluded=plan.excluded,
         )
 
     def as_dict(self) -> Dict[str, Any]:
@@ -144,28 +159,23 @@ class RewriteReport(NamedTuple):
         return text
 
 
-def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
-    shared = {weight.layer.weights.name: weight.name for weight in plan.weights}
+def _layers(plan: Plan, index: GraphIndex) -> Tuple[LayerEntry, ...]:
+    several = _norms_of_several_ops(plan)
     ops = {weight.layer.op.name: weight.layer.op for weight in plan.weights}
     weights = {weight.layer.op.name: weight.name for weight in plan.weights}
+    shared = {weight.layer.weights.name: weight.name for weight in plan.weights}
     chains = {weight.layer.op.name: _up_to_the_norm(weight.layer) for weight in plan.weights}
-    # A batch norm of several ops is one step, from its data to its last op.
-    several = {
-        layer.batch_norm.last.name: layer.batch_norm
-        for layer in plan.folds
-        if layer.batch_norm.unfused or layer.batch_norm.reshape is not None
-    }
-    data = {name: norm.data for name, norm in several.items()}
-    called = {name: UNFUSED if norm.unfused else norm.op.type for name, norm in several.items()}
     activations: Dict[str, List[str]] = {}
     for activation in plan.activations:
-        chain = _chain_to(activation.tensor, data) if activation.pattern in _LAYER_PATTERNS else None
+        if activation.pattern not in _LAYER_PATTERNS:
+            continue
+        chain = _chain_to(index, activation.tensor, several)
         if chain is None:
             continue
         layer = chain[0]
         ops.setdefault(layer.name, layer)
         # A kernel that several layers read is quantised once.
-        weights.setdefault(layer.name, shared.get(layer.inputs[1].name))
+        weights.setdefault(layer.name, shared.get(index.inputs(layer)[1].name))
         activations.setdefault(layer.name, []).append(activation.name)
         if len(chain) > len(chains.get(layer.name, ())):
             chains[layer.name] = chain
@@ -175,18 +185,31 @@ def _layers(plan: Plan) -> Tuple[LayerEntry, ...]:
             operation.type,
             weights[name],
             tuple(activations.get(name, ())),
-            " -> ".join(called.get(part.name, part.type) for part in chains[name]),
+            " -> ".join(_called(part, several) for part in chains[name]),
         )
         for name, operation in ops.items()
     )
 
 
-def _up_to_the_norm(layer) -> Tuple[object, ...]:
+def _norms_of_several_ops(plan: Plan) -> Dict[str, BatchNorm]:
+    """By the name of their last op. Each is one step of a chain, from its data to its last op."""
+    norms = [layer.batch_norm for layer in plan.folds]
+    return {norm.last.name: norm for norm in norms if norm.unfused or norm.reshape is not None}
+
+
+def _called(operation, several: Dict[str, BatchNorm]) -> str:
+    norm = several.get(operation.name)
+    if norm is None:
+        return operation.type
+    return UNFUSED if norm.unfused else norm.op.type
+
+
+def _up_to_the_norm(layer: Layer) -> Tuple[object, ...]:
     parts = (layer.op, layer.batch_to_space, layer.batch_norm and layer.batch_norm.last)
     return tuple(part for part in parts if part is not None)
 
 
-def _chain_to(tensor, data: Dict[str, object]) -> Optional[Tuple[object, ...]]:
+def _chain_to(index: GraphIndex, tensor, several: Dict[str, BatchNorm]) -> Optional[Tuple[object, ...]]:
     """The ops from a layer to a tensor of it, the layer first; None where no layer leads there.
 
     A residual add is where two layers meet: it belongs to the nearer one, and of two equally near to the
@@ -196,12 +219,12 @@ def _chain_to(tensor, data: Dict[str, object]) -> Optional[Tuple[object, ...]]:
     while level:
         found = [chain for chain in level if chain[0].type in policy.WEIGHTED]
         if found:
-            return max(found, key=lambda chain: chain[0]._id)
+            return max(found, key=lambda chain: index.position(chain[0]))
         following = []
         for chain in level:
-            below = data.get(chain[0].name)
-            for candidate in chain[0].inputs if below is None else (below,):
-                known = candidate.op.type in _OF_A_LAYER or candidate.op.name in data
+            norm = several.get(chain[0].name)
+            for candidate in index.inputs(chain[0]) if norm is None else (norm.data,):
+                known = candidate.op.type in _OF_A_LAYER or candidate.op.name in several
                 if known and candidate.op.name not in seen:
                     seen.add(candidate.op.name)
                     following.append((candidate.op,) + chain)

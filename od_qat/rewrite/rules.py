@@ -134,8 +134,3 @@ def _scopes_of(name: str) -> Iterator[str]:
     while name:
         yield name
         name = name.rpartition("/")[0]
-
-
-def excluded(stays_float: Dict[str, str]) -> frozenset:
-    """Names of the ops that a report says stay float because a rule wants it."""
-    return frozenset(name for name, reason in stays_float.items() if reason.startswith("excluded by "))

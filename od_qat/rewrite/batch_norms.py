@@ -1,0 +1,188 @@
+"""Finding batch norms, of three kinds: fused ones, a fully connected layer's, and unfused ones.
+
+A fully connected layer's fused batch norm, which takes four dimensions, stands between two Reshapes. An
+Identity behind a batch norm that waits for the moving averages (tf-slim's in-place updates) is in no eval
+graph: it counts as part of the batch norm.
+"""
+
+from typing import Dict, FrozenSet, List, Optional, Tuple
+
+from od_qat.graph.index import GraphIndex, in_control_flow
+from od_qat.rewrite import policy, unfused_norms
+from od_qat.rewrite.parts import BatchNorm
+from od_qat.rewrite.tensors import averaged_into, is_variable_value
+
+
+class BatchNorms(object):
+    """All batch norms of a graph.
+
+    A batch norm is asked for by its last op: a fused one itself, an unfused one's last Add, and the Reshape
+    behind a fully connected layer's.
+
+    Args:
+      index: the graph before any edit.
+      as_contrib: find what contrib finds.
+
+    Attributes:
+      switched: names of batch norms that a tensor, not the graph, puts into training mode.
+    """
+
+    def __init__(self, index: GraphIndex, as_contrib: bool) -> None:
+        self._index = index
+        self._as_contrib = as_contrib
+        unfused, switched = unfused_norms.find(index, as_contrib)
+        reshaped = _between_reshapes(index, as_contrib)
+        self.switched: Tuple[str, ...] = tuple(_fused_and_switched(index) + switched)
+        self._unfused: Dict[str, BatchNorm] = {norm.op.name: norm for norm in unfused}
+        self._reshaped: Dict[str, Tuple[object, object]] = {last.name: (last, op) for last, op in reshaped}
+        self._last_ops: Dict[str, List[object]] = {}  # name of the data -> those of more than one op
+        for norm in unfused:
+            self._last_ops.setdefault(norm.data.name, []).append(norm.op)
+        for last, fused in reshaped:
+            self._last_ops.setdefault(_in_front(index, fused).name, []).append(last)
+
+    def behind(self, tensor) -> List[object]:
+        """The last ops of all batch norms that normalise a tensor."""
+        fused = [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
+        return fused + self._last_ops.get(tensor.name, [])
+
+    def is_last(self, operation) -> bool:
+        """Whether an op is the last one of a batch norm."""
+        return operation.type in policy.BATCH_NORM or self.is_last_of_several(operation)
+
+    def is_last_of_several(self, operation) -> bool:
+        """Whether an op is the last one of a batch norm that is more than one op."""
+        return operation.name in self._unfused or self.is_reshape_behind(operation)
+
+    def is_reshape_behind(self, operation) -> bool:
+        """Whether an op is the Reshape behind a fully connected layer's fused batch norm."""
+        return operation.name in self._reshaped
+
+    def ending_in(self, operation) -> Optional[BatchNorm]:
+        """The batch norm of a last op; None where its moving averages are not found."""
+        if operation.name in self._unfused:
+            return self._unfused[operation.name]
+        if operation.name in self._reshaped:
+            last, fused = self._reshaped[operation.name]
+            return _of_fused(self._index, fused, reshape=last)
+        return _of_fused(self._index, operation)
+
+    def reading_data(self, norm: BatchNorm) -> FrozenSet[str]:
+        """Names of the ops of a batch norm that read what it normalises."""
+        if norm.reshape is not None:
+            return frozenset([self._index.inputs(norm.op)[0].op.name])
+        if norm.unfused is not None:
+            return norm.unfused.moments | {norm.unfused.product}
+        return frozenset([norm.op.name])
+
+    def is_only_reader(self, tensor) -> bool:
+        """Whether nothing but one batch norm reads a tensor."""
+        consumers = self._index.consumer_ops(tensor)
+        last_ops = self._last_ops.get(tensor.name)
+        if not last_ops:
+            return len(consumers) == 1 and consumers[0].type in policy.BATCH_NORM
+        if self.is_reshape_behind(last_ops[0]):
+            return [op.type for op in consumers if op.type not in policy.OF_SHAPES] == ["Reshape"]
+        inside = self.reading_data(self._unfused[last_ops[0].name])
+        return all(op.name in inside for op in consumers)
+
+    def end_of(self, operation) -> object:
+        """The op whose output is a batch norm's: the Identity that updates its averages, or itself."""
+        waiting = _waiting_behind(self._index, operation) if self._may_wait(operation) else None
+        return waiting or operation
+
+    def updates_averages(self, operation) -> bool:
+        """Whether an op is the Identity behind a batch norm that has to wait for its averages' updates."""
+        if not _waits(operation):
+            return False
+        source = self._index.inputs(operation)[0]
+        return self._may_wait(source.op) and source.name == source.op.outputs[0].name
+
+    def _may_wait(self, operation) -> bool:
+        return not self._as_contrib and self.is_last(operation)
+
+
+def _of_fused(index: GraphIndex, operation, reshape=None) -> Optional[BatchNorm]:
+    """None where the variables of its statistics are not found; `reshape` is a fully connected layer's."""
+    data, gamma, beta, mean, variance = index.inputs(operation)[:5]
+    training = bool(operation.get_attr("is_training"))
+    if training:
+        # TF 1 gives a training batch norm empty constants here: the statistics' variables are where the
+        # batch's own are averaged into.
+        mean = _moving_average(index, mean, operation.outputs[1])
+        variance = _moving_average(index, variance, operation.outputs[2])
+    if variance is None or mean is None:
+        return None
+    return BatchNorm(
+        operation,
+        data if reshape is None else _in_front(index, operation),
+        gamma,
+        beta,
+        mean,
+        variance,
+        float(operation.get_attr("epsilon")),
+        training,
+        channels_first=reshape is None and operation.get_attr("data_format") == b"NCHW",
+        reshape=reshape,
+    )
+
+
+def _moving_average(index: GraphIndex, given, statistic) -> Optional[object]:
+    return given if is_variable_value(index, given) else averaged_into(index, statistic)
+
+
+def _between_reshapes(index: GraphIndex, as_contrib: bool) -> List[Tuple[object, object]]:
+    """[batch, channels] -> Reshape -> fused batch norm -> Reshape: the last Reshapes and the batch norms."""
+    found = []
+    for operation in index.operations:
+        if operation.type not in policy.BATCH_NORM:
+            continue
+        waiting = None if as_contrib else _waiting_behind(index, operation)
+        front = index.inputs(operation)[0]
+        behind = index.consumer_ops((waiting or operation).outputs[0])
+        if front.op.type != "Reshape" or [op.type for op in behind] != ["Reshape"]:
+            continue
+        if _keeps_channels(operation, _in_front(index, operation), front, behind[0].outputs[0]):
+            found.append((behind[0], operation))
+    return found
+
+
+def _in_front(index: GraphIndex, fused) -> object:
+    """What the Reshape in front of a fused batch norm reads."""
+    return index.inputs(index.inputs(fused)[0].op)[0]
+
+
+def _keeps_channels(norm, data, reshaped, result) -> bool:
+    """Whether a batch norm's channels, in four dimensions, are those of the two that come in and go out."""
+    shapes = [tensor.get_shape() for tensor in (data, reshaped, result)]
+    if [shape.ndims for shape in shapes] != [2, 4, 2]:
+        return False
+    two, four, back = [shape.as_list() for shape in shapes]
+    if norm.get_attr("data_format") == b"NCHW":
+        four = [four[0]] + four[2:] + [four[1]] if four[2:] == [1, 1] else [None]
+    return two[1] is not None and two[1] == four[-1] == back[1]
+
+
+def _waiting_behind(index: GraphIndex, operation) -> Optional[object]:
+    """The one reader of an op, where that is an Identity that waits for something else."""
+    consumers = index.consumer_ops(operation.outputs[0]) if operation.outputs else ()
+    return consumers[0] if len(consumers) == 1 and _waits(consumers[0]) else None
+
+
+def _waits(operation) -> bool:
+    return operation.type == "Identity" and bool(operation.control_inputs)
+
+
+def _fused_and_switched(index: GraphIndex) -> List[str]:
+    """Names of fused batch norms in a branch of a tf.cond, or of that, whose data comes from outside it."""
+    found = []
+    for operation in index.operations:
+        if operation.type in policy.BATCH_NORM and in_control_flow(operation):
+            data = index.inputs(operation)[0].op
+            if data.type == "Switch" and not in_control_flow(index.inputs(data)[0].op):
+                found.append(operation.name)
+        elif operation.type in policy.BRANCHES:
+            types = set(index.types_in_functions(operation))
+            if types & policy.BATCH_NORM and not types & policy.WEIGHTED:
+                found.append(operation.name)
+    return found

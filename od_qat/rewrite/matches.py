@@ -1,0 +1,196 @@
+"""Matching each layer with the ops behind it that are quantised together with it::
+
+    layer -> [bypass Add] -> Relu|Relu6|Identity -> [post-activation bypass Add]
+
+Which of several overlapping matches of a layer wins is contrib's order: those with a post-activation bypass,
+those that end in an activation, bare biases and batch norms, and last a separable convolution's bare
+depthwise. A layer that is none of contrib's patterns, with nothing behind it, comes after all of these.
+"""
+
+from typing import Dict, Iterator, NamedTuple, Optional, Tuple
+
+from od_qat.compat import tf
+from od_qat.graph.index import GraphIndex, in_control_flow
+from od_qat.rewrite import policy
+from od_qat.rewrite.layers import Layers
+from od_qat.rewrite.noise import Noise
+from od_qat.rewrite.parts import Layer, LayerMatch
+
+
+class Matches(NamedTuple):
+    """All layers of a graph, each once, and what has weights but is none.
+
+    Attributes:
+      found: as contrib in contrib's order; else in the order of the graph, which is the same in training and
+        evaluation, though what a layer is matched as may differ.
+      unmatched: name of an op with weights, or of a call of a function that holds some -> the reason.
+    """
+
+    found: Tuple[LayerMatch, ...]
+    unmatched: Dict[str, str]
+
+
+def find(index: GraphIndex, layers: Layers, noise: Noise, as_contrib: bool) -> Matches:
+    """Matches every layer of a graph.
+
+    Args:
+      index: the graph before any edit.
+      layers: its layers.
+      noise: what is noise in it.
+      as_contrib: match what contrib matches, and as it does.
+    """
+    return _Matcher(index, layers, noise, as_contrib).matches()
+
+
+class _Matcher(object):
+    def __init__(self, index: GraphIndex, layers: Layers, noise: Noise, as_contrib: bool) -> None:
+        self._index = index
+        self._layers = layers
+        self._norms = layers.norms
+        self._noise = noise
+        self._as_contrib = as_contrib
+
+    def matches(self) -> Matches:
+        found, unmatched = {}, {}
+        for match in self._candidates():
+            if match is not None:
+                found.setdefault(match.layer.op.name, match)
+        for operation in self._index.operations:
+            if operation.type in policy.WEIGHTED_UNSUPPORTED:
+                unmatched[operation.name] = "{} is not a supported layer".format(operation.type)
+            elif operation.type in policy.WEIGHTED and operation.name not in found:
+                bare = self._with_nothing_behind(operation)
+                if bare is None:
+                    unmatched[operation.name] = self._reason(operation)
+                else:
+                    found[operation.name] = bare
+        unmatched.update(_layers_in_functions(self._index))
+        ordered = list(found.values())
+        if not self._as_contrib:
+            ordered.sort(key=lambda match: self._index.position(match.layer.op))
+        return Matches(tuple(ordered), unmatched)
+
+    def _candidates(self) -> Iterator[Optional[LayerMatch]]:
+        """A layer's first match is the one that counts."""
+        operations = self._index.operations
+        for operation in operations:
+            if operation.type in policy.ADD:
+                yield self._with_post_activation_bypass(operation)
+        for operation in operations:
+            if operation.type in policy.ACTIVATION and not self._feeds_only_a_batch_norm(operation):
+                yield self._with_activation(operation)
+        for operation in operations:
+            if operation.type in policy.BIAS_ADD and not self._norms.is_last(operation):
+                yield self._with_bias_or_norm(operation)
+        for operation in operations:
+            if self._norms.is_last(operation):
+                yield self._with_bias_or_norm(operation)
+        for operation in operations:
+            yield self._first_of_separable(operation)
+
+    def _with_post_activation_bypass(self, operation) -> Optional[LayerMatch]:
+        if self._noise.is_part(operation):
+            return None
+        # contrib's pattern prefers the second input.
+        for tensor in reversed(self._index.inputs(operation)):
+            match = self._with_activation(self._noise.data(tensor).op)
+            if match is not None:
+                return match._replace(post_activation_bypass=operation)
+        return None
+
+    def _with_activation(self, operation) -> Optional[LayerMatch]:
+        if operation.type not in policy.ACTIVATION or self._norms.updates_averages(operation):
+            return None
+        tensor = self._index.inputs(operation)[0]
+        source, end = self._noise.data(tensor).op, operation
+        if operation.type == "Identity" and not self._as_contrib:
+            # It may be there to name a graph's output, which a fake quant behind it would not reach.
+            if len(self._index.consumers(tensor)) == 1 and tensor.name == source.outputs[0].name:
+                end = source
+            elif not self._index.consumers(operation.outputs[0]):
+                return None
+        found = self._ended_by(source)
+        if found is not None:
+            return LayerMatch(found[0], end, bias=found[1])
+        found = self._added_to_by(source)
+        if found is not None:
+            return LayerMatch(found[0], end, bypass=source, bias=found[1])
+        layer = self._layers.of(source)
+        if layer is not None and layer.batch_norm is None:
+            return LayerMatch(layer, end)
+        return None
+
+    def _with_bias_or_norm(self, operation) -> Optional[LayerMatch]:
+        layer = self._layers.with_bias_or_norm(operation)
+        return layer and LayerMatch(layer, operation)
+
+    def _first_of_separable(self, operation) -> Optional[LayerMatch]:
+        """The first of two layers with nothing between them, matched at the second."""
+        if operation.type in policy.WEIGHTED:
+            for tensor in self._index.inputs(operation):
+                layer = self._layers.making(tensor)
+                if layer is not None:
+                    return LayerMatch(layer, layer.op)
+        return None
+
+    def _with_nothing_behind(self, operation) -> Optional[LayerMatch]:
+        """A layer that nothing of contrib's patterns follows.
+
+        NASNet's factorised reductions are such: two convolutions, their concat, and a batch norm behind it.
+        """
+        layer = None if self._as_contrib else self._layers.of(operation)
+        return LayerMatch(layer, layer.last) if layer is not None and layer.batch_norm is None else None
+
+    def _ended_by(self, operation) -> Optional[Tuple[Layer, object]]:
+        """A layer and the op that ends it: bias, batch norm, or the Identity of a batch norm."""
+        layer = self._layers.with_bias_or_norm(operation)
+        if layer is not None:
+            return layer, operation
+        if operation.type == "Identity":
+            source = self._index.inputs(operation)[0].op
+            if self._norms.is_last(source):
+                layer = self._layers.with_bias_or_norm(source)
+                # (contrib's pattern of this wants the corrections that it adds in training: behind a batch
+                # norm that is in training mode it looks past any Identity.)
+                if layer is not None and (layer.batch_norm.training or not self._as_contrib):
+                    return layer, self._norms.end_of(source)
+        return None
+
+    def _added_to_by(self, operation) -> Optional[Tuple[Layer, object]]:
+        """The same of a layer that an Add is the bypass of."""
+        if operation.type in policy.ADD:
+            for tensor in self._index.inputs(operation):
+                found = self._ended_by(self._noise.data(tensor).op)
+                if found is not None:
+                    return found
+        return None
+
+    def _feeds_only_a_batch_norm(self, operation) -> bool:
+        """conv -> Identity -> batch norm: nothing to quantise there."""
+        if operation.type != "Identity" or len(operation.outputs) != 1:
+            return False
+        return self._norms.is_only_reader(operation.outputs[0])
+
+    def _reason(self, operation) -> str:
+        if in_control_flow(operation):
+            return "it is inside a loop or a branch"
+        if operation.outputs[0].dtype != tf.float32:
+            return "it computes in {}, fake quants in float32 only".format(operation.outputs[0].dtype.name)
+        if self._layers.of(operation) is None:
+            return "its weights are not a variable"
+        return "no bias, batch norm or activation follows it"
+
+
+def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
+    """Calls of functions that hold layers -> the reason why these stay float."""
+    found = {}
+    for operation in index.operations:
+        if operation.type not in policy.CALLS:
+            continue
+        layers = sum(kind in policy.WEIGHTED for kind in index.types_in_functions(operation))
+        if layers:
+            found[operation.name] = (
+                "{} of its ops with weights are in a function; "
+                "tf.compat.v1.disable_control_flow_v2() before the model is built names them".format(layers)
+            )
+    return found

@@ -1,0 +1,74 @@
+"""What a tensor is, told from the ops that make it and those that read it."""
+
+from typing import FrozenSet, Optional, Tuple
+
+from od_qat.graph.index import GraphIndex
+from od_qat.rewrite import policy
+
+
+def both_ways(index: GraphIndex, operation) -> Tuple[Tuple[object, object], Tuple[object, object]]:
+    """The two inputs of an op, and the same two the other way round."""
+    first, second = index.inputs(operation)
+    return (first, second), (second, first)
+
+
+def is_variable_value(index: GraphIndex, tensor) -> bool:
+    """Variable -> Identity, VarHandleOp -> ReadVariableOp, or partitions of one put together."""
+    operation = tensor.op
+    if operation.type == "ReadVariableOp":
+        return True
+    if operation.type == "Identity":
+        source = index.inputs(operation)[0].op
+        return source.type in policy.VARIABLE or is_variable_value(index, source.outputs[0])
+    if operation.type in policy.CONCAT:
+        return all(is_variable_value(index, part) for part in index.inputs(operation)[:-1])
+    return False
+
+
+def averaged_into(index: GraphIndex, statistic, not_behind: FrozenSet[str] = frozenset()) -> Optional[object]:
+    """The value of the variable that a batch's statistic is averaged into; None where there is none.
+
+    Args:
+      index: the graph.
+      statistic: [channels], a mean or variance of the batch.
+      not_behind: names of ops that are not searched through.
+    """
+    pending, seen = [statistic], set(not_behind)
+    while pending:
+        tensor = pending.pop()
+        for operation in index.consumer_ops(tensor):
+            if operation.name in seen:
+                continue
+            seen.add(operation.name)
+            average = _averaged_by(index, operation, tensor)
+            if average is not None:
+                return average
+            if operation.type in ("Identity", "Mul", "Squeeze", "Reshape"):
+                pending.extend(operation.outputs)
+    return None
+
+
+def _averaged_by(index: GraphIndex, operation, statistic) -> Optional[object]:
+    """average - statistic, or decay * average + (1 - decay) * statistic: the average's variable."""
+    others = [tensor for tensor in index.inputs(operation) if tensor.name != statistic.name]
+    if operation.type == "Sub":
+        return next((one for one in others if is_variable_value(index, one)), None)
+    if operation.type in policy.ADD:
+        for other in others:
+            for factor in index.inputs(other.op) if other.op.type == "Mul" else ():
+                if factor.get_shape().ndims == 1 and is_variable_value(index, factor):
+                    return factor
+    return None
+
+
+def leading_to_layers(index: GraphIndex) -> FrozenSet[str]:
+    """Names of all tensors from which data flows into an op with weights."""
+    pending = [index.inputs(op)[0] for op in index.operations if op.type in policy.WEIGHTED]
+    found = set()
+    while pending:
+        tensor = pending.pop()
+        if tensor.name not in found:
+            found.add(tensor.name)
+            # (The range of a model's own fake quant is no data.)
+            pending.extend(index.inputs(tensor.op)[: 1 if tensor.op.type in policy.FAKE_QUANT else None])
+    return frozenset(found)
