@@ -67,19 +67,14 @@ class Findings(object):
         return " and ".join("{} {}{}".format(n, kind, "" if n == 1 else "s") for n, kind in counts if n)
 
 
-def refuse(error: DataError) -> None:
-    """In place of a collector's method: the first problem stops."""
-    raise error
-
-
-def example_of(found: Any, limit: int = 120) -> str:
+def example_of(found: Any) -> str:
     """A value from a file for a message: on one line, in ASCII where it cannot be encoded, cut where long."""
     try:
         text = repr(found)
     except ValueError:  # Python refuses to print integers of thousands of digits
         text = "a number of {} bits".format(found.bit_length()) if isinstance(found, int) else "a long number"
     text = text.encode("ascii", "backslashreplace").decode() if not _encodable(text) else text
-    return shorten(text, limit)
+    return shorten(text)
 
 
 def _encodable(text: str) -> bool:
