@@ -224,12 +224,12 @@ def _say(text: str) -> None:
 
 
 def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list: str, skip_invalid: bool):
-    from od_qat.datasets import builtin, coco, records, voc
+    from od_qat.datasets import DatasetInfo, builtin, coco, voc
 
     kind, _, folder = data.partition(":")
     done = os.path.join(output_dir, "dataset.json")
     if os.path.exists(done):
-        return records.DatasetInfo.load(output_dir)
+        return DatasetInfo.load(output_dir)
     if kind == "builtin":
         return builtin.build(output_dir, seed=seed)
     if kind == "voc" and folder:

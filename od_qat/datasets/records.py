@@ -11,20 +11,8 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from od_qat import files
-from od_qat.datasets.info import DatasetInfo
-from od_qat.datasets.label_map import read_items, read_label_map, shorten, write_label_map
+from od_qat.datasets.label_map import read_items, shorten
 from od_qat.errors import DataError
-
-__all__ = [
-    "DatasetInfo",
-    "EncodedExample",
-    "Example",
-    "RecordWriter",
-    "check_records",
-    "read_examples",
-    "read_label_map",
-    "write_label_map",
-]
 
 # The OD API's own limit for what it still takes as a normalised coordinate.
 _MAX_NORMALISED = 1.1
