@@ -111,9 +111,10 @@ def rewrite_eval(row, rewrite):
 
 def measure(arguments) -> dict:
     """Runs everything that the arguments ask for."""
-    from od_qat import plugin, trainer  # noqa: F401
+    from od_qat import plugin  # noqa: F401
+    from od_qat.training.memory import keep_freed_memory
 
-    trainer._keep_freed_memory()
+    keep_freed_memory()
     row = zoo_row(arguments.model, arguments.size, arguments.depth, arguments.cells)
     training, evaluation = rewriters(arguments.rewriter)
     if arguments.only == "rewriting":

@@ -102,29 +102,13 @@ def evaluate(
     config = pipeline.load(pipeline_config_path, overrides)
     config_checks.check(config, pipeline_config_path)
     graph_rewriter.check(config, training=False, where=pipeline_config_path)
-    if eval_training_data:
-        reader, where = config.train_input_reader, "train_input_reader"
-    elif len(config.eval_input_reader):
-        reader, where = config.eval_input_reader[0], "eval_input_reader[0]"
-    else:
-        raise ConfigError("the config has no eval_input_reader", where=pipeline_config_path)
-    pipeline.require_paths(reader, where)
+    reader = _eval_reader(config, pipeline_config_path, eval_training_data)
     available = sum(models.check_inputs(config, reader).values())
     if reader.sample_1_of_n_examples > 1:
         available = -(-available // reader.sample_1_of_n_examples)
     original = copy.deepcopy(config)
     eval_config = config.eval_config
-    if eval_config.HasField("num_examples") and not eval_config.num_examples:
-        raise ConfigError(
-            "no image would be evaluated",
-            where="eval_config.num_examples",
-            found="0",
-            allowed="1 to {}".format(available),
-            fix="--override eval_config.num_examples= takes all",
-        )
-    if not eval_config.HasField("num_examples") or eval_config.num_examples > available:
-        # More would count images twice.
-        eval_config.num_examples = available
+    eval_config.num_examples = _images_to_evaluate(eval_config, available)
     if run_once:
         eval_config.max_evals = 1
     reader.shuffle = False
@@ -141,6 +125,32 @@ def evaluate(
         # As it was given: the edits above are this run's.
         on_start=functools.partial(pipeline.save, original, eval_dir),
     )
+
+
+def _eval_reader(config, pipeline_config_path: str, of_training: bool):
+    if of_training:
+        reader, where = config.train_input_reader, "train_input_reader"
+    elif len(config.eval_input_reader):
+        reader, where = config.eval_input_reader[0], "eval_input_reader[0]"
+    else:
+        raise ConfigError("the config has no eval_input_reader", where=pipeline_config_path)
+    pipeline.require_paths(reader, where)
+    return reader
+
+
+def _images_to_evaluate(eval_config, available: int) -> int:
+    """What the config asks for, or all there are: more would count images twice."""
+    if not eval_config.HasField("num_examples"):
+        return available
+    if not eval_config.num_examples:
+        raise ConfigError(
+            "no image would be evaluated",
+            where="eval_config.num_examples",
+            found="0",
+            allowed="1 to {}".format(available),
+            fix="--override eval_config.num_examples= takes all",
+        )
+    return min(eval_config.num_examples, available)
 
 
 def _eval_hook(config):

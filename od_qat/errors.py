@@ -37,9 +37,11 @@ class OdQatError(Exception):
         self.found = found
         self.allowed = allowed
         self.fix = fix
-        super(OdQatError, self).__init__(self._render())
+        text = self.without_fix()
+        super(OdQatError, self).__init__(text + ". Fix: " + fix if fix else text)
 
-    def _render(self) -> str:
+    def without_fix(self) -> str:
+        """The message without what to do next."""
         details = []
         if self.where:
             details.append("at {}".format(self.where))
@@ -47,12 +49,7 @@ class OdQatError(Exception):
             details.append("found {}".format(self.found))
         if self.allowed is not None:
             details.append("allowed: {}".format(self.allowed))
-        text = self.what
-        if details:
-            text += ": " + ", ".join(details)
-        if self.fix:
-            text += ". Fix: " + self.fix
-        return text
+        return self.what + ": " + ", ".join(details) if details else self.what
 
 
 def quoted(text: object, limit: int = 300) -> str:

@@ -64,17 +64,10 @@ def evaluate(
     """
     from od_qat.od_api import evaluation
 
-    if eval_config.ignore_groundtruth:
-        raise ConfigError(
-            "an evaluation without ground truth has nothing to report",
-            where="eval_config.ignore_groundtruth",
-            found="true (upstream's evaluator ends in an error there)",
-            allowed="false",
-        )
+    _require_use_of_ground_truth(eval_config)
     # Before the graph is built: a wrong folder is seen at once.
     first = _first_checkpoint(checkpoint_dir, eval_config)
     evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
-    metrics: Dict[str, float] = {}
     with tf.Graph().as_default():
         tensors, losses = evaluation.predictions_and_losses(create_model_fn(), create_input_dict_fn)
         tf.train.get_or_create_global_step()
@@ -83,22 +76,18 @@ def evaluate(
         variables = freeze.variables_to_restore(eval_config.use_moving_averages, first)
         saver = tf.train.Saver(variables)
         run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
-        evaluated, count = None, 0
         if on_start:
             on_start()
-        limit = eval_config.max_evals
+        evaluated, count = None, 0
         while True:
             newest = checkpoints.latest(checkpoint_dir)
             if newest != evaluated:
                 try:
                     metrics = run.evaluate(newest)
-                    print("{}: {}".format(os.path.basename(newest), _in_short(metrics)), file=sys.stderr)
                     if export_frozen_graph:
-                        path = os.path.join(eval_dir, FROZEN_NAME)
-                        detections.export_detection_graph(
-                            create_model_fn, graph_hook_fn, newest, path, eval_config.use_moving_averages
+                        _freeze(
+                            create_model_fn, graph_hook_fn, newest, eval_dir, eval_config.use_moving_averages
                         )
-                        print("wrote {} and the .json beside it".format(path), file=sys.stderr)
                 except CheckpointError:
                     # A training keeps its last five: this one may have gone while it was looked at.
                     if checkpoints.latest(checkpoint_dir) == newest:
@@ -106,9 +95,25 @@ def evaluate(
                     continue
                 evaluated = newest
                 count += 1
-                if limit and count >= limit:
+                if count == eval_config.max_evals:
                     return metrics
             time.sleep(eval_config.eval_interval_secs)
+
+
+def _require_use_of_ground_truth(eval_config) -> None:
+    if eval_config.ignore_groundtruth:
+        raise ConfigError(
+            "an evaluation without ground truth has nothing to report",
+            where="eval_config.ignore_groundtruth",
+            found="true (upstream's evaluator ends in an error there)",
+            allowed="false",
+        )
+
+
+def _freeze(create_model_fn, graph_hook_fn, checkpoint: str, eval_dir: str, use_averages: bool) -> None:
+    path = os.path.join(eval_dir, FROZEN_NAME)
+    detections.export_detection_graph(create_model_fn, graph_hook_fn, checkpoint, path, use_averages)
+    print("wrote {} and the .json beside it".format(path), file=sys.stderr)
 
 
 def _first_checkpoint(folder: str, eval_config) -> str:
@@ -170,14 +175,16 @@ class _Run(object):
         self._eval_dir = eval_dir
 
     def evaluate(self, checkpoint: str) -> Dict[str, float]:
-        """Restores a checkpoint, runs num_examples images, writes and returns the metrics.
+        """Restores a checkpoint, runs num_examples images; writes, prints and returns the metrics.
 
         Raises:
           OdQatError: also when its images or metrics cannot be written.
         """
         try:
             with event_writer_silenced():
-                return self._evaluate(checkpoint)
+                metrics = self._evaluate(checkpoint)
+            print("{}: {}".format(os.path.basename(checkpoint), _in_short(metrics)), file=sys.stderr)
+            return metrics
         except OdQatError:
             raise
         except Exception as error:

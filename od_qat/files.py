@@ -4,9 +4,10 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from od_qat.errors import OdQatError
 
@@ -92,25 +93,95 @@ def write_together(contents: Mapping[str, Union[bytes, str]]) -> None:
             _remove(aside)
 
 
-def _write_aside(path: str, data: bytes) -> str:
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = None
+def replace_together(contents: Mapping[str, bytes], prefix: str) -> None:
+    """Gives files on disk new contents: all of them, or none. What was renamed before a failure is put back.
+
+    Files that are there keep their mode.
+
+    Args:
+      contents: by path.
+      prefix: how the names begin of what is written beside the files, so that the rest of a process that was
+        killed can be found.
+
+    Raises:
+      OdQatError: see write_atomically.
+    """
+    asides: Dict[str, str] = {}
+    done: List[Tuple[str, Optional[bytes]]] = []
+    try:
+        for path, data in contents.items():
+            asides[path] = _write_aside(path, data, prefix, keep_mode=True)
+        for path in contents:
+            before = read_regular(path) if os.path.isfile(path) else None
+            _rename(asides[path], path)
+            done.append((path, before))
+            del asides[path]
+    except BaseException:
+        for path, before in reversed(done):
+            if before is None:
+                os.unlink(path)
+            else:
+                os.replace(_write_aside(path, before, prefix, keep_mode=True), path)
+        raise
+    finally:
+        for aside in asides.values():
+            _remove(aside)
+
+
+def make_aside(path: str, prefix: Optional[str] = None, size: Optional[int] = None) -> str:
+    """An empty file beside the one that a path names, private until `put_in_place` renames it.
+
+    Args:
+      path: of the file to be.
+      prefix: how its name begins; default is a dot and the file's name.
+      size: bytes that it will have, where that is known; for the message.
+
+    Raises:
+      OdQatError: see write_atomically.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix="." + os.path.basename(path) + ".")
-        with os.fdopen(handle, "wb") as stream:
+        handle, aside = tempfile.mkstemp(dir=folder, prefix=prefix or ".{}.".format(name))
+        os.close(handle)
+    except OSError as error:
+        raise cannot_write(path, error, size) from error
+    return aside
+
+
+def put_in_place(aside: str, path: str) -> None:
+    """Renames what make_aside made, and makes it as public as the user's umask says.
+
+    Raises:
+      OdQatError: see write_atomically.
+    """
+    _make_public(aside)
+    _rename(aside, path)
+
+
+def _make_public(aside: str) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(aside, 0o666 & ~umask)
+
+
+def _write_aside(path: str, data: bytes, prefix: Optional[str] = None, keep_mode: bool = False) -> str:
+    aside = make_aside(path, prefix, len(data))
+    try:
+        with open(aside, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private; a model is as public as the user's umask says.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-    except OSError as error:
-        if temporary:
-            _remove(temporary)
-        raise cannot_write(path, error, len(data)) from error
-    return temporary
+        if keep_mode and os.path.exists(path):
+            shutil.copymode(path, aside)
+        else:
+            _make_public(aside)
+    except BaseException as error:
+        _remove(aside)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error, len(data)) from error
+        raise
+    return aside
 
 
 def _write_elsewhere(path: str, data: bytes) -> str:

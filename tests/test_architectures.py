@@ -12,7 +12,7 @@ import pytest
 
 from od_qat.compat import IS_TF1, tf
 from od_qat.errors import CheckpointError, ExportError, RewriteError
-from od_qat.export import freeze, tflite
+from od_qat.export import freeze, tflite_checks
 from od_qat.rewrite import api
 from tests.small_road import (
     SIZE,
@@ -295,10 +295,12 @@ def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path, request):
     assert distance(run(frozen(net, checkpoint, rewrite=False)), here) < 0.1
     if IS_TF1 and net in TF1_CONVERTS_NOT:
         with pytest.raises(ExportError, match=TF1_CONVERTS_NOT[net]):
-            tflite.inspect(converted(quantised))
+            tflite_checks.inspect(converted(quantised))
         return
     model = converted(quantised)
-    assert tflite.check(model, tflite.count_weights(quantised), net.__name__).float_tensors == []
+    assert (
+        tflite_checks.check(model, tflite_checks.count_weights(quantised), net.__name__).float_tensors == []
+    )
     assert distance(here, run_tflite(model)) < 0.05
 
 
@@ -353,13 +355,13 @@ def test_a_comparison_of_different_scales_is_right_or_refused(tmp_path):
         return conv(tf.maximum(conv(images, "one", spread=0.1), tf.nn.relu(conv(images, "two"))), "out")
 
     quantised = frozen(net, trained(net, str(tmp_path)))
-    model, weights = converted(quantised), tflite.count_weights(quantised)
+    model, weights = converted(quantised), tflite_checks.count_weights(quantised)
     if IS_TF1:
         with pytest.raises(ExportError, match="different scales.*found 1 such op.*no MAXIMUM or MINIMUM"):
-            tflite.check(model, weights, "net")
+            tflite_checks.check(model, weights, "net")
         assert distance(run(quantised), run_tflite(model)) > 0.2  # (so it is not refused for nothing)
     else:
-        tflite.check(model, weights, "net")
+        tflite_checks.check(model, weights, "net")
         assert distance(run(quantised), run_tflite(model)) < 0.05
 
 

@@ -112,7 +112,7 @@ def test_what_no_model_of_the_zoo_has_stays_int8_too():
 
 def _assert_int8(graph, input_name, size, outputs):
     """Rewrites an eval graph, freezes and converts it, and looks into the .tflite."""
-    from od_qat.export import tflite
+    from od_qat.export import tflite, tflite_checks
 
     report = api.create_eval_graph(graph)
     with build.session(graph) as session:
@@ -120,7 +120,7 @@ def _assert_int8(graph, input_name, size, outputs):
         names = [tensor.op.name for tensor in outputs]
         frozen = tf.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), names)
     model = tflite.convert(frozen, input_name, [1, size, size, 3], names, "int8", 127.5, 127.5)
-    floats = tflite.inspect(model).float_tensors
+    floats = tflite_checks.inspect(model).float_tensors
     assert not floats, "{} float tensors, {} first; {}".format(len(floats), floats[0], report.stays_float)
     assert report.stays_float == {}
-    tflite.run_once(model, names[0])
+    tflite_checks.run_once(model, names[0])

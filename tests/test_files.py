@@ -48,6 +48,21 @@ def test_a_name_that_cannot_be_given_leaves_nothing_beside_it(tmp_path, monkeypa
     assert sorted(os.listdir(str(tmp_path))) == ["a", "b"][: at - 1]
 
 
+def test_files_that_are_replaced_together_are_all_as_they_were_when_one_cannot_be(tmp_path):
+    old, new, folder = tmp_path / "old.py", tmp_path / "new.py", tmp_path / "folder"
+    old.write_bytes(b"before")
+    old.chmod(0o640)
+    folder.mkdir()
+    contents = {str(old): b"after", str(new): b"after"}
+    with pytest.raises(OdQatError, match="at {}, found Is a directory".format(folder)):
+        files.replace_together(dict(contents, **{str(folder): b"after"}), prefix=".aside-")
+    assert sorted(os.listdir(str(tmp_path))) == ["folder", "old.py"]
+    assert (old.read_bytes(), old.stat().st_mode & 0o777) == (b"before", 0o640)
+    files.replace_together(contents, prefix=".aside-")
+    assert sorted(os.listdir(str(tmp_path))) == ["folder", "new.py", "old.py"]
+    assert (old.read_bytes(), old.stat().st_mode & 0o777) == (b"after", 0o640)
+
+
 def test_what_stands_in_the_way_is_named(tmp_path):
     blocking, folder = tmp_path / "file", tmp_path / "folder"
     blocking.write_text("")

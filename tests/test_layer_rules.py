@@ -465,17 +465,17 @@ needs_converter = pytest.mark.skipif(IS_TF1, reason="the converter and the inter
 @needs_converter
 def test_the_converter_keeps_weights_per_channel(tmp_path):
     pytest.importorskip("ai_edge_litert")
-    from od_qat.export import tflite
+    from od_qat.export import tflite_checks
 
     prefix = _trained(tmp_path, per_channel=True)
     graph_def, _ = _frozen(prefix, per_channel=True)
-    tflite.require_quantised(graph_def, "here", "int8")
+    tflite_checks.require_quantised(graph_def, "here", "int8")
     model = _convert(graph_def)
-    weights = tflite.count_weights(graph_def)
-    inspection = tflite.check(model, weights, "here")
+    weights = tflite_checks.count_weights(graph_def)
+    inspection = tflite_checks.check(model, weights, "here")
     with pytest.raises(ExportError, match="too large for 8 bits.*{:,} bytes".format(inspection.size)):
-        tflite.check(model, (inspection.size - 200001) // 2, "here")
-    tflite.check(model, (inspection.size - 200001) // 2, "here", other_bytes=2)
+        tflite_checks.check(model, (inspection.size - 200001) // 2, "here")
+    tflite_checks.check(model, (inspection.size - 200001) // 2, "here", other_bytes=2)
     assert inspection.float_tensors == []
     assert inspection.ops["CONV_2D"] + inspection.ops["DEPTHWISE_CONV_2D"] == nets.LAYERS
     assert inspection.ops["DEPTHWISE_CONV_2D"] == 2
@@ -505,17 +505,17 @@ def test_the_converter_keeps_weights_per_channel(tmp_path):
 
 @needs_converter
 def test_uint8_with_per_channel_weights_is_refused(tmp_path):
-    from od_qat.export import tflite
+    from od_qat.export import tflite_checks
 
     prefix = _trained(tmp_path, steps=1, per_channel=True)
     graph_def, _ = _frozen(prefix, per_channel=True)
     with pytest.raises(ExportError, match="uint8 has no per-channel.*here, .*weights_quant.*int8"):
-        tflite.require_quantised(graph_def, "here", "uint8")
+        tflite_checks.require_quantised(graph_def, "here", "uint8")
 
 
 @needs_converter
 def test_an_asymmetric_channel_is_refused_for_int8(tmp_path):
-    from od_qat.export import tflite
+    from od_qat.export import tflite_checks
 
     graph_def, _ = _frozen(_trained(tmp_path, steps=1, per_channel=True), per_channel=True)
     node = [n for n in graph_def.node if n.name == "net/Conv/weights_quant/max"][0]
@@ -523,22 +523,22 @@ def test_an_asymmetric_channel_is_refused_for_int8(tmp_path):
     values[5] *= 1.5
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(values))
     with pytest.raises(ExportError, match="symmetric.*net/Conv/weights_quant.*channel 5"):
-        tflite.require_quantised(graph_def, "here", "int8")
+        tflite_checks.require_quantised(graph_def, "here", "int8")
 
 
 @needs_converter
 def test_a_model_with_an_excluded_layer_converts_and_runs(tmp_path):
     pytest.importorskip("ai_edge_litert")
-    from od_qat.export import tflite
+    from od_qat.export import tflite_checks
 
     rules = [LayerRule("net/residual/expand", quantize=False)]
     prefix = _trained(tmp_path, rules=rules)
     graph_def, report = _frozen(prefix, rules=rules)
     with pytest.raises(ExportError, match="not quantised.*1 of 11 layers"):
-        tflite.require_quantised(graph_def, "here", "int8")
-    tflite.require_quantised(graph_def, "here", "int8", report.excluded)
+        tflite_checks.require_quantised(graph_def, "here", "int8")
+    tflite_checks.require_quantised(graph_def, "here", "int8", report.excluded)
     model = _convert(graph_def)
-    inspection = tflite.check(model, tflite.count_weights(graph_def), "here", float_layers=True)
+    inspection = tflite_checks.check(model, tflite_checks.count_weights(graph_def), "here", float_layers=True)
     assert any("expand" in name for name in inspection.float_tensors)
     for expected, (found, step) in zip(_run(graph_def, _images(9, 1)), _run_tflite(model, _images(9, 1))):
         assert np.max(np.abs(found - expected)) < 3.5 * step

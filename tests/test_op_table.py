@@ -5,7 +5,7 @@ import os
 import pytest
 
 from od_qat.compat import IS_TF1, tf
-from od_qat.export import freeze, tflite
+from od_qat.export import freeze, tflite_checks
 from od_qat.rewrite import api, policy
 from tests.small_road import SIZE, conv, converted, distance, frozen, run, run_tflite, trained
 from tests.zoo import build
@@ -101,7 +101,7 @@ def test_a_split_of_which_one_part_is_read_stays_quantised(kind, tmp_path):
                     for reader in again.consumers():
                         reader._update_input(0, output)
                 frozen_graph = freeze.freeze(checkpoint, ["result"], graph)
-            found = tflite.inspect(converted(frozen_graph)).float_tensors
+            found = tflite_checks.inspect(converted(frozen_graph)).float_tensors
             (float_with_help if helped else float_without).extend(found)
     assert float_without and not float_with_help
 
@@ -123,5 +123,5 @@ def test_an_op_between_layers_stays_quantised(kind, tmp_path):
     if IS_TF1:
         return  # (Its converter knows about half of these ops in 8 bits.)
     model = converted(quantised)
-    assert tflite.check(model, tflite.count_weights(quantised), kind).float_tensors == []
+    assert tflite_checks.check(model, tflite_checks.count_weights(quantised), kind).float_tensors == []
     assert distance(here, run_tflite(model)) < 0.05

@@ -14,13 +14,13 @@ from PIL import Image
 
 from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, OdQatError
-from od_qat.report import page as report
+from od_qat.report import page, pictures, table
 from od_qat.scoring import Detections, ModelScore, Score
 
 ROWS = (
-    report.Row("float .pb", map=0.4412, map50=0.7801, size_bytes=18900000, latency_ms=14.44),
-    report.Row("int8 .tflite", map=0.4385, map50=0.7805, size_bytes=4800123, latency_ms=6.51),
-    report.Row("post-training [int8] | raw", map=0.3021, map50=0.6, size_bytes=999, latency_ms=None),
+    table.Row("float .pb", map=0.4412, map50=0.7801, size_bytes=18900000, latency_ms=14.44),
+    table.Row("int8 .tflite", map=0.4385, map50=0.7805, size_bytes=4800123, latency_ms=6.51),
+    table.Row("post-training [int8] | raw", map=0.3021, map50=0.6, size_bytes=999, latency_ms=None),
 )
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -33,7 +33,7 @@ class Terminal(io.StringIO):
 
 
 def test_text():
-    text = report.to_text(ROWS)
+    text = table.to_text(ROWS)
     lines = text.splitlines()
     assert lines[0].split() == ["model", "mAP", "points", "mAP@.5", "points", "size", "latency"]
     assert lines[2].split() == ["float", ".pb", "44.1", "78.0", "18.9", "MB", "14.4", "ms"]
@@ -44,26 +44,26 @@ def test_text():
 
 
 def test_long_labels_and_large_numbers_fit_80_columns():
-    row = report.Row("a label that is much longer than a table has room for", 1.0, 1.0, 99 * 10**9, 123456.7)
+    row = table.Row("a label that is much longer than a table has room for", 1.0, 1.0, 99 * 10**9, 123456.7)
     rows = [row, dataclasses.replace(row, map=0.0, map50=0.0)]
-    assert max(len(line) for line in report.to_text(rows).splitlines()) <= 80
+    assert max(len(line) for line in table.to_text(rows).splitlines()) <= 80
 
 
 def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     terminal = Terminal()
-    report.print_table(ROWS, terminal)
-    assert terminal.getvalue() == report.to_text(ROWS)
+    table.print_table(ROWS, terminal)
+    assert terminal.getvalue() == table.to_text(ROWS)
 
 
 def test_a_pipe_gets_plain_text_and_a_terminal_a_table(capsys, monkeypatch):
-    report.print_table(ROWS)
-    assert capsys.readouterr().out == report.to_text(ROWS)
+    table.print_table(ROWS)
+    assert capsys.readouterr().out == table.to_text(ROWS)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
-    report.print_table(ROWS, terminal)
+    table.print_table(ROWS, terminal)
     shown = terminal.getvalue()
     assert "\x1b[" in shown
     import re
@@ -75,33 +75,31 @@ def test_a_pipe_gets_plain_text_and_a_terminal_a_table(capsys, monkeypatch):
 
 
 def test_markdown():
-    lines = report.to_markdown(ROWS).splitlines()
+    lines = page.to_markdown(ROWS).splitlines()
     assert lines[0].startswith("| model | mAP |") and lines[1].count("---") == 7
     assert lines[3] == "| int8 .tflite | 43.9 | -0.3 | 78.0 | +0.0 | 4.8 MB | 6.5 ms |"
     assert "post-training [int8] \\| raw" in lines[4]
 
 
 def test_another_row_than_the_first_can_be_what_is_compared_with(tmp_path):
-    lines = report.to_text(ROWS, "int8 .tflite").splitlines()
+    lines = table.to_text(ROWS, "int8 .tflite").splitlines()
     assert lines[2].split() == "float .pb 44.1 +0.3 78.0 +0.0 18.9 MB 14.4 ms".split()
     assert lines[3].split() == "int8 .tflite 43.9 78.0 4.8 MB 6.5 ms".split()
     assert "points against int8 .tflite" in lines[-1]
-    value = report.to_json(ROWS, "int8 .tflite")
+    value = page.to_json(ROWS, "int8 .tflite")
     assert value["baseline"] == "int8 .tflite"
     assert [row["map_points"] for row in value["rows"]] == [0.27, 0.0, -13.64]
-    paths = report.write_report(
-        str(tmp_path), ROWS, baseline="int8 .tflite", conclusion="QAT costs < 1 point."
-    )
+    paths = page.write_report(str(tmp_path), ROWS, baseline="int8 .tflite", conclusion="QAT costs < 1 point.")
     for path, conclusion in zip(paths[1:], ("QAT costs < 1 point.", "<p>QAT costs &lt; 1 point.</p>")):
         with open(path, encoding="utf-8") as stream:
             text = stream.read()
         assert conclusion in text and "points against int8 .tflite" in text
     with pytest.raises(ConfigError, match="'int9'.*float .pb, int8"):
-        report.to_text(ROWS, "int9")
+        table.to_text(ROWS, "int9")
 
 
 def test_json_keeps_all_digits():
-    value = json.loads(json.dumps(report.to_json(ROWS)))
+    value = json.loads(json.dumps(page.to_json(ROWS)))
     assert value["format"] == "od_qat_report/1" and value["baseline"] == "float .pb"
     first, second, third = value["rows"]
     assert first["map"] == 0.4412 and first["map_points"] == 0 and first["size_ratio"] == 1
@@ -113,13 +111,13 @@ def test_json_keeps_all_digits():
 
 def test_a_row_from_a_model_score():
     score = Score(map=0.25, map50=0.5, map75=0.2, per_class={}, images=3, detections=7)
-    assert report.row("x", ModelScore("m.pb", score, 1234, 5.5, {}, {})) == report.Row(
+    assert table.row("x", ModelScore("m.pb", score, 1234, 5.5, {}, {})) == table.Row(
         "x", 0.25, 0.5, 1234, 5.5
     )
 
 
 def test_no_rows():
-    for render in (report.to_text, report.to_markdown, report.to_json, report.to_html, report.print_table):
+    for render in (table.to_text, page.to_markdown, page.to_json, page.to_html, table.print_table):
         with pytest.raises(DataError, match="at least one"):
             render([])
 
@@ -152,11 +150,11 @@ def test_report_files(tmp_path):
     picture = str(tmp_path / "a<b.png")
     Image.new("RGB", (4, 4)).save(picture)
     folder = str(tmp_path / "made" / "here")
-    rows = ROWS + (report.Row("<script>alert(1)</script>", 0.5, 0.9, 5, 1.0),)
-    paths = report.write_report(folder, rows, [picture], title="Red & blue")
+    rows = ROWS + (table.Row("<script>alert(1)</script>", 0.5, 0.9, 5, 1.0),)
+    paths = page.write_report(folder, rows, [picture], title="Red & blue")
     assert sorted(os.listdir(folder)) == ["report.html", "report.json", "report.md"]
     with open(paths[0]) as stream:
-        assert json.load(stream) == report.to_json(rows)
+        assert json.load(stream) == page.to_json(rows)
     with open(os.path.join(folder, "report.html"), encoding="utf-8") as stream:
         text = stream.read()
     parsed = Parsed(text)
@@ -167,7 +165,7 @@ def test_report_files(tmp_path):
     assert len(parsed.links) == 1 and parsed.links[0].startswith("data:image/png;base64,")
     assert "http" not in text and "url(" not in text
     with pytest.raises(DataError, match="cannot read the picture"):
-        report.write_report(str(tmp_path / "other"), rows, [str(tmp_path / "none.png")])
+        page.write_report(str(tmp_path / "other"), rows, [str(tmp_path / "none.png")])
     assert not (tmp_path / "other").exists()
 
 
@@ -187,11 +185,12 @@ def found(example, scores, classes=None):
 def panels_of(path, count):
     """The panels below their titles."""
     image = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    width = (image.shape[1] - report._GAP) // count
-    title_height = report._TITLE_SIZE + 2 * report._GAP
+    width = (image.shape[1] - pictures._GAP) // count
+    title_height = pictures._TITLE_SIZE + 2 * pictures._GAP
     return [
         image[
-            title_height : image.shape[0] - report._GAP, number * width + report._GAP : (number + 1) * width
+            title_height : image.shape[0] - pictures._GAP,
+            number * width + pictures._GAP : (number + 1) * width,
         ]
         for number in range(count)
     ]
@@ -216,11 +215,11 @@ def test_side_by_side(tmp_path):
     example = scene()
     detections = {"float": found(example, [0.9, 0.5]), "int8": found(example, [0.8, 0.3], [2, 2])}
     folder = str(tmp_path / "pictures")
-    paths = report.side_by_side([example], detections, ["cat", "dog"], folder)
+    paths = pictures.side_by_side([example], detections, ["cat", "dog"], folder)
     assert paths == [os.path.join(folder, "one_image.png")] and os.listdir(folder) == ["one_image.png"]
     truth, first, second = panels_of(paths[0], 3)
     assert truth.shape[:2] == (320, 480)  # a small image is drawn larger
-    cat, dog = report._COLOURS[:2]
+    cat, dog = pictures._COLOURS[:2]
     assert has_edge(truth, example.boxes[0], cat) and has_edge(truth, example.boxes[1], dog)
     assert has_edge(first, example.boxes[0], cat) and has_edge(first, example.boxes[1], dog)
     # In the second the class of one is wrong, and the other's score too low to be drawn.
@@ -229,7 +228,9 @@ def test_side_by_side(tmp_path):
     # Two labels: two filled patches, with dark text on them, beside the boxes.
     assert (first == dog).all(axis=2).sum() > (second == dog).all(axis=2).sum() * 0.5 > 500
     assert (truth < 30).all(axis=2).sum() > 50
-    lower = report.side_by_side([example], detections, ["cat", "dog"], str(tmp_path / "b.png"), min_score=0.2)
+    lower = pictures.side_by_side(
+        [example], detections, ["cat", "dog"], str(tmp_path / "b.png"), min_score=0.2
+    )
     assert lower == [str(tmp_path / "b.png")]
     assert has_edge(panels_of(lower[0], 3)[2], example.boxes[1], dog)
 
@@ -239,7 +240,7 @@ def test_names_of_pictures(tmp_path):
     detections = {"float": {}}
     for example in examples:
         detections["float"].update(found(example, [0.9, 0.9]))
-    paths = report.side_by_side(examples, detections, {1: "cat"}, str(tmp_path))
+    paths = pictures.side_by_side(examples, detections, {1: "cat"}, str(tmp_path))
     assert [os.path.basename(path) for path in paths] == ["x.png", "x-2.png", "image.png", "ü.png", "12.png"]
     assert sorted(os.listdir(str(tmp_path))) == sorted(os.path.basename(path) for path in paths)
 
@@ -252,7 +253,7 @@ def test_images_of_any_shape(tmp_path, width, height):
     )
     example = example._replace(boxes=edges, classes=np.array([1, 2, 300, 1]))
     none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    (path,) = report.side_by_side([example], {"a title": {"x": none}}, ["c"], str(tmp_path))
+    (path,) = pictures.side_by_side([example], {"a title": {"x": none}}, ["c"], str(tmp_path))
     size = Image.open(path).size
     assert size[0] <= 2 * 980 + 20 and size[1] <= 1010
 
@@ -260,19 +261,22 @@ def test_images_of_any_shape(tmp_path, width, height):
 def test_what_cannot_be_drawn(tmp_path):
     example, other = scene("a"), scene("b")
     with pytest.raises(ConfigError, match="several images"):
-        report.side_by_side([example, other], {}, ["cat"], str(tmp_path / "x.png"))
+        pictures.side_by_side([example, other], {}, ["cat"], str(tmp_path / "x.png"))
     with pytest.raises(DataError, match="at int8, found no detections for 'b'"):
-        report.side_by_side([example, other], {"int8": found(example, [1, 1])}, ["cat"], str(tmp_path))
+        pictures.side_by_side([example, other], {"int8": found(example, [1, 1])}, ["cat"], str(tmp_path))
     with pytest.raises(DataError, match="cannot be decoded"):
-        report.side_by_side([example._replace(encoded=b"x")], {}, ["cat"], str(tmp_path))
+        pictures.side_by_side([example._replace(encoded=b"x")], {}, ["cat"], str(tmp_path))
     assert os.listdir(str(tmp_path)) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OdQatError, match="cannot write"):
-        report.side_by_side([example], {}, ["cat"], str(tmp_path / "file"))
+        pictures.side_by_side([example], {}, ["cat"], str(tmp_path / "file"))
 
 
 def test_importing_is_light():
-    program = "import od_qat.report, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    program = (
+        "import sys; from od_qat.report import page, pictures, table; "
+        "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    )
     environment = dict(os.environ, PYTHONPATH=REPOSITORY)
     modules = subprocess.check_output([sys.executable, "-c", program], env=environment).decode()
     assert "od_qat" in modules

@@ -20,7 +20,7 @@ from od_qat.cli import demo  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.datasets import builtin  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
-from od_qat.export import difference, freeze, suppression, tflite  # noqa: E402
+from od_qat.export import difference, freeze, suppression, tflite_checks  # noqa: E402
 from od_qat.files import write_atomically  # noqa: E402
 from od_qat.model_files import output_nodes, tflite_file  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
@@ -191,7 +191,7 @@ def test_per_layer_control_from_the_config_to_the_tflite(road, tmp_path):
     assert len(fake_quants) > 50
     assert not any("ClassPredictor/" in name for name in fake_quants)
     with open(path, "rb") as stream:
-        floats = tflite.inspect(stream.read()).float_tensors
+        floats = tflite_checks.inspect(stream.read()).float_tensors
     assert any("ClassPredictor" in name for name in floats)
     assert not any("expanded_conv_1/" in name for name in floats)
     with pytest.raises(ExportError, match="uint8 has no per-channel.*int8"):
@@ -204,7 +204,7 @@ def test_tflite_is_fully_quantised_and_runs(road, tmp_path, inference_type):
         road.paths.qat_config, road.paths.qat_train, str(tmp_path), inference_type, overrides=road.small
     )
     with open(path, "rb") as stream:
-        inspection = tflite.inspect(stream.read())
+        inspection = tflite_checks.inspect(stream.read())
     assert inspection.float_tensors == []
     assert not any("FAKE" in op for op in inspection.ops)
     assert inspection.ops["TFLite_Detection_PostProcess"] == 1
@@ -310,7 +310,7 @@ def _grey_levels(runner):
 
 def _ops(path):
     with open(path, "rb") as stream:
-        return tflite.inspect(stream.read()).ops
+        return tflite_checks.inspect(stream.read()).ops
 
 
 def test_the_image_of_an_int8_network_is_uint8_or_int8_and_the_detections_are_the_same(road, tmp_path):
@@ -634,7 +634,7 @@ def test_unquantised_graph_is_refused_before_the_converter():
         image = tf.placeholder(tf.float32, [1, 8, 8, 3])
         tf.nn.conv2d(image, tf.ones([3, 3, 3, 4]), 1, "SAME", name="conv")
         with pytest.raises(ExportError, match="not quantised.*conv"):
-            tflite.require_quantised(graph.as_graph_def(), "model", "int8")
+            tflite_checks.require_quantised(graph.as_graph_def(), "model", "int8")
 
 
 def test_frozen_variables_that_are_none_are_said(capsys):

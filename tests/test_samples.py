@@ -19,7 +19,7 @@ from od_qat import (
 )
 from od_qat.datasets import label_map, sources  # noqa: E402
 from od_qat.errors import ExportError  # noqa: E402
-from od_qat.export import tflite  # noqa: E402
+from od_qat.export import tflite, tflite_checks  # noqa: E402
 from od_qat.od_api import pipeline  # noqa: E402
 from tests.zoo import samples  # noqa: E402
 
@@ -192,7 +192,7 @@ def test_it_becomes_a_tflite_without_a_float_tensor(trained):
             *("--inference_type", inference_type),
         )
         with open(os.path.join(out, "detect.tflite"), "rb") as stream:
-            inspection = tflite.inspect(stream.read())
+            inspection = tflite_checks.inspect(stream.read())
         assert inspection.float_tensors == []
         assert "PACK" not in inspection.ops  # an upsampling is one op
         if trained.name in EDGE_TPU:

@@ -224,12 +224,12 @@ def _say(text: str) -> None:
 
 
 def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list: str, skip_invalid: bool):
-    from od_qat.datasets import builtin, coco, records, voc
+    from od_qat.datasets import DatasetInfo, builtin, coco, voc
 
     kind, _, folder = data.partition(":")
     done = os.path.join(output_dir, "dataset.json")
     if os.path.exists(done):
-        return records.DatasetInfo.load(output_dir)
+        return DatasetInfo.load(output_dir)
     if kind == "builtin":
         return builtin.build(output_dir, seed=seed)
     if kind == "voc" and folder:
@@ -359,7 +359,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     """
     from od_qat import scoring
     from od_qat.datasets import records
-    from od_qat.report import page as report
+    from od_qat.report import page, pictures, table
 
     examples = list(records.read_examples(dataset.val_record))
     scores = {
@@ -367,7 +367,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
         for label, path in models.items()
     }
     rows = [
-        report.Row(label, *checkpoints[label]) if label in checkpoints else report.row(label, scores[label])
+        table.Row(label, *checkpoints[label]) if label in checkpoints else table.row(label, scores[label])
         for label in (FLOAT, FLOAT_FROZEN, PTQ, FLOAT_ON, PTQ_ON, EVAL_GRAPH, QAT_FROZEN, QAT)
     ]
     agreement = scoring.agreement(
@@ -376,25 +376,23 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
         iou=_AGREEMENT_IOU,
         score_tolerance=2 * _SCORE_STEP,
     )
-    pictures = report.side_by_side(
+    drawn = pictures.side_by_side(
         examples[:_PICTURES],
         {"float": scores[FLOAT_ON].detections, "int8": scores[QAT].detections},
         dataset.names_by_id(),
         paths.pictures,
     )
     cost = what_quantization_cost(*[scores[label].score.map for label in (FLOAT_ON, PTQ_ON, QAT)])
-    report.write_report(
-        paths.work_dir, rows, pictures, title="od_qat demo", baseline=FLOAT_ON, conclusion=cost
-    )
+    page.write_report(paths.work_dir, rows, drawn, title="od_qat demo", baseline=FLOAT_ON, conclusion=cost)
     result = {
         "seed": seed,
         "minutes": round((time.time() - started) / 60.0, 1),
         "validation_images": len(examples),
-        "rows": report.to_json(rows, FLOAT_ON),
+        "rows": page.to_json(rows, FLOAT_ON),
         "agreement": dataclasses.asdict(agreement),
     }
     write_json(os.path.join(paths.work_dir, "demo.json"), result)
-    report.print_table(rows, baseline=FLOAT_ON)
+    table.print_table(rows, baseline=FLOAT_ON)
     print(
         "the .tflite and the frozen .pb agree on {:.1f} % of their detections (IoU {}, 2 score steps)".format(
             100 * agreement.share, _AGREEMENT_IOU

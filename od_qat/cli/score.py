@@ -45,7 +45,7 @@ def handle(arguments: argparse.Namespace) -> int:
     from od_qat import files, scoring
     from od_qat.datasets import records
     from od_qat.model_files import tflite_file
-    from od_qat.report import page as report
+    from od_qat.report import table
 
     flags.require_file(arguments.model, "model")
     if not records.is_pattern(arguments.record):
@@ -69,7 +69,7 @@ def handle(arguments: argparse.Namespace) -> int:
         if options:
             content["post_processing"] = options
         files.write_json(arguments.json, content)
-    report.print_table([report.row(os.path.basename(arguments.model), result)])
+    table.print_table([table.row(os.path.basename(arguments.model), result)])
     if options:
         print("scored with " + tflite_file.suppression(options))
     return 0

@@ -3,6 +3,7 @@
 Importing this package is light; TensorFlow, Pillow and lxml are imported by the functions that need them.
 """
 
-from od_qat.datasets.records import DatasetInfo, Example, check_records, read_examples
+from od_qat.datasets.info import DatasetInfo
+from od_qat.datasets.records import Example, check_records, read_examples
 
 __all__ = ["DatasetInfo", "Example", "check_records", "read_examples"]

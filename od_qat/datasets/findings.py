@@ -1,7 +1,7 @@
 """What is wrong in the files that a data set is made from: all of it, before anything is written."""
 
 import sys
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from od_qat.datasets.label_map import shorten
 from od_qat.errors import DataError
@@ -22,7 +22,7 @@ class Findings(object):
         self._where = where
         self._allowed = {"image": skip_images, "object": skip_objects}
         # (A list of images that is trained and scored on is read twice: a dict keeps each problem once.)
-        self._problems: Dict[str, Any] = {}
+        self._problems: Dict[str, Tuple[str, DataError]] = {}
 
     def image(self, error: DataError) -> None:
         """An image that cannot be used."""
@@ -49,9 +49,9 @@ class Findings(object):
         stops = self.stops()
         if stops and len(self._problems) == 1:
             raise next(iter(self._problems.values()))[1]
-        for text, (kind, _) in list(self._problems.items())[:_LISTED]:
+        for kind, error in list(self._problems.values())[:_LISTED]:
             left = "left out" if not stops else "--skip_invalid leaves out"
-            print("{} ({} the {})".format(text.split(". Fix: ")[0], left, kind), file=sys.stderr)
+            print("{} ({} the {})".format(error.without_fix(), left, kind), file=sys.stderr)
         if len(self._problems) > _LISTED:
             print("... and {} more".format(len(self._problems) - _LISTED), file=sys.stderr)
         if stops:
@@ -67,19 +67,14 @@ class Findings(object):
         return " and ".join("{} {}{}".format(n, kind, "" if n == 1 else "s") for n, kind in counts if n)
 
 
-def refuse(error: DataError) -> None:
-    """In place of a collector's method: the first problem stops."""
-    raise error
-
-
-def example_of(found: Any, limit: int = 120) -> str:
+def example_of(found: Any) -> str:
     """A value from a file for a message: on one line, in ASCII where it cannot be encoded, cut where long."""
     try:
         text = repr(found)
     except ValueError:  # Python refuses to print integers of thousands of digits
         text = "a number of {} bits".format(found.bit_length()) if isinstance(found, int) else "a long number"
     text = text.encode("ascii", "backslashreplace").decode() if not _encodable(text) else text
-    return shorten(text, limit)
+    return shorten(text)
 
 
 def _encodable(text: str) -> bool:

@@ -5,7 +5,7 @@ code, so that data can be converted and .tflite files scored where the OD API is
 """
 
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from od_qat.errors import DataError
 from od_qat.files import read_regular, write_atomically
@@ -169,8 +169,40 @@ def read_items(path: str) -> List[LabelMapItem]:
       DataError: naming file and line, when the file is missing, malformed, empty, has an id below 1, or has
         an id or a name twice.
     """
+    items: Dict[int, LabelMapItem] = {}
+    names: Dict[str, int] = {}
+    for field, value, line in _Parser(_text_of(path), path).fields():
+        where = "{}, line {}".format(path, line)
+        if field != "item" or not isinstance(value, list):
+            raise DataError(
+                "the label map is not readable", where=where, found=repr(field), allowed="item", fix=_FIX
+            )
+        item = _item({name: content for name, content, _ in value}, where)
+        if item is None:
+            continue
+        if item.id in items:
+            raise DataError(
+                "the label map has an id twice", where=where, found="id {}".format(item.id), fix=_FIX
+            )
+        for name in sorted({item.name, item.display_name}):
+            _require_usable(name, where)
+            if name in names:
+                raise DataError(
+                    "the label map has a name twice",
+                    where=where,
+                    found="{!r} for ids {} and {}".format(name, names[name], item.id),
+                    fix="give each class a name of its own",
+                )
+            names[name] = item.id
+        items[item.id] = item
+    if not items:
+        raise DataError("the label map is empty", where=path, fix=_FIX)
+    return [items[identifier] for identifier in sorted(items)]
+
+
+def _text_of(path: str) -> str:
     try:
-        text = read_regular(path, _MAX_BYTES).decode("utf-8")
+        return read_regular(path, _MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise DataError(
             "cannot read the label map",
@@ -184,59 +216,40 @@ def read_items(path: str) -> List[LabelMapItem]:
             "the label map is not text", where=path, found="bytes that are not UTF-8", fix=_FIX
         ) from error
 
-    items: Dict[int, LabelMapItem] = {}
-    names: Dict[str, int] = {}
-    for field, value, line in _Parser(text, path).fields():
-        where = "{}, line {}".format(path, line)
-        if field != "item" or not isinstance(value, list):
-            raise DataError(
-                "the label map is not readable", where=where, found=repr(field), allowed="item", fix=_FIX
-            )
-        entry = {name: content for name, content, _ in value}
-        name, display_name = entry.get("name", ""), entry.get("display_name", "")
-        identifier = entry.get("id")
-        if not isinstance(identifier, int) or not isinstance(name, str) or not isinstance(display_name, str):
-            raise DataError(
-                "an item of the label map needs a whole number as id and text as name",
-                where=where,
-                found="id {!r}, name {!r}".format(identifier, name),
-                fix=_FIX,
-            )
-        if identifier == 0 and "background" in (name, display_name):
-            continue
-        if not 1 <= identifier <= MAX_ID or not (name or display_name):
-            raise DataError(
-                "an item of the label map has no valid id and name",
-                where=where,
-                found=shorten("id {}, name {!r}".format(identifier, name)),
-                allowed="ids from 1 (0 is the background) to {:,}, a name that is not empty".format(MAX_ID),
-                fix=_FIX,
-            )
-        if identifier in items:
-            raise DataError(
-                "the label map has an id twice", where=where, found="id {}".format(identifier), fix=_FIX
-            )
-        for text_name in sorted({name, display_name} - {""}):
-            if unusable(text_name):
-                raise DataError(
-                    "a name of the label map cannot be used",
-                    where=where,
-                    found="{} in {}".format(unusable(text_name), shorten(ascii(text_name))),
-                    allowed="text without it",
-                    fix="correct the name",
-                )
-            if text_name in names:
-                raise DataError(
-                    "the label map has a name twice",
-                    where=where,
-                    found="{!r} for ids {} and {}".format(text_name, names[text_name], identifier),
-                    fix="give each class a name of its own",
-                )
-            names[text_name] = identifier
-        items[identifier] = LabelMapItem(identifier, name or display_name, display_name or name)
-    if not items:
-        raise DataError("the label map is empty", where=path, fix=_FIX)
-    return [items[identifier] for identifier in sorted(items)]
+
+def _item(entry: Mapping[str, Any], where: str) -> Optional[LabelMapItem]:
+    """The class that an item is of; None for the background's."""
+    name, display_name = entry.get("name", ""), entry.get("display_name", "")
+    identifier = entry.get("id")
+    if not isinstance(identifier, int) or not isinstance(name, str) or not isinstance(display_name, str):
+        raise DataError(
+            "an item of the label map needs a whole number as id and text as name",
+            where=where,
+            found="id {!r}, name {!r}".format(identifier, name),
+            fix=_FIX,
+        )
+    if identifier == 0 and "background" in (name, display_name):
+        return None
+    if not 1 <= identifier <= MAX_ID or not (name or display_name):
+        raise DataError(
+            "an item of the label map has no valid id and name",
+            where=where,
+            found=shorten("id {}, name {!r}".format(identifier, name)),
+            allowed="ids from 1 (0 is the background) to {:,}, a name that is not empty".format(MAX_ID),
+            fix=_FIX,
+        )
+    return LabelMapItem(identifier, name or display_name, display_name or name)
+
+
+def _require_usable(name: str, where: str) -> None:
+    if unusable(name):
+        raise DataError(
+            "a name of the label map cannot be used",
+            where=where,
+            found="{} in {}".format(unusable(name), shorten(ascii(name))),
+            allowed="text without it",
+            fix="correct the name",
+        )
 
 
 def read_label_map(path: str) -> Dict[int, str]:

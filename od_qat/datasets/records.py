@@ -6,26 +6,13 @@ Boxes are stored and given back normalised to the image.
 import io
 import itertools
 import os
-import tempfile
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from od_qat import files
-from od_qat.datasets.info import DatasetInfo
-from od_qat.datasets.label_map import read_items, read_label_map, shorten, write_label_map
+from od_qat.datasets.label_map import read_items, shorten
 from od_qat.errors import DataError
-
-__all__ = [
-    "DatasetInfo",
-    "EncodedExample",
-    "Example",
-    "RecordWriter",
-    "check_records",
-    "read_examples",
-    "read_label_map",
-    "write_label_map",
-]
 
 # The OD API's own limit for what it still takes as a normalised coordinate.
 _MAX_NORMALISED = 1.1
@@ -82,13 +69,9 @@ class RecordWriter(object):
         self.count = 0
         self._ids = set()
         self._errors = (OSError, tf.errors.OpError)
-        self._temporary: Optional[str] = None
         self._writer = None
+        self._temporary: Optional[str] = files.make_aside(path)
         try:
-            folder = os.path.dirname(os.path.abspath(path))
-            os.makedirs(folder, exist_ok=True)
-            handle, self._temporary = tempfile.mkstemp(dir=folder, prefix="." + os.path.basename(path) + ".")
-            os.close(handle)
             self._writer = tf.python_io.TFRecordWriter(self._temporary)
         except self._errors as error:
             self.discard()
@@ -144,14 +127,7 @@ class RecordWriter(object):
           OdQatError: when the disk is full.
         """
         self.close()
-        try:
-            # mkstemp makes files private; records are as public as the user's umask says.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(self._temporary, 0o666 & ~umask)
-            os.replace(self._temporary, self.path)
-        except self._errors as error:
-            raise files.cannot_write(self.path, error) from error
+        files.put_in_place(self._temporary, self.path)
         self._temporary = None
 
     def discard(self) -> None:

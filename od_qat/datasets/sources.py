@@ -368,13 +368,7 @@ def write_dataset(
                 objects[split] += example.objects
         findings.settle()
         for writer, split in ((train_writer, "training"), (val_writer, "validation")):
-            if not objects[split]:
-                raise DataError(
-                    "there is nothing to learn or score in the {} images".format(split),
-                    where=output_dir,
-                    found="{} images, no objects".format(writer.count),
-                    fix="check the list and the annotations of that part",
-                )
+            _require_objects(objects[split], writer.count, split, output_dir)
             writer.close()
         # From here only renames are left. The old description goes first, so that it never describes
         # files of the new data set.
@@ -396,6 +390,16 @@ def write_dataset(
         )
     info.save(description)
     return info
+
+
+def _require_objects(objects: int, images: int, split: str, output_dir: str) -> None:
+    if not objects:
+        raise DataError(
+            "there is nothing to learn or score in the {} images".format(split),
+            where=output_dir,
+            found="{} images, no objects".format(images),
+            fix="check the list and the annotations of that part",
+        )
 
 
 def write_sources(

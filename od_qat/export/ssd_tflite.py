@@ -14,7 +14,7 @@ import numpy as np
 from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.export import difference, freeze, suppression, tflite
+from od_qat.export import difference, freeze, suppression, tflite, tflite_checks
 from od_qat.model_files import description, names
 from od_qat.od_api import calibration, graph_transforms, inference, models, pipeline
 
@@ -101,7 +101,9 @@ def export(
     """
     network = _freeze_network(config, config_path, checkpoint, hook)
     if not options.ptq:
-        tflite.require_quantised(network.graph_def, checkpoint, options.inference_type, network.excluded)
+        tflite_checks.require_quantised(
+            network.graph_def, checkpoint, options.inference_type, network.excluded
+        )
     threshold = _threshold(config, network, options.score_threshold)
     post_process = _post_process(config.model.ssd, options, threshold.value)
     graph_def = tflite.add_post_process(
@@ -111,21 +113,7 @@ def export(
         post_process,
         quantised_input=options.inference_type == "uint8" and not options.ptq,
     )
-    calibration_images = None
-    if options.ptq:
-        of_training = pipeline.input_files(config.train_input_reader)
-        calibration_images = functools.partial(network.images, of_training, options.calibration_images)
-    model = tflite.convert(
-        graph_def,
-        names.TFLITE_INPUT,
-        [1, network.height, network.width, 3],
-        _OUTPUTS,
-        options.inference_type,
-        network.mean,
-        network.std,
-        calibration_images,
-        options.input_type,
-    )
+    model = _convert(graph_def, network, config, options)
     path = os.path.join(output_directory, "detect.tflite")
     _check(model, network, path, options.ptq)
     beside = _describe(path, network, checkpoint, options.input_type, post_process)
@@ -139,6 +127,24 @@ def export(
     )
     print(threshold, file=sys.stderr)
     return path
+
+
+def _convert(graph_def, network: _Network, config, options: Options) -> bytes:
+    calibration_images = None
+    if options.ptq:
+        of_training = pipeline.input_files(config.train_input_reader)
+        calibration_images = functools.partial(network.images, of_training, options.calibration_images)
+    return tflite.convert(
+        graph_def,
+        names.TFLITE_INPUT,
+        [1, network.height, network.width, 3],
+        _OUTPUTS,
+        options.inference_type,
+        network.mean,
+        network.std,
+        calibration_images,
+        options.input_type,
+    )
 
 
 def _freeze_network(config, config_path: str, checkpoint: str, hook: Optional[Callable]) -> _Network:
@@ -217,8 +223,8 @@ def _post_process(ssd, options: Options, score_threshold: float) -> tflite.PostP
 
 
 def _check(model: bytes, network: _Network, path: str, ptq: bool) -> None:
-    weights = tflite.count_weights(network.graph_def)
-    tflite.check(
+    weights = tflite_checks.count_weights(network.graph_def)
+    tflite_checks.check(
         model, weights, path, float_layers=bool(network.excluded), other_bytes=network.anchors.nbytes
     )
     if not ptq:

@@ -94,21 +94,7 @@ def describe_model(
     Raises:
       ExportError: when the model is missing or of another kind, or the JSON is damaged.
     """
-    extension = os.path.splitext(model_path)[1].lower()
-    if extension not in (".tflite", ".pb"):
-        raise ExportError(
-            "this kind of model cannot be scored",
-            where=model_path,
-            allowed=".tflite, .pb",
-            fix="export it first",
-        )
-    if not os.path.isfile(model_path):
-        raise ExportError(
-            "cannot find the model",
-            where=model_path,
-            fix="check the path, or make the model with `od-qat export` or `od-qat export-tflite`",
-        )
-    is_tflite = extension == ".tflite"
+    is_tflite = _is_tflite(model_path)
     beside = json_path(model_path)
     if os.path.isfile(beside):
         description = _from_json(model_path, is_tflite, beside)
@@ -137,6 +123,24 @@ def describe_model(
     if class_id_offset is not None:
         changes["class_id_offset"] = class_id_offset
     return dataclasses.replace(description, **changes)
+
+
+def _is_tflite(model_path: str) -> bool:
+    extension = os.path.splitext(model_path)[1].lower()
+    if extension not in (".tflite", ".pb"):
+        raise ExportError(
+            "this kind of model cannot be scored",
+            where=model_path,
+            allowed=".tflite, .pb",
+            fix="export it first",
+        )
+    if not os.path.isfile(model_path):
+        raise ExportError(
+            "cannot find the model",
+            where=model_path,
+            fix="check the path, or make the model with `od-qat export` or `od-qat export-tflite`",
+        )
+    return extension == ".tflite"
 
 
 def _or(value: Optional[float], default: float) -> float:

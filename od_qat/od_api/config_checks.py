@@ -209,10 +209,10 @@ def _join(*steps: str) -> str:
     return ".".join(steps)
 
 
-def _wrong(path: str, value, allowed: str, what: str = "a value that makes no sense") -> ConfigError:
+def _wrong(path: str, value, allowed: str) -> ConfigError:
     found = "{:g}".format(value) if isinstance(value, float) else str(value)
     return ConfigError(
-        what,
+        "a value that makes no sense",
         where=path,
         found=found,
         allowed=allowed,

@@ -12,8 +12,6 @@ from od_qat.compat import tf
 from od_qat.errors import ConfigError, ExportError
 from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, TFLITE_INPUT
 
-ANCHORS = "anchors"
-
 _LABEL_ID_OFFSET = 1
 
 

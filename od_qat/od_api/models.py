@@ -68,7 +68,7 @@ def check_inputs(config, reader) -> Dict[str, int]:
     Raises:
       DataError, ConfigError: naming the file.
     """
-    from od_qat.datasets import records
+    from od_qat.datasets import label_map, records
 
     if not reader.label_map_path:
         raise ConfigError(
@@ -78,7 +78,7 @@ def check_inputs(config, reader) -> Dict[str, int]:
         )
     kind = config.model.WhichOneof("model")
     expected = getattr(config.model, kind).num_classes
-    names = records.read_label_map(reader.label_map_path)
+    names = label_map.read_label_map(reader.label_map_path)
     if max(names) > expected:
         raise ConfigError(
             "the label map does not match the model",

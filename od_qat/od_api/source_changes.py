@@ -2,7 +2,7 @@
 
 Two ways lead from here into the OD API. `import od_qat.plugin` makes the changes in memory while the modules
 are imported (import_hook.py), on a tree of any age. The patches of `patches/` are the same changes as files,
-written by tests/generations/record.py; `od-qat patch` puts them into a tree (patching.py).
+written by tests/generations/record.py; `od-qat patch` puts them into a tree (patching/).
 
 Found by running tf-object-detection-api 0.1 (upstream's last state) on TensorFlow 2.21 with numpy 2 and
 Pillow 13. Each row is the smallest edit: a fragment of a line and what stands there instead, or a line at the

@@ -1,7 +1,7 @@
 """The OD API's half of a training graph: input queue, losses, optimizer and what train_config asks of it."""
 
 import sys
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, Iterable, List, Tuple
 
 import tf_slim as slim
 from deployment import model_deploy  # noqa: F401  (slim's; the trainer's clones)
@@ -115,4 +115,10 @@ def restore_map(detection_model, train_config) -> Dict[str, object]:
 
 
 # Every meta-architecture of the OD API builds its feature extractor below a scope with one of these names.
-BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")
+_BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")
+
+
+def backbone_scope(variables: Iterable) -> str:
+    """The scope of a model's feature extractor, which some of its variables have; empty when none has one."""
+    names = [variable.op.name for variable in variables]
+    return next((scope for scope in _BACKBONE_SCOPES if any(n.startswith(scope) for n in names)), "")

@@ -1,1 +1,1 @@
-"""Pages and tables about scored models."""
+"""Reports about scored models: table.py compares them, page.py writes the files, pictures.py draws boxes."""

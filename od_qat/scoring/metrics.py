@@ -70,16 +70,38 @@ def coco_metrics(
       DataError: when the images differ, or there is no object to find.
       EnvironmentProblem: without pycocotools.
     """
+    _require_pycocotools()
+    examples = _matched(examples, detections)
+    names = names_by_id(class_names)
+    objects, found = _annotations(examples, detections, names)
+    _require_objects(objects, examples, names)
+    images = [{"id": number} for number in range(len(examples))]
+    precision, overlaps, ids = _coco_precision(images, names, objects, found)
+    return Score(
+        map=_mean(precision),
+        map50=_mean(precision[np.isclose(overlaps, 0.5)]),
+        map75=_mean(precision[np.isclose(overlaps, 0.75)]),
+        per_class={names[key]: _mean_or_none(precision[:, :, column]) for column, key in enumerate(ids)},
+        images=len(examples),
+        detections=len(found),
+    )
+
+
+def _require_pycocotools() -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
+            import pycocotools.coco
+            import pycocotools.cocoeval  # noqa: F401
     except ImportError as error:
         raise EnvironmentProblem(
             "COCO metrics need pycocotools", found=str(error), fix="pip install pycocotools"
         ) from error
-    examples = _matched(examples, detections)
-    names = names_by_id(class_names)
+
+
+def _annotations(
+    examples: Sequence[Any], detections: Mapping[Any, Detections], names: Mapping[int, str]
+) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]]]:
+    """The objects and the detections of known classes, as pycocotools wants them."""
     objects, found = [], []  # type: List[Dict[str, Any]], List[Dict[str, Any]]
     # Numbered as the OD API's evaluators number them: pycocotools takes images in the order of their ids, and
     # equal scores, of which a quantized model has many, in the order of the images.
@@ -98,13 +120,25 @@ def coco_metrics(
                 annotation = _annotation(len(found) + 1, number, class_id, box, 0)
                 annotation["score"] = float(score)
                 found.append(annotation)
-    _require_objects(objects, examples, names)
+    return objects, found
+
+
+def _coco_precision(
+    images: List[Dict[str, Any]],
+    names: Mapping[int, str],
+    objects: List[Dict[str, Any]],
+    found: List[Dict[str, Any]],
+) -> Tuple[np.ndarray, np.ndarray, Sequence[int]]:
+    """Precision [overlaps, recalls, classes] at 100 detections an image; the overlaps; the classes' ids."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     # pycocotools prints its progress, and has no way to be asked not to.
     with contextlib.redirect_stdout(io.StringIO()):
         truth, result = COCO(), COCO()
         for index, annotations in ((truth, objects), (result, found)):
             index.dataset = {
-                "images": [{"id": number} for number in range(len(examples))],
+                "images": images,
                 "categories": [{"id": key, "name": names[key]} for key in sorted(names)],
                 "annotations": annotations,
             }
@@ -118,18 +152,7 @@ def coco_metrics(
         evaluation.accumulate()
     # [overlaps, recalls, classes, sizes, limits] -> [overlaps, recalls, classes] at the highest limit.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    overlaps = evaluation.params.iouThrs
-    return Score(
-        map=_mean(precision),
-        map50=_mean(precision[np.isclose(overlaps, 0.5)]),
-        map75=_mean(precision[np.isclose(overlaps, 0.75)]),
-        per_class={
-            names[key]: _mean_or_none(precision[:, :, column])
-            for column, key in enumerate(evaluation.params.catIds)
-        },
-        images=len(examples),
-        detections=len(found),
-    )
+    return precision, evaluation.params.iouThrs, evaluation.params.catIds
 
 
 def _matched(examples: Iterable[Any], detections: Mapping[Any, Detections]) -> List[Any]:

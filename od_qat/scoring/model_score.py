@@ -100,14 +100,7 @@ def score(
     """
     from od_qat.datasets import label_map, records
 
-    if (label_map_path is None) == (class_names is None):
-        raise ConfigError(
-            "scoring needs the classes' names, once",
-            found="neither" if class_names is None else "both",
-            allowed="label_map_path or class_names",
-        )
-    if max_images is not None and max_images < 1:
-        raise ConfigError("max_images leaves nothing to score", found=str(max_images), allowed="1 or more")
+    _require_arguments(label_map_path, class_names, max_images)
     names = label_map.read_label_map(label_map_path) if label_map_path else names_by_id(class_names)
     description = describe_model(model_path, mean, std, class_id_offset)
     # (The model's process starts while the records are checked.)
@@ -143,3 +136,16 @@ def score(
         class_names=names,
         warnings=tuple(warnings),
     )
+
+
+def _require_arguments(
+    label_map_path: Optional[str], class_names: Optional[ClassNames], max_images: Optional[int]
+) -> None:
+    if (label_map_path is None) == (class_names is None):
+        raise ConfigError(
+            "scoring needs the classes' names, once",
+            found="neither" if class_names is None else "both",
+            allowed="label_map_path or class_names",
+        )
+    if max_images is not None and max_images < 1:
+        raise ConfigError("max_images leaves nothing to score", found=str(max_images), allowed="1 or more")

@@ -1,11 +1,12 @@
 """The training graph: input queue, clones and losses, rewrite, gradients, summaries."""
 
-from typing import List, NamedTuple
+import sys
+from typing import List, NamedTuple, Optional, Tuple
 
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.training.session import SynchronousChiefHook
+from od_qat.training.session import Place, SynchronousChiefHook
 from od_qat.training.signals import StopSignals
 
 
@@ -29,26 +30,27 @@ def build(
     create_model_fn,
     train_config,
     graph_hook_fn,
-    worker_replicas: int,
-    is_chief: bool,
-    inputs_in_order: bool,
+    place: Place,
     signals: StopSignals,
+    seed: Optional[int] = None,
 ) -> Built:
-    """Input queue, clones and losses, rewrite, gradients: the whole training graph.
+    """Input queue, clones and losses, rewrite, gradients: the whole training graph, in the default graph.
 
     Args:
       deploy: model_deploy.DeploymentConfig.
       create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn: as for trainer.train.
-      worker_replicas: workers, the chief included.
-      is_chief: whether this process initialises and saves.
-      inputs_in_order: examples come one after the other, as the seed has them.
+      place: of this process.
       signals: what may end the training before its time.
+      seed: of all random ops; examples then come one after the other. Each worker draws its own images.
 
     Raises:
       ConfigError: when batch_size leaves no image for a clone.
     """
     from od_qat.od_api import training
 
+    if seed is not None:
+        seed += 0 if place.is_chief else 1 + place.task
+        tf.set_random_seed(seed)
     detection_models: List[object] = []
 
     def create_and_keep_model():
@@ -59,10 +61,10 @@ def build(
         global_step = tf.train.get_or_create_global_step()
     with tf.device(deploy.inputs_device()):
         queue = training.input_queue(
-            _clone_batch_size(train_config, deploy.num_clones, worker_replicas),
+            _clone_batch_size(train_config, deploy.num_clones, place.worker_replicas),
             create_tensor_dict_fn,
             train_config,
-            inputs_in_order,
+            in_order=seed is not None,
         )
     clones = training.model_deploy.create_clones(
         deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
@@ -73,40 +75,16 @@ def build(
         with tf.device(deploy.optimizer_device()), tf.device(deploy.variables_device()):
             report = graph_hook_fn()
     update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
-
     with tf.device(deploy.optimizer_device()):
-        optimizer, rates = training.optimizer(train_config)
-        session_hooks = []
-        if aggregates(train_config, worker_replicas):
-            optimizer = tf.train.SyncReplicasOptimizer(
-                optimizer,
-                replicas_to_aggregate=train_config.replicas_to_aggregate,
-                total_num_replicas=worker_replicas,
-            )
-            session_hooks.append(optimizer.make_session_run_hook(is_chief))
-            if is_chief:
-                session_hooks.append(SynchronousChiefHook(optimizer, worker_replicas, signals))
-        total_loss, grads_and_vars = training.model_deploy.optimize_clones(
+        optimizer, rates, session_hooks = _optimizer(train_config, place, signals)
+        total_loss, gradients = training.model_deploy.optimize_clones(
             clones,
             optimizer,
             regularization_losses=None if train_config.add_regularization_loss else [],
         )
-        # Checked loss by loss, so that the message names the one that went first, and before the
-        # update, so that the weights stay finite and nothing bad is ever saved.
-        checks = [
-            tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()
-        ] + [
-            tf.check_numerics(total_loss, "the total loss"),
-            tf.check_numerics(
-                tf.global_norm([gradient for gradient, _ in grads_and_vars]), "the norm of all gradients"
-            ),
-        ]
-        computed = list(grads_and_vars)
-        grads_and_vars = training.adjust_gradients(grads_and_vars, train_config)
-        _update_only_after(checks, update_ops)
-        with tf.control_dependencies(checks):
-            apply_gradients = optimizer.apply_gradients(grads_and_vars, global_step=global_step)
-        train_op = tf.group(*(update_ops + [apply_gradients]), name="train_op")
+        train_op = _train_op(optimizer, total_loss, gradients, update_ops, train_config, global_step)
+    if seed is not None:
+        seed_the_unseeded(tf.get_default_graph(), seed)
     return Built(
         detection_models[0],
         train_op,
@@ -115,9 +93,47 @@ def build(
         rates,
         session_hooks,
         tf.losses.get_losses() + [total_loss],
-        computed,
+        list(gradients),
         report,
     )
+
+
+def _optimizer(train_config, place: Place, signals: StopSignals) -> Tuple[object, List, List]:
+    """The optimizer, its learning rates, and the hooks that it needs where several workers make one step."""
+    from od_qat.od_api import training
+
+    optimizer, rates = training.optimizer(train_config)
+    if not aggregates(train_config, place.worker_replicas):
+        return optimizer, rates, []
+    optimizer = tf.train.SyncReplicasOptimizer(
+        optimizer,
+        replicas_to_aggregate=train_config.replicas_to_aggregate,
+        total_num_replicas=place.worker_replicas,
+    )
+    hooks = [optimizer.make_session_run_hook(place.is_chief)]
+    if place.is_chief:
+        hooks.append(SynchronousChiefHook(optimizer, place.worker_replicas, signals))
+    return optimizer, rates, hooks
+
+
+def _train_op(optimizer, total_loss, gradients: List, update_ops: List, train_config, global_step):
+    """One step. It fails before it updates anything when a loss or a gradient is not finite.
+
+    Checked loss by loss, so that the message names the one that went first; and nothing bad is ever saved.
+    """
+    from od_qat.od_api import training
+
+    checks = [tf.check_numerics(loss, "loss {}".format(loss.op.name)) for loss in tf.losses.get_losses()] + [
+        tf.check_numerics(total_loss, "the total loss"),
+        tf.check_numerics(
+            tf.global_norm([gradient for gradient, _ in gradients]), "the norm of all gradients"
+        ),
+    ]
+    adjusted = training.adjust_gradients(gradients, train_config)
+    _update_only_after(checks, update_ops)
+    with tf.control_dependencies(checks):
+        apply_gradients = optimizer.apply_gradients(adjusted, global_step=global_step)
+    return tf.group(*(update_ops + [apply_gradients]), name="train_op")
 
 
 def _update_only_after(checks: List, update_ops: List) -> None:
@@ -162,6 +178,29 @@ def aggregates(train_config, worker_replicas: int) -> bool:
     an error: its queue of tokens is not closed.)
     """
     return train_config.sync_replicas and worker_replicas > 1
+
+
+def check_replicas(train_config, num_clones: int, worker_replicas: int) -> None:
+    """Looks at what sync_replicas asks for, and says so when there is nobody to wait for.
+
+    Raises:
+      ConfigError: for several clones a worker.
+    """
+    if not train_config.sync_replicas:
+        return
+    if num_clones != 1:
+        raise ConfigError(
+            "sync_replicas works with one clone a worker",
+            found="num_clones={}".format(num_clones),
+            allowed="1",
+        )
+    if not aggregates(train_config, worker_replicas):
+        print(
+            "sync_replicas with one worker: each step takes the whole batch of {}".format(
+                train_config.batch_size
+            ),
+            file=sys.stderr,
+        )
 
 
 def _clone_batch_size(train_config, num_clones: int, worker_replicas: int) -> int:

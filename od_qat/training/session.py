@@ -8,7 +8,7 @@ initialisation every second (TensorFlow: every 30), and whoever ends tells the p
 import sys
 import threading
 import time
-from typing import List, NamedTuple
+from typing import Callable, List, NamedTuple, Optional
 
 from od_qat import checkpoints
 from od_qat.compat import tf
@@ -51,6 +51,21 @@ class Place(NamedTuple):
     worker_job_name: str = "lonely_worker"
     is_chief: bool = True
     server: object = None
+
+
+def make_scaffold(saver, init_fn: Optional[Callable]):
+    """What a session needs of the default graph, once its last op is there: tf.train.Scaffold.
+
+    Args:
+      saver: tf.train.Saver of all variables.
+      init_fn: restores a fine-tune checkpoint; None when there is none.
+    """
+    local_init = tf.group(
+        tf.local_variables_initializer(), tf.tables_initializer(), name="local_and_table_initializers"
+    )
+    return tf.train.Scaffold(
+        init_fn=init_fn, saver=saver, local_init_op=local_init, summary_op=tf.summary.merge_all()
+    )
 
 
 def open_session(

@@ -1,0 +1,41 @@
+"""Checkpoints: which there are, what has to be in one, and what one that is fine-tuned leaves fresh."""
+
+from od_qat.checkpoints.fine_tune import (
+    FineTunePlan,
+    FreshModel,
+    by_scope,
+    fresh_model_variables,
+    plan_fine_tune,
+)
+from od_qat.checkpoints.names import AVERAGE, QUANT_STEP, QUANT_VARIABLES, quant_variable_names
+from od_qat.checkpoints.on_disk import (
+    latest,
+    newest,
+    normalised,
+    remove_unfinished,
+    restore,
+    shapes,
+    step_of,
+)
+from od_qat.checkpoints.strict import refuse_float_resume, require_all
+
+__all__ = [
+    "AVERAGE",
+    "QUANT_STEP",
+    "QUANT_VARIABLES",
+    "FineTunePlan",
+    "FreshModel",
+    "by_scope",
+    "fresh_model_variables",
+    "latest",
+    "newest",
+    "normalised",
+    "plan_fine_tune",
+    "quant_variable_names",
+    "refuse_float_resume",
+    "remove_unfinished",
+    "require_all",
+    "restore",
+    "shapes",
+    "step_of",
+]

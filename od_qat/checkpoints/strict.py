@@ -1,0 +1,182 @@
+"""Strict restoring: every variable that a graph needs is either in the checkpoint or named in an error.
+
+The OD API once chose the variables to restore before the graph was rewritten, so quantization ranges stayed
+at their defaults and mAP fell to zero without a warning (tensorflow/models issue 3611). Nothing here is
+chosen before the rewrite, and nothing is skipped silently.
+"""
+
+import enum
+import re
+import sys
+from typing import Collection, Dict, Iterable, List, Mapping
+
+from od_qat.checkpoints.names import AVERAGE, QUANT_STEP
+from od_qat.checkpoints.on_disk import read, shapes
+from od_qat.errors import CheckpointError
+from od_qat.graph.index import names_and_scopes
+
+_NAMES_SHOWN = 3
+# What makes a scope's name unique.
+_NUMBER = re.compile(r"_\d+(?=/|$)")
+_UPPER_END = re.compile(r"_quant(_\d+)?/max$")
+
+
+class _Cause(enum.Enum):
+    """Why a checkpoint lacks variables of a graph, and what to do about it."""
+
+    NO_AVERAGES = (
+        "set eval_config.use_moving_averages: false (training keeps them when its optimizer has "
+        "use_moving_average: true), or resume with the optimizer it was trained with"
+    )
+    NO_DELAY = "set graph_rewriter.quantization.delay to 0, as that run had it, or use a new train_dir"
+    FLOAT_CHECKPOINT = (
+        "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "
+        "train into a new train_dir, or drop the graph_rewriter block"
+    )
+    OTHER_QUANTIZATION = (
+        "its quantization is another one: use the graph_rewriter block it was trained with (for one "
+        'of tf.contrib.quantize, [od_qat.layers] { placement: "contrib" }), or name it as '
+        "train_config.fine_tune_checkpoint and train into a new train_dir"
+    )
+    OTHER_NUMBERS = OTHER_QUANTIZATION + (
+        "; or, if only the training has noise or more ops there, give these a scope: "
+        "they shift the numbers of ops that have no name"
+    )
+    OTHER_MODEL = "it is of another model: use the pipeline.config it was trained with"
+
+
+def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
+    """Raises unless the checkpoint holds every variable, with its shape and undamaged.
+
+    When the graph leaves ranges of its own layers aside, stderr says so.
+
+    Args:
+      name_to_variable: name in the checkpoint -> variable.
+      prefix: checkpoint prefix.
+      quant_names: which of the names are quantization variables.
+
+    Raises:
+      CheckpointError: naming the first missing ones and what to do.
+    """
+    available = shapes(prefix)
+    quant_names = frozenset(quant_names)
+    missing = sorted(name for name in name_to_variable if name not in available)
+    if missing:
+        cause = _cause(missing, name_to_variable, available, quant_names)
+        raise _incomplete(cause, missing, len(name_to_variable), prefix)
+    wrong = sorted(
+        name for name, variable in name_to_variable.items() if available[name] != variable.shape.as_list()
+    )
+    if wrong:
+        allowed = name_to_variable[wrong[0]].shape.as_list()
+        raise _misshapen(wrong[0], available[wrong[0]], allowed, prefix, quant_names.issuperset(wrong))
+    read(prefix, name_to_variable)
+    unused = _unused_ranges(name_to_variable, available)
+    if unused:
+        print(
+            "warning: {} has the ranges of {} tensors that are not quantised here, {}: was it trained with "
+            "another graph_rewriter block? Or with parts that this graph has not? Then give them a scope of "
+            "their own, or ranges that a number tells apart are those of other tensors.".format(
+                prefix, len(unused), _some(unused)
+            ),
+            file=sys.stderr,
+        )
+
+
+def _cause(
+    missing: List[str],
+    name_to_variable: Collection[str],
+    available: Mapping[str, List[int]],
+    quant_names: Collection[str],
+) -> _Cause:
+    averages = _averages(missing)
+    if averages and all(name[: -len(AVERAGE)] in available for name in averages):
+        return _Cause.NO_AVERAGES
+    if missing == [QUANT_STEP]:
+        return _Cause.NO_DELAY
+    if not all(name in quant_names for name in missing):
+        return _Cause.OTHER_MODEL
+    if not any(name in available for name in quant_names):
+        return _Cause.FLOAT_CHECKPOINT
+    spare = {_NUMBER.sub("", name) for name in set(available) - set(name_to_variable)}
+    if any(_NUMBER.sub("", name) in spare for name in missing):
+        return _Cause.OTHER_NUMBERS
+    return _Cause.OTHER_QUANTIZATION
+
+
+def _averages(names: Iterable[str]) -> List[str]:
+    return [name for name in names if name.endswith(AVERAGE)]
+
+
+def _incomplete(cause: _Cause, missing: List[str], wanted: int, prefix: str) -> CheckpointError:
+    what, shown = "the checkpoint lacks {} of {} variables".format(len(missing), wanted), missing
+    if cause is _Cause.NO_AVERAGES:
+        what, shown = "the checkpoint was trained without moving averages", _averages(missing)
+    elif cause is _Cause.NO_DELAY:
+        what = "the checkpoint is of a run without a delay"
+    return CheckpointError(what, where=prefix, found="no {}".format(_some(shown)), fix=cause.value)
+
+
+def _misshapen(
+    name: str, found: List[int], allowed: List[int], prefix: str, only_quant: bool
+) -> CheckpointError:
+    """Where only ranges have another shape, it is per_channel that differs."""
+    what = "the checkpoint's shapes are another model's"
+    fix = "use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)"
+    if only_quant:
+        what = "the checkpoint's ranges of weights have other shapes: it was trained {} per_channel".format(
+            "with" if found else "without"
+        )
+        fix = (
+            "use the graph_rewriter block it was trained with (per_channel, rules), or name it as "
+            "train_config.fine_tune_checkpoint and train into a new train_dir"
+        )
+    return CheckpointError(
+        what, where=prefix, found="{} is {}".format(name, found), allowed=str(allowed), fix=fix
+    )
+
+
+def refuse_float_resume(prefix: str) -> None:
+    """Raises when a checkpoint that a float graph would train on from has ranges, which the next would lack.
+
+    Raises:
+      CheckpointError: see above, and as `shapes`.
+    """
+    ranges = [name for name in shapes(prefix) if _UPPER_END.search(name)]
+    if ranges:
+        raise CheckpointError(
+            "a QAT run would go on as a float one, and its next checkpoint would have no ranges",
+            where=prefix,
+            found="the ranges of {} tensors ({}), and no graph_rewriter block in the config".format(
+                len(ranges), min(ranges)[: -len("/max")]
+            ),
+            fix="use the QAT config that it was trained with, or name it as "
+            "train_config.fine_tune_checkpoint and train into a new train_dir",
+        )
+
+
+def _unused_ranges(name_to_variable: Dict[str, object], available: Iterable[str]) -> List[str]:
+    """Scopes of ranges in a checkpoint that no variable is restored from, though the graph has their layer.
+
+    Or a range of that name with another number.
+
+    (placement 'contrib' has ranges in training that no eval graph has a place for: of dropout's products.)
+    """
+    spare = set(available) - set(name_to_variable)
+    ranges = [name[: -len("/max")] for name in spare if _UPPER_END.search(name)]
+    if not ranges or not name_to_variable:
+        return []
+    here = names_and_scopes(next(iter(name_to_variable.values())).graph.get_operations())
+    unnumbered = {_NUMBER.sub("", name) for name in name_to_variable if _UPPER_END.search(name)}
+    return sorted(
+        scope
+        for scope in ranges
+        if scope + "/min" in spare
+        and (scope.rpartition("/")[0] in here or _NUMBER.sub("", scope) + "/max" in unnumbered)
+    )
+
+
+def _some(names: List[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    rest = len(names) - _NAMES_SHOWN
+    return shown + (" and {} more".format(rest) if rest > 0 else "")

@@ -1,0 +1,233 @@
+"""What is checked around a conversion: that a graph is quantised before, and what its .tflite is after."""
+
+from typing import Any, Collection, Dict, List, NamedTuple
+
+import numpy as np
+
+from od_qat.compat import tf
+from od_qat.errors import ExportError
+from od_qat.export.tflite import reason_of
+from od_qat.model_files import interpreter
+from od_qat.model_files.names import POST_PROCESS
+from od_qat.quiet import native_stderr_silenced
+from od_qat.rewrite.folding import NORM_AS_LAYER
+
+_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
+# Ops whose TFLite kernels take the scales of all their tensors for equal. TensorFlow 1.15's converter does
+# not make them so.
+_COMPARES_INTEGERS = frozenset(["MAXIMUM", "MINIMUM"])
+
+
+def require_quantised(
+    graph_def, where: str, inference_type: str, excluded: Collection[str] = frozenset()
+) -> None:
+    """Raises unless every op with weights reads fake-quantised weights that the inference type can hold.
+
+    The converter's own message for such a graph is a page that ends in 'lacking min/max data'.
+
+    Args:
+      graph_def: frozen GraphDef.
+      where: for the message.
+      inference_type: 'int8' or 'uint8'.
+      excluded: ops that stay float because a rule of the config wants it.
+
+    Raises:
+      ExportError: naming an op.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    weighted = [
+        node
+        for node in graph_def.node
+        if node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+        and node.name not in excluded
+        and node.name.rpartition("/")[2] != NORM_AS_LAYER
+    ]
+    unquantised = [
+        node.name
+        for node in weighted
+        if not _producer(nodes, node.input[1]).op.startswith("FakeQuantWithMinMax")
+    ]
+    if unquantised:
+        raise ExportError(
+            "the graph is not quantised",
+            where=where,
+            found="{} of {} layers read float weights, {} first".format(
+                len(unquantised), len(weighted), unquantised[0]
+            ),
+            fix="train and export with a graph_rewriter block in the config, or use --ptq for "
+            "post-training quantization",
+        )
+    for node in graph_def.node:
+        if node.op.startswith("FakeQuantWithMinMax") and node.attr["num_bits"].i != 8:
+            raise ExportError(
+                "TFLite takes 8 bits only",
+                where=node.name,
+                found="{} bits".format(node.attr["num_bits"].i),
+                allowed="weight_bits: 8, activation_bits: 8",
+            )
+    for node in weighted:
+        fake_quant = _producer(nodes, node.input[1])
+        if inference_type == "int8":
+            _require_symmetric(nodes, fake_quant, where)
+        elif fake_quant.op == _PER_CHANNEL:
+            # The converter would write it; TFLite's kernels then refuse to run it.
+            raise ExportError(
+                "{} has no per-channel weights".format(inference_type),
+                where="{}, {}".format(where, fake_quant.name),
+                found="a range for each output channel",
+                allowed="--inference_type=int8",
+                fix="export int8, or train with per_channel: false",
+            )
+
+
+def _require_symmetric(nodes: Dict[str, Any], fake_quant, where: str) -> None:
+    """Of each channel, where there are several ranges."""
+    low, high = (
+        tf.make_ndarray(_producer(nodes, name).attr["value"].tensor).reshape(-1)
+        for name in fake_quant.input[1:3]
+    )
+    wrong = np.flatnonzero(np.abs(low + high) > 1e-3 * np.abs(high - low))
+    if wrong.size:
+        raise ExportError(
+            "int8 takes weights with symmetric ranges only",
+            where="{}, {}{}".format(
+                where, fake_quant.name, ", channel {}".format(wrong[0]) if low.size > 1 else ""
+            ),
+            found="[{:.4g}, {:.4g}]".format(low[wrong[0]], high[wrong[0]]),
+            fix="export with --inference_type=uint8, or train with placement 'full'",
+        )
+
+
+def _producer(nodes: Dict[str, Any], name: str):
+    node = nodes[name.lstrip("^").split(":")[0]]
+    while node.op in ("Identity", "Reshape"):
+        node = nodes[node.input[0].split(":")[0]]
+    return node
+
+
+class Inspection(NamedTuple):
+    """What is inside a .tflite.
+
+    Attributes:
+      ops: op name -> count.
+      float_tensors: names of float tensors that an op before the post-processing makes or reads.
+      size: bytes.
+      unequal: names of the outputs of ops that compare integers whose scales differ.
+    """
+
+    ops: Dict[str, int]
+    float_tensors: List[str]
+    size: int
+    unequal: List[str] = []
+
+
+def inspect(model: bytes) -> Inspection:
+    """Reads a .tflite's ops and tensors through the interpreter.
+
+    Raises:
+      ExportError: when no interpreter will run it.
+    """
+    opened = interpreter.without_delegates(model)
+    try:
+        opened.allocate_tensors()
+    except RuntimeError as error:
+        raise ExportError(
+            "the interpreter refuses what the converter made",
+            found=str(error).strip(),
+            fix="leave the op that it names out of the model, or convert with another TensorFlow",
+        ) from error
+    details = {d["index"]: d for d in opened.get_tensor_details()}
+    ops: Dict[str, int] = {}
+    floats: List[str] = []
+    unequal: List[str] = []
+    for operation in opened._get_ops_details():
+        name = operation["op_name"]
+        ops[name] = ops.get(name, 0) + 1
+        if name in (POST_PROCESS, "DEQUANTIZE"):
+            continue
+        for index in list(operation["inputs"]) + list(operation["outputs"]):
+            if index in details and details[index]["dtype"] == np.float32 and name != "QUANTIZE":
+                floats.append(details[index]["name"])
+        tensors = [details[i] for i in list(operation["inputs"]) + list(operation["outputs"]) if i in details]
+        if name in _COMPARES_INTEGERS and len({tensor["quantization"] for tensor in tensors}) > 1:
+            unequal.append(tensors[-1]["name"])
+    return Inspection(ops, sorted(set(floats)), len(model), unequal)
+
+
+def check(
+    model: bytes, weight_count: int, where: str, float_layers: bool = False, other_bytes: int = 0
+) -> Inspection:
+    """Raises unless a .tflite is fully quantised up to its post-processing, small, and runs.
+
+    Args:
+      model: the .tflite.
+      weight_count: parameters of the network; one byte each is expected.
+      where: for the message.
+      float_layers: the config's rules leave layers float, so float tensors and four bytes a weight are right.
+      other_bytes: what the file holds beside the network, its anchors.
+
+    Raises:
+      ExportError: naming what is wrong.
+    """
+    inspection = inspect(model)
+    fake = {name: count for name, count in inspection.ops.items() if "FAKE_QUANT" in name}
+    if fake:
+        raise ExportError("fake quants are left in the .tflite", where=where, found=str(fake))
+    if inspection.float_tensors and not float_layers:
+        raise ExportError(
+            "the .tflite is not fully quantised",
+            where=where,
+            found="{} float tensors, {} first".format(
+                len(inspection.float_tensors), inspection.float_tensors[0]
+            ),
+            fix="their ranges were not trained: the rewrite's report says what stays float between layers; "
+            "what stands behind the last one may have no range: let the network end in a layer",
+        )
+    if inspection.unequal and not inspection.float_tensors:
+        raise ExportError(
+            "the converter compares quantised numbers of different scales, so that the .tflite is wrong",
+            where=where,
+            found="{} such ops, {} first".format(len(inspection.unequal), inspection.unequal[0]),
+            fix="convert with TensorFlow 2, or have no {} in the network".format(
+                " or ".join(sorted(_COMPARES_INTEGERS))
+            ),
+        )
+    # One byte a weight, four a bias; the format itself is the rest.
+    if inspection.size > (4 if float_layers else 2) * weight_count + other_bytes + 200000:
+        raise ExportError(
+            "the .tflite is too large for 8 bits",
+            where=where,
+            found="{:,} bytes for {:,} weights".format(inspection.size, weight_count),
+        )
+    run_once(model, where)
+    return inspection
+
+
+def run_once(model: bytes, where: str) -> None:
+    """Runs one inference on zeros, with the delegates that a user would get.
+
+    Raises:
+      ExportError: when it fails.
+    """
+    module = interpreter.module()
+    try:
+        with native_stderr_silenced():
+            opened = module.Interpreter(model_content=model)
+            opened.allocate_tensors()
+        for detail in opened.get_input_details():
+            opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+        opened.invoke()
+    except (RuntimeError, ValueError) as error:
+        raise ExportError("the .tflite does not run", where=where, found=reason_of(str(error))) from error
+
+
+def count_weights(graph_def) -> int:
+    """Number of float32 values in the constants of a GraphDef."""
+    total = 0
+    for node in graph_def.node:
+        if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum:
+            size = 1
+            for dimension in node.attr["value"].tensor.tensor_shape.dim:
+                size *= dimension.size
+            total += size
+    return total

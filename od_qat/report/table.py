@@ -1,0 +1,173 @@
+"""The table of scored models: its rows, what each is compared with, and the table as text and on a terminal.
+
+Importing this file imports neither TensorFlow, Pillow nor rich.
+"""
+
+import dataclasses
+import importlib.util
+import sys
+import textwrap
+from typing import Any, List, Optional, Sequence, TextIO, Tuple
+
+from od_qat.errors import ConfigError, DataError
+
+HEADERS = ("model", "mAP", "points", "mAP@.5", "points", "size", "latency")
+_COLUMNS = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model in a comparison.
+
+    Attributes:
+      label: what to call it, "int8 .tflite" for example.
+      map: COCO mAP at overlaps .50 to .95, 0 to 1.
+      map50: COCO mAP at overlap .50, 0 to 1.
+      size_bytes: of the file.
+      latency_ms: median milliseconds an image, None when it was not measured.
+    """
+
+    label: str
+    map: float
+    map50: float
+    size_bytes: int
+    latency_ms: Optional[float] = None
+
+
+def row(label: str, model_score: Any) -> Row:
+    """The row of a scoring.ModelScore."""
+    return Row(
+        label=label,
+        map=model_score.score.map,
+        map50=model_score.score.map50,
+        size_bytes=model_score.size_bytes,
+        latency_ms=model_score.latency_ms,
+    )
+
+
+def _points(value: float, baseline: float) -> str:
+    """The difference in points (hundredths), with its sign."""
+    text = "{:+.1f}".format(100.0 * (value - baseline))
+    return "+0.0" if text == "-0.0" else text
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes < 10**4:
+        return "{:,} B".format(size_bytes)
+    if size_bytes < 10**6:
+        return "{:.0f} kB".format(size_bytes / 1e3)
+    return "{:.1f} MB".format(size_bytes / 1e6)
+
+
+def baseline_of(rows: Sequence[Row], label: Optional[str]) -> Row:
+    """The row with this label, which the others are compared with; the first without a label."""
+    if not rows:
+        raise DataError("a report needs at least one scored model", fix="score a model first")
+    if label is None:
+        return rows[0]
+    for item in rows:
+        if item.label == label:
+            return item
+    raise ConfigError(
+        "no model of the report has the baseline's label",
+        found=repr(label),
+        allowed=", ".join(item.label for item in rows),
+    )
+
+
+def cells_of(rows: Sequence[Row], label: Optional[str]) -> List[Tuple[str, ...]]:
+    """The table's text, a tuple for each row, as HEADERS; the baseline has no differences."""
+    baseline = baseline_of(rows, label)
+    cells = []
+    for item in rows:
+        other = item is not baseline
+        cells.append(
+            (
+                item.label,
+                "{:.1f}".format(100.0 * item.map),
+                _points(item.map, baseline.map) if other else "",
+                "{:.1f}".format(100.0 * item.map50),
+                _points(item.map50, baseline.map50) if other else "",
+                _size(item.size_bytes),
+                "-" if item.latency_ms is None else "{:.1f} ms".format(item.latency_ms),
+            )
+        )
+    return cells
+
+
+def note_of(rows: Sequence[Row], label: Optional[str]) -> str:
+    """The sentence below the table; it names the baseline."""
+    text = "mAP at overlaps .50 to .95 and at .50, in percent"
+    if len(rows) > 1:
+        text += "; points against {}".format(baseline_of(rows, label).label)
+    return text
+
+
+def to_text(rows: Sequence[Row], baseline: Optional[str] = None) -> str:
+    """The comparison as plain text, at most 80 columns wide.
+
+    Args:
+      rows: the models.
+      baseline: label of the model that the others are compared with; default is the first.
+
+    Raises:
+      DataError: without rows.
+      ConfigError: no row has the baseline's label.
+    """
+    cells = [HEADERS] + cells_of(rows, baseline)
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADERS))]
+    # The model's name gets what the numbers leave of a line.
+    widths[0] = min(widths[0], max(_COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1), 10))
+    lines = []
+    for line in cells:
+        padded = [_shorten(line[0], widths[0]).ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += textwrap.wrap(note_of(rows, baseline), _COLUMNS)
+    return "\n".join(lines) + "\n"
+
+
+def _shorten(label: str, width: int) -> str:
+    return label if len(label) <= width else label[: width - 3] + "..."
+
+
+def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None, baseline: Optional[str] = None) -> None:
+    """Prints the comparison: a table on a terminal, plain text into a file or a pipe.
+
+    Args:
+      rows: the models.
+      stream: default is standard output.
+      baseline: as for to_text.
+
+    Raises:
+      DataError: without rows.
+      ConfigError: no row has the baseline's label.
+    """
+    stream = stream or sys.stdout
+    cells = cells_of(rows, baseline)
+    if not stream.isatty() or importlib.util.find_spec("rich") is None:  # (an optional package)
+        stream.write(to_text(rows, baseline))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, header in enumerate(HEADERS):
+        table.add_column(header, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
+    for line in cells:
+        # Text, so that a label with brackets is not taken for markup.
+        table.add_row(*[Text(cell, style=tone_of(column, cell)) for column, cell in enumerate(line)])
+    console = Console(file=stream)
+    console.print(table)
+    console.print(Text(note_of(rows, baseline), style="dim"))
+
+
+def tone_of(column: int, cell: str) -> str:
+    """'green' for a gain, 'red' for a loss, '' for other cells and for what a new training run could give."""
+    if column not in (2, 4) or not cell:
+        return ""
+    value = float(cell)
+    return "" if abs(value) < 0.5 else ("green" if value > 0 else "red")

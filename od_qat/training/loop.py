@@ -1,0 +1,170 @@
+"""The training steps: what runs them, what watches them, and what their errors mean."""
+
+import re
+from typing import List, NamedTuple, Optional
+
+from od_qat import checkpoints, files
+from od_qat.compat import tf
+from od_qat.config import QatConfig
+from od_qat.errors import DataError, OdQatError
+from od_qat.quiet import event_writer_silenced
+from od_qat.training import nan_trace
+from od_qat.training.graph import Built
+from od_qat.training.hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
+from od_qat.training.range_gates import RangeGatesHook
+from od_qat.training.session import Place, open_session
+from od_qat.training.signals import StopSignals
+
+# What tf.check_numerics says.
+_NOT_FINITE = re.compile(r"\b(Inf|NaN)\b")
+# Ops whose failure is that of a record or of an image in it. (An error of the input's threads has no op.)
+_OF_INPUT = re.compile(r"\b(IteratorGetNext|DecodeImage|DecodeJpeg|DecodePng)\b")
+
+
+class TrainResult(NamedTuple):
+    """Where training ended: step, mean loss of the last 50 steps, newest checkpoint."""
+
+    global_step: int
+    loss: float
+    checkpoint: Optional[str]
+
+
+def run(
+    built: Built,
+    train_config,
+    place: Place,
+    scaffold,
+    train_dir: str,
+    signals: StopSignals,
+    save_secs: int,
+    summary_secs: int,
+) -> TrainResult:
+    """Runs the training steps; with num_steps 0 until a signal comes.
+
+    Args:
+      built: the training graph, the default graph.
+      train_config: train_pb2.TrainConfig.
+      place: of this process.
+      scaffold: tf.train.Scaffold.
+      train_dir: checkpoints and events go here.
+      signals: what ends it early; heard from here on.
+      save_secs: seconds between checkpoints.
+      summary_secs: seconds between summaries.
+
+    Raises:
+      OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, a range
+        is not, or train_dir cannot be written.
+      DataError: when an image of the input cannot be read.
+    """
+    progress = ProgressHook(
+        train_config.num_steps or None,
+        built.global_step,
+        built.total_loss,
+        built.rates[0] if built.rates else None,
+    )
+    # (Model variables are the batch norms' averages too.)
+    finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
+    hooks = built.session_hooks + [progress, finite, StopOnSignalHook(signals)]
+    hooks += _hooks_of_steps(train_config, place) + _range_gates(built, place, train_dir)
+    step = 0
+    try:
+        # (The session's end, which saves, is still within the signals'.)
+        with event_writer_silenced(), signals, open_session(
+            place, scaffold, train_dir, hooks, save_secs, summary_secs, signals
+        ) as session:
+            if place.is_chief:  # the others have nothing to save
+                signals.listen()
+            while not session.should_stop():
+                try:
+                    _, step = session.run([built.train_op, built.global_step])
+                except tf.errors.InvalidArgumentError as error:
+                    if not _NOT_FINITE.search(error.message):
+                        raise
+                    raise _not_finite(error, finite, session, built, train_dir) from error
+    except BaseException as error:
+        if place.is_chief:
+            checkpoints.remove_unfinished(train_dir)
+        explained = _explained(error, train_dir)
+        if explained is None:
+            raise
+        raise explained from error
+    # (The session takes the end of the input for the end of training, without a word.)
+    newest = checkpoints.newest(train_dir)
+    if newest:
+        step = checkpoints.step_of(newest) or step
+    return TrainResult(int(step), progress.last_loss, newest)
+
+
+def _hooks_of_steps(train_config, place: Place) -> List:
+    """At which step this process starts and ends."""
+    num_steps, wait = train_config.num_steps, train_config.startup_delay_steps
+    hooks = [tf.train.StopAtStepHook(last_step=num_steps)] if num_steps else []
+    if wait and not place.is_chief and not train_config.sync_replicas:
+        hooks.append(tf.train.GlobalStepWaiterHook(min(wait, num_steps or wait)))
+    return hooks
+
+
+def _range_gates(built: Built, place: Place, train_dir: str) -> List:
+    """Behind the hook that stops: the last look then comes before the last checkpoint."""
+    if not place.is_chief or not tf.get_collection(checkpoints.QUANT_VARIABLES):
+        return []
+    decay = getattr(built.report, "ema_decay", QatConfig().ema_decay)
+    return [RangeGatesHook(train_dir, built.global_step, decay)]
+
+
+def _explained(error: BaseException, train_dir: str) -> Optional[OdQatError]:
+    """What to say in place of an error of TensorFlow that a user can put right; None for others."""
+    if not isinstance(error, OdQatError) and files.is_of_writing(error, train_dir):
+        return files.cannot_write(train_dir, error)
+    damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
+    return _unreadable(error) if damaged and _OF_INPUT.search(error.message) else None
+
+
+def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train_dir: str) -> OdQatError:
+    session = session._tf_sess() if hasattr(session, "_tf_sess") else session
+    lines = error.message.splitlines()  # (the first may be a heading)
+    where = next((line for line in lines if "NaN" in line or "Inf" in line), lines[0]).strip()
+    try:
+        # The check itself reads variables only, so it works in the failed session.
+        bad = finite.bad_variables(session)
+    except Exception:  # noqa: BLE001  (the session may be gone; the loss is named all the same)
+        bad = []
+    found = "not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite"
+    try:
+        traced = nan_trace.trace(session, built.losses, built.gradients, checkpoints.newest(train_dir))
+    except Exception as trouble:  # noqa: BLE001  (the same; the loss is named all the same)
+        found += "; not traced to a layer ({})".format(type(trouble).__name__)
+    else:
+        if traced is None:
+            found += "; the next {} batches are finite, so that batch's images or boxes are suspect".format(
+                nan_trace.BATCHES
+            )
+        else:
+            found += "; first at {}: {}".format(traced.where, traced.cause)
+    return OdQatError(
+        "training stopped: a value is not finite",
+        where=where,
+        found=found,
+        fix="lower the learning rate, or set train_config.gradient_clipping_by_norm (10.0 is usual); "
+        "the newest checkpoint is from before",
+    )
+
+
+def _unreadable(error) -> OdQatError:
+    return DataError(
+        "cannot read an image of the training input",
+        where="train_input_reader",
+        found=error.message.splitlines()[0],
+        allowed="tf.Examples with JPEG or PNG images",
+        fix="make the records anew (`od-qat data` decodes each image once)",
+    )
+
+
+def input_ended(step: int, num_steps: int) -> OdQatError:
+    """What is said of a training whose records came to an end before num_steps."""
+    return OdQatError(
+        "the training input ended",
+        where="train_input_reader",
+        found="step {} of {}".format(step, num_steps),
+        fix="set its num_epochs to 0, which reads the records for ever",
+    )

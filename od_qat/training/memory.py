@@ -1,0 +1,19 @@
+"""How this process keeps the memory that a training step frees."""
+
+import ctypes
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what a step frees for the next one.
+
+    Activations are large enough for malloc to map and unmap each, and the page faults of that are a fifth of
+    a training step's processor time on a CPU.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # not glibc
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 256 * 2**20)
