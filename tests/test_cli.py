@@ -18,10 +18,7 @@ pytestmark = pytest.mark.tf1
 EXPORT_TFLITE = ["export-tflite", "--pipeline_config_path=a", "--trained_checkpoint_prefix=b"] + [
     "--output_directory=c"
 ]
-COMMANDS = (
-    ("demo", "doctor", "install-od-api", "data", "train", "eval", "export", "export-tflite")
-    + ("score", "nodes")
-)  # fmt: skip
+COMMANDS = "demo doctor install-od-api data train eval export export-tflite score nodes".split()
 
 
 def one_error(capsys):

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -23,10 +24,10 @@ from tests.conftest import REPOSITORY, Finished
 
 COPIED = ("od_qat", "requirements", "MANIFEST.in", "LICENSE", "README.md", "pyproject.toml")
 # What the environment with a TensorFlow, which users have, is to lack.
-LACKING = (
-    ("object_detection", "tf_object_detection_api", "nets", "datasets", "deployment", "preprocessing")
-    + ("lvis", "tf_keras", "contextlib2", "od_qat", "__editable__")
-)  # fmt: skip
+LACKING = tuple(
+    "object_detection tf_object_detection_api nets datasets deployment preprocessing lvis tf_keras "
+    "contextlib2 od_qat __editable__".split()
+)
 OD_API_FILES = {
     "object_detection/__init__.py": "",
     "object_detection/protos/pipeline_pb2.py": "",
@@ -79,19 +80,26 @@ class Environment(object):
             for name in os.listdir(os.path.join(folder, "lib"))
         ]
 
-    def run(self, *arguments, **environment):
-        """python ARGUMENTS -> Finished."""
+    def _process(self, arguments, environment):
         keep = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OD_API", "PYTHON")}
         keep.update(PIP_CONFIG_FILE=os.devnull, **environment)
-        done = subprocess.run(
+        return subprocess.Popen(
             [self.python] + list(arguments),
             cwd=self.elsewhere,
             env=keep,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            timeout=120,
         )
-        return Finished(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"))
+
+    def run(self, *arguments, **environment):
+        """python ARGUMENTS -> Finished."""
+        process = self._process(arguments, environment)
+        output, said = process.communicate(timeout=120)
+        return Finished(process.returncode, output.decode("utf-8"), said.decode("utf-8"))
+
+    def start(self, *arguments, **environment):
+        """od-qat ARGUMENTS, running."""
+        return self._process(("-m", "od_qat") + arguments, environment)
 
     def command(self, *arguments, **environment):
         """od-qat ARGUMENTS."""
@@ -371,11 +379,28 @@ class TestInstallOdApi(object):
         assert "a package of the same name is in the way: at " + environment.packages in line
         assert "object_detection" not in environment.listing()
 
-    def test_an_od_api_of_the_user_s_own_stays(self, environment):
-        done = environment.command("install-od-api", "--check", OD_API="/my/research")
+    def test_an_od_api_of_the_user_s_own_stays(self, environment, tmp_path):
+        done = environment.command("install-od-api", "--check", OD_API=str(tmp_path))
         assert done.status == 0
-        assert "Here already: an OD API of your own (/my/research)" in done.output
+        assert "Here already: an OD API of your own ({})".format(tmp_path) in done.output
         assert "tf-object-detection-api" not in done.output
+        line = one_line(environment.command("install-od-api", OD_API=str(tmp_path / "none")))
+        assert "no such folder: at {}".format(tmp_path / "none") in line
+
+    def test_sigterm_leaves_nothing_aside(self, environment):
+        environment.write("contextlib2.py", "")
+        with socket.socket() as silent:  # an index that takes connections and never answers
+            silent.bind(("127.0.0.1", 0))
+            silent.listen(1)
+            address = "http://127.0.0.1:{}/simple".format(silent.getsockname()[1])
+            process = environment.start("install-od-api", PIP_INDEX_URL=address)
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            process.terminate()
+            process.communicate(timeout=60)
+            connection.close()
+        assert process.returncode == 143
+        assert not_started(environment)
 
     @pytest.mark.tf1
     def test_without_a_tensorflow(self, run_python):
@@ -392,6 +417,14 @@ class TestInstallOdApi(object):
         says = "found TensorFlow 9.9.1.*pip install --no-deps 'tf-keras==9.9"
         with pytest.raises(errors.EnvironmentProblem, match=says):
             install.make_plan()
+
+    def test_without_pip(self, monkeypatch):
+        monkeypatch.setattr(packages, "is_importable", lambda module: module != "pip")
+        plan = install.Plan(packages.Installed("tensorflow", "2.21.0"), [], [], [], [], [])
+        with pytest.raises(
+            errors.EnvironmentProblem, match="no pip.*python -m ensurepip.*uv pip install pip"
+        ):
+            install.install(plan, print)
 
     def test_the_system_s_python_is_left_alone(self, monkeypatch, tmp_path):
         (tmp_path / "EXTERNALLY-MANAGED").write_text("")

@@ -19,8 +19,8 @@ Example:
 
 TensorFlow has to be there first. In a new environment `pip install '.[tf]'`, in od_qat's folder, installs
 both; where there is a TensorFlow, on a notebook service for example, `pip install .` leaves it alone. If you
-have a clone of models/research, set OD_API to it: the package is then left out. A second run does what is left
-to do. Next: od-qat doctor."""
+have a clone of models/research, set OD_API to it: the package is then left out. A second run does what is
+left to do. Next: od-qat doctor."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -75,8 +75,10 @@ def make_plan(replace: bool = False) -> Plan:
     tensorflow = _tensorflow()
     plan = Plan(tensorflow, [], [], packages.needed_and_missing(), [], [])
     for pin in _wanted(tensorflow.version):
-        if pin.name == _OD_API and os.environ.get(locate.PATH_VARIABLE):
-            plan.here.append("an OD API of your own ({})".format(os.environ[locate.PATH_VARIABLE]))
+        own = os.environ.get(locate.PATH_VARIABLE)
+        if pin.name == _OD_API and own:
+            locate.require_folder(own)
+            plan.here.append("an OD API of your own ({})".format(own))
             continue
         version = packages.installed_version(pin.name)
         is_here = packages.is_importable(pin.module)
