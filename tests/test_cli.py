@@ -411,6 +411,13 @@ class TestDoctor(object):
         assert check.status == "problem"
         assert "pip uninstall tensorflow tensorflow-cpu" in check.fix
 
+    def test_two_packages_of_one_version_are_noted(self, monkeypatch):
+        versions = {"tensorflow": "2.15.1", "tensorflow-cpu": "2.15.1"}
+        monkeypatch.setattr(packages, "installed_version", versions.get)
+        checks = {check.name: check for check in doctor.examine(quick=True)}
+        assert checks["TensorFlow"].status == "note" and "pip uninstall both" in checks["TensorFlow"].fix
+        assert "tf-keras" not in checks  # the version is known
+
     @pytest.mark.parametrize(
         "version, asked", [("1.15.5", False), ("2.15.1", False), ("2.16.0", True), ("2.21.0", True)]
     )

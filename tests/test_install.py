@@ -278,7 +278,6 @@ class TestTheWheel(object):
 
 
 class TestInstallOdApi(object):
-    @pytest.mark.tf1
     def test_brings_what_is_missing_and_replaces_nothing(self, environment, index):
         # A package of the same name as one of slim's, which is there.
         own = environment.write("datasets/__init__.py", "mine = True\n")

@@ -185,12 +185,18 @@ def _tensorflow() -> Check:
         found = ", ".join("{} {}".format(name, version) for name, version in installed)
         fix = "pip uninstall {}; then pip install the one that you want".format(" ".join(names))
         return Check("TensorFlow", PROBLEM, "several versions in one place: " + found, purpose, fix)
-    return Check("TensorFlow", OK, "{} ({})".format(versions[0], ", ".join(names)), purpose)
+    found = "{} ({})".format(versions[0], ", ".join(names))
+    if {"tensorflow", "tensorflow-cpu"} <= set(names):
+        # Of one version, they have the same files.
+        fix = "it works; to be rid of one, pip uninstall both, then pip install the one that you want"
+        return Check("TensorFlow", NOTE, "two packages in one place: " + found, purpose, fix)
+    return Check("TensorFlow", OK, found, purpose)
 
 
 def _minor_version(tensorflow: Check) -> Tuple[int, int]:
     """(major, minor) of what was found; without a TensorFlow, that of the newest."""
-    numbers = re.match(r"(\d+)\.(\d+)\.", tensorflow.found) if tensorflow.status == OK else None
+    has_one = tensorflow.status in (OK, NOTE)
+    numbers = re.search(r"(\d+)\.(\d+)\.", tensorflow.found) if has_one else None
     return (int(numbers.group(1)), int(numbers.group(2))) if numbers else (99, 0)
 
 
