@@ -122,7 +122,7 @@ test-zoo: setup ## what `make test` leaves out of the models of the zoo (half an
 	@OD_QAT_TESTS=zoo TESTS="tests/test_parity.py tests/test_coverage.py tests/test_samples.py" bash tests/run.sh
 
 test-all: setup setup-tf1 setup-tf215 generations ## everything, in parts; what has passed is not run again (PARTS; hours)
-	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator tensorflow-estimator==2.15.0
+	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator -r requirements/estimator.in
 	@.venv/bin/python -m tests.everything --generations="$(GENERATIONS)" $(PARTS)
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)
