@@ -54,7 +54,7 @@ KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
 .PHONY: help setup setup-tf1 setup-tf215 demo test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
-        export-tflite score nodes doctor patch unpatch test-zoo test-all generations lock clean
+        export-tflite score nodes doctor patch unpatch test-zoo test-all generations lock dist clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -122,7 +122,7 @@ test-zoo: setup ## what `make test` leaves out of the models of the zoo (half an
 	@OD_QAT_TESTS=zoo TESTS="tests/test_parity.py tests/test_coverage.py tests/test_samples.py" bash tests/run.sh
 
 test-all: setup setup-tf1 setup-tf215 generations ## everything, in parts; what has passed is not run again (PARTS; hours)
-	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator tensorflow-estimator==2.15.0
+	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator -r requirements/estimator.in
 	@.venv/bin/python -m tests.everything --generations="$(GENERATIONS)" $(PARTS)
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)
@@ -154,6 +154,9 @@ lint: setup ## ruff: errors, style and layout
 
 lock: ## resolve the requirements anew (PYTHON, once for each of 3.9 to 3.13)
 	@$(or $(PYTHON),python3) requirements/lock.py
+
+dist: setup ## od_qat's sdist and wheel, into dist/
+	@bash requirements/dist.sh .venv/bin/python
 
 clean: ## remove the environments and caches; what you trained stays
 	@rm -rf .venv .venv-tf1 .venv-tf215 .pytest_cache .ruff_cache .hypothesis build dist od_qat.egg-info

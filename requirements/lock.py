@@ -1,4 +1,4 @@
-"""Resolves base.in, dev.in and tensorflow.txt for the Python that runs this, into lock/py3X.txt.
+"""Resolves the lists of SOURCES for the Python that runs this, into lock/py3X.txt.
 
 Nothing is installed: pip resolves and reports. TensorFlow itself is left out of the file, since its package
 depends on the machine; what it needs is in. Run `make lock` for every Python at hand.
@@ -11,7 +11,15 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = ("base.in", "dev.in", "tensorflow.txt")
+# From here. (tf.in is not among them: tensorflow.txt has the version that the locks are for.)
+SOURCES = (
+    "base.in",
+    "../od_qat/od_api/requirements/needed.in",
+    "demo.in",
+    "protos.in",
+    "dev.in",
+    "tensorflow.txt",
+)
 
 
 def main() -> int:
@@ -33,7 +41,7 @@ def main() -> int:
     )
     pins = [pin for pin in pins if not pin.startswith("tensorflow")]
     path = os.path.join(HERE, "lock", "py{}{}.txt".format(*sys.version_info[:2]))
-    header = "# Written by requirements/lock.py from {}; do not edit.\n".format(", ".join(SOURCES))
+    header = "# Written by requirements/lock.py from the lists that it names; do not edit.\n"
     with open(path, "w", encoding="utf-8") as stream:
         stream.write(header + "\n".join(pins) + "\n")
     print("{}: {} packages".format(os.path.relpath(path), len(pins)))

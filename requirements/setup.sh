@@ -88,7 +88,8 @@ case "$KIND" in
 esac
 
 HASH="$(
-  { cat pyproject.toml requirements/setup.sh requirements/*.txt "requirements/lock/py${VERSION/./}.txt" 2>/dev/null || true
+  { cat pyproject.toml requirements/setup.sh requirements/*.txt od_qat/od_api/requirements/* \
+        "requirements/lock/py${VERSION/./}.txt" 2>/dev/null || true
     # An environment cannot be moved: its scripts name the folder it was made in.
     echo "$VERSION $TENSORFLOW own_od_api=${OD_API:+yes} $PWD"; } | cksum | tr ' ' '-'
 )"
@@ -125,33 +126,19 @@ step() {
 
 if [ "$KIND" = tf1 ]; then
   step "TensorFlow 1.15 and what it needs (200 MB)" install -r requirements/tf1.txt
-  # (The runtime asks for a numpy that TensorFlow 1.15 refuses, and works with 1.15's.)
-  step "lvis, the TFLite runtime" install --no-deps lvis==0.5.3 tflite-runtime==2.11.0
+  # (It asks for a numpy that TensorFlow 1.15 refuses, and works with 1.15's.)
+  step "the TFLite runtime" install --no-deps tflite-runtime==2.11.0
 elif [ "$KIND" = tf215 ]; then
   sed "s/^tensorflow-cpu/$TENSORFLOW/" requirements/tf215.txt > "$VENV/tf215.txt"
   step "TensorFlow 2.15 and what it needs (about 500 MB, some minutes)" install -r "$VENV/tf215.txt"
-  step "lvis" install --no-deps lvis==0.5.3
 else
   LOCK="requirements/lock/py${VERSION/./}.txt"
   sed "s/^tensorflow-cpu/$TENSORFLOW/" requirements/tensorflow.txt > "$VENV/tensorflow.txt"
   step "$TENSORFLOW and $(grep -c '==' "$LOCK") pinned packages (about 600 MB, some minutes)" \
     install -r "$LOCK" -r "$VENV/tensorflow.txt"
-  step "tf-keras and lvis" install --no-deps -r requirements/no_deps.txt
+  step "od_qat itself" install --no-deps --no-build-isolation -e .
 fi
-if [ -n "${OD_API:-}" ]; then
-  say "the OD API is your own: $OD_API"
-else
-  step "the Object Detection API" install --no-deps --no-build-isolation --require-hashes -r requirements/od_api.txt
-  "$VENV/bin/python" - <<'PY' || fail "the installed Object Detection API is incomplete; remove $VENV and try again"
-import os, sys, sysconfig
-
-site = sysconfig.get_paths()["purelib"]
-needed = ["object_detection/protos/pipeline_pb2.py", "object_detection/legacy/trainer.py"]
-needed += ["nets/mobilenet/mobilenet_v2.py", "deployment/model_deploy.py", "preprocessing/__init__.py"]
-missing = [path for path in needed if not os.path.exists(os.path.join(site, path))]
-sys.exit("missing: " + ", ".join(missing) if missing else 0)
-PY
-fi
-[ "$KIND" != main ] || step "od_qat itself" install --no-deps --no-build-isolation -e .
+# The way that users have, too. (--replace: this environment has the pinned versions.)
+PYTHONPATH="$PWD" "$VENV/bin/python" -m od_qat install-od-api --replace | sed 's/^/setup: /' || exit 1
 touch "$STAMP"
 if [ "$KIND" != main ]; then say "done"; else say "done; next: make demo, or make doctor"; fi

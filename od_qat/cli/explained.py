@@ -28,10 +28,8 @@ def _known_error(error: BaseException) -> Optional[str]:
     if isinstance(error, MemoryError):
         return "out of memory. Fix: lower train_config.batch_size or the input size, or close other programs"
     if isinstance(error, ModuleNotFoundError):
-        return (
-            "the package {} is not installed. Fix: make setup (od-qat doctor lists what is missing)".format(
-                (error.name or "?").split(".")[0]
-            )
+        return "the package {} is not installed. Fix: od-qat doctor says how to get what is missing".format(
+            (error.name or "?").split(".")[0]
         )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return "{}: at {}. Fix: correct the path or its permissions".format(

@@ -12,7 +12,7 @@ from od_qat.od_api import protos
 PATH_VARIABLE = "OD_API"
 
 WHICH_FOLDER = "pass --od_api=/path/to/models/research, or set {} to it".format(PATH_VARIABLE)
-_HOW_TO_GET_IT = "run `make setup`, or set {}=/path/to/models/research to use your own clone".format(
+_HOW_TO_GET_IT = "od-qat install-od-api, or set {}=/path/to/models/research to use your own clone".format(
     PATH_VARIABLE
 )
 

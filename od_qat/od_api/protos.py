@@ -12,6 +12,7 @@ import tempfile
 from typing import Dict, List
 
 from od_qat.errors import EnvironmentProblem
+from od_qat.od_api import packages
 
 FOLDER = "object_detection/protos"
 
@@ -78,9 +79,16 @@ def require_protoc(root: str) -> None:
             "the OD API's protos are not compiled, and grpcio-tools, which compiles them, is not installed",
             where=root,
             found="{} .proto files without *_pb2.py".format(len(missing(root))),
-            fix="pip install grpcio-tools, of a version that fits your protobuf; or run protoc yourself: "
-            "protoc {}/*.proto --python_out=. in this folder".format(FOLDER),
+            fix="{}; or run protoc yourself: protoc {}/*.proto --python_out=. in this folder".format(
+                how_to_get_protoc(), FOLDER
+            ),
         )
+
+
+def how_to_get_protoc() -> str:
+    """The command for a grpcio-tools that fits the protobuf that is here, which TensorFlow chose."""
+    version = packages.installed_version("protobuf")
+    return "pip install grpcio-tools{}".format(" protobuf=={}".format(version) if version else "")
 
 
 def is_available() -> bool:

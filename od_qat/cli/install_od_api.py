@@ -1,0 +1,71 @@
+"""`od-qat install-od-api`: the OD API, into the environment that runs it."""
+
+import argparse
+import signal
+from typing import Any
+
+from od_qat.cli import flags
+
+NAME = "install-od-api"
+HELP = "bring the OD API into this environment"
+DESCRIPTION = """\
+Brings the OD API into the environment that od-qat runs in. The packages tf-object-detection-api and lvis, and
+the tf-keras of your TensorFlow, come by hash and without the dependencies that they name; what they really
+import is added. Nothing that is installed is replaced: neither TensorFlow nor any other package.
+
+Example:
+
+  od-qat install-od-api
+
+TensorFlow has to be there first. In a new environment `pip install '.[tf]'`, in od_qat's folder, installs
+both; where there is a TensorFlow, on a notebook service for example, `pip install .` leaves it alone. If you
+have a clone of models/research, set OD_API to it: the package is then left out. A second run does what is
+left to do. Next: od-qat doctor."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its flags."""
+    flags.switch(parser, "--check", "say what would be done, and do nothing")
+    flags.switch(
+        parser,
+        "--replace",
+        "replace other versions than the pinned ones, of tf-object-detection-api, lvis and tf-keras only",
+    )
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    # So that what lies aside is removed, as Ctrl-C has it.
+    former = signal.signal(signal.SIGTERM, _end)
+    try:
+        _carry_out(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    return 0
+
+
+def _carry_out(arguments: argparse.Namespace) -> None:
+    from od_qat.od_api import install
+
+    plan = install.make_plan(arguments.replace)
+    _say("TensorFlow {0.version} ({0.name}) is here and stays as it is".format(plan.tensorflow))
+    if plan.here:
+        _say("Here already: {}".format(", ".join(plan.here)))
+    for note in plan.notes:
+        _say(note)
+    wanted = plan.needed + plan.pins
+    if not wanted:
+        _say("Nothing to do. Next: od-qat doctor")
+    elif arguments.check:
+        _say("Would install: {}".format(", ".join(pin.line.split(" --hash")[0] for pin in wanted)))
+    else:
+        folder = install.install(plan, _say)
+        _say("Done: {} packages into {}. Next: od-qat doctor".format(len(wanted), folder))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _end(unused_number: int, unused_frame: Any) -> None:
+    raise SystemExit(143)
