@@ -284,6 +284,11 @@ def test_commands_and_flags_in_the_text_exist(page):
             assert words[0].partition("=")[0] in every_flag, span
 
 
+def test_every_command_is_on_a_page():
+    text = "".join(map(read, PAGES))
+    assert [name for name in parsers() if "od-qat " + name not in text] == []
+
+
 def test_the_python_that_is_shown_runs():
     import tf_slim as slim
 

@@ -20,7 +20,7 @@ from od_qat.errors import OdQatError
 from od_qat.od_api import locate, old_protos, patching, protos
 
 NAME = "doctor"
-HELP = "what is installed and what is missing"
+HELP = "list what is installed and what is missing"
 DESCRIPTION = """\
 Lists what is installed, what is missing and how to get it. Exit status 1 if something needed is missing.
 Of an OD API tree it says which generation it is, what differs from upstream, whether it is patched and what
