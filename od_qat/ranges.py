@@ -125,7 +125,7 @@ def judge(found: Range, reference: Optional[float] = None, trained: bool = True)
 
 
 def at_start(found: Range) -> bool:
-    """Whether a range has its initial value. A trained ReLU6 may have [0, 6] too, so the updates are counted."""
+    """Whether a range has its initial value. A trained ReLU6 may have [0, 6] too: the updates tell."""
     untouched = np.all(found.high == _START_MAX) and any(np.all(found.low == low) for low in _START_MINS)
     if found.updates is not None:
         return found.updates == 0 and untouched

@@ -159,7 +159,7 @@ class _Tracer(object):
         return None, frozenset(known)
 
     def _are_finite(self, tensors) -> List[Optional[bool]]:
-        """Whether each tensor is finite for the batch; None if it has no value, in a branch that is not taken."""
+        """Whether each tensor is finite for the batch; None for one in a branch that is not taken."""
         self._largest = 1
         try:
             return [_all_finite(value) for value in self._run(tensors)]
