@@ -81,6 +81,13 @@ TINY = list(
 # What is run.
 
 
+def need_od_api():
+    try:
+        from od_qat import plugin  # noqa: F401
+    except Exception as error:  # noqa: BLE001
+        pytest.skip("the OD API cannot be imported: {}".format(error))
+
+
 def write_photos(folder, count=8, size=64):
     """A PASCAL VOC folder of two classes."""
     for name in ("JPEGImages", "Annotations", os.path.join("ImageSets", "Main")):
@@ -157,10 +164,7 @@ def run(words):
 def ran(tmp_path_factory):
     """The folder where all have been run, and command -> (exit status, output)."""
     pytest.importorskip("ai_edge_litert", reason="the interpreter is not installed")
-    try:
-        from od_qat import plugin  # noqa: F401
-    except Exception as error:  # noqa: BLE001
-        pytest.skip("the OD API cannot be imported: {}".format(error))
+    need_od_api()
     from od_qat.od_api import patching
     from tests.generations import road
 
@@ -289,17 +293,24 @@ def test_every_command_is_on_a_page():
     assert [name for name in parsers() if "od-qat " + name not in text] == []
 
 
-def test_the_python_that_is_shown_runs():
+PYTHON = [block.text for block in blocks("docs/python.md") if block.kind == "python"]
+
+
+def test_the_trainer_that_is_shown_is_od_qats():
+    need_od_api()
+    names = {}
+    exec(PYTHON[0], names)
+    assert names["trainer"].train.__module__.startswith("od_qat.")
+
+
+def test_the_rewriting_that_is_shown_runs():
     import tf_slim as slim
 
-    shown = [block.text for block in blocks("docs/python.md") if block.kind == "python"]
-    of_trainer, rewriting, rules = shown
     names = {}
-    for source in (rewriting, rules):
+    for source in PYTHON[1:]:
         with tf.Graph().as_default():
             net = slim.conv2d(tf.placeholder(tf.float32, [1, 8, 8, 3]), 4, 3, scope="Conv")
             slim.conv2d(net, 4, 1, scope="BoxPredictor_0/ClassPredictor")
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(source, names)
     assert list(names["report"].stays_float) == ["BoxPredictor_0/ClassPredictor/Conv2D"]
-    compile(of_trainer, "docs/python.md", "exec")
