@@ -1,4 +1,4 @@
-"""od_qat on this TensorFlow against tf.contrib.quantize on TensorFlow 1.15: the README's table.
+"""od_qat on this TensorFlow against tf.contrib.quantize on TensorFlow 1.15, for docs/benchmarks.md.
 
     make setup setup-tf1
     .venv/bin/python benchmarks/against_contrib.py [--tf1_python .venv-tf1/bin/python] [--rounds 3]

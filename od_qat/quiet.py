@@ -1,4 +1,4 @@
-"""Keeping libraries off the terminal whose errors reach the caller anyway."""
+"""Keeps libraries from writing to the terminal if their errors reach the caller anyway."""
 
 import contextlib
 import logging
@@ -10,11 +10,11 @@ from typing import Iterator
 
 @contextlib.contextmanager
 def native_stderr_silenced() -> Iterator[None]:
-    """Sends file descriptor 2 to nowhere, for libraries that log to it whatever their log level is.
+    """Discards what is written to file descriptor 2, for libraries that log there at any log level.
 
-    TensorFlow does while it loads ("All log messages before absl::InitializeLog() ..."), its converter while
-    it runs, LiteRT when it makes a delegate. Errors still reach the caller, as Python exceptions. With
-    OD_QAT_DEBUG set, nothing is silenced.
+    TensorFlow does so while it loads ("All log messages before absl::InitializeLog() ..."), its converter
+    while it runs, and LiteRT when it makes a delegate. Errors still reach the caller, as Python exceptions.
+    With OD_QAT_DEBUG set, nothing is silenced.
     """
     saved = None
     if not os.environ.get("OD_QAT_DEBUG"):
@@ -36,9 +36,9 @@ def native_stderr_silenced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def event_writer_silenced() -> Iterator[None]:
-    """Keeps quiet what TensorFlow's thread that writes events does when the disk is full.
+    """Discards what TensorFlow's thread that writes events prints if the disk is full.
 
-    It logs, it ends in a traceback, and the next call of the writer raises the same error. With OD_QAT_DEBUG
+    It logs and ends in a traceback, and the next call of the writer raises the same error. With OD_QAT_DEBUG
     set, nothing is silenced.
     """
     if os.environ.get("OD_QAT_DEBUG"):

@@ -1,14 +1,13 @@
-"""Quality gates on quantization ranges: named when they never moved, collapsed, exploded or are not finite.
+"""Judges quantization ranges: which ones never moved, collapsed, exploded or are not finite.
 
-A range that is wrong trains on without a word: the loss falls, and the int8 model is a lottery. The checks
-are on the values alone, so they serve a training session (training/range_gates.py) and a checkpoint that is
-to be exported.
+A training does not notice a wrong range: the loss falls, and the int8 model is useless. These checks look at
+values only, so they serve a training session (training/range_gates.py) and the checkpoint of an export.
 
-The range of an activation is an average over thousands of steps, and shows late what happens to its layer. In
-training the mean range since the look before is judged beside it. Nothing more is computed for that: the
-helper variables of the average tell. `biased` starts at 0 and takes `biased * d + value * (1 - d)` in each
-step, so that n steps after it was b the mean of their values, the later ones weighing more, is
-(biased - b * d ** n) / (1 - d ** n).
+The range of an activation is an average over thousands of steps, so it shows late what happens to its layer.
+In training, the mean range since the last look is judged too. It follows from the helper variables of the
+average, so nothing more has to be computed. `biased` starts at 0, and each step sets it to `biased * d +
+value * (1 - d)`. If it was b, then n steps later the mean of their values, with more weight on the later
+ones, is (biased - b * d ** n) / (1 - d ** n).
 """
 
 import sys
@@ -26,22 +25,22 @@ EXPLODED = "exploded"
 INCONSISTENT = "inconsistent"
 NOT_FINITE = "not finite"
 
-# Where the rewriter's range variables start (and tf.contrib.quantize's): [-6, 6], or [0, 6] behind a ReLU.
+# Initial values of range variables, here and in tf.contrib.quantize: [-6, 6], or [0, 6] behind a ReLU.
 _START_MAX = 6.0
 _START_MINS = (-6.0, 0.0)
-# A range is updated in every step, the first one included; ten leave room for a worker that starts late.
+# A range is updated in every step, from the first on. Ten steps leave room for a worker that starts late.
 STEPS_TO_MOVE = 10
-# 255 steps of less than 4e-9: what a layer without a living weight or activation gives. (Weights behind a
-# gamma of 0 are scaled by the folding's smallest scale, 1e-6, and are below it as well.)
+# That is 255 steps of less than 4e-9, the range of a layer that is dead. (Weights behind a gamma of 0 are
+# below it too: folding scales them by its smallest scale, 1e-6.)
 _NO_WIDTH = 1e-6
-# Three orders of magnitude below its own reference no layer carries anything on: the batch norms and biases
-# behind it were trained for the reference.
+# A layer whose range is a thousandth of its reference passes nothing on: the batch norms and biases behind it
+# were trained for the reference.
 _SHRINKAGE = 1e-3
-# Folding scales weights by 1 / sqrt(variance + 0.001), which alone may make their range grow 32 times; ...
+# Folding scales weights by 1 / sqrt(variance + 0.001). This alone can make their range grow 32 times.
 _GROWTH = 100.0
-# ... and a narrow range that widens is a layer that wakes up. Healthy layers are up to some tens wide.
+# A narrow range that widens is no trouble. Healthy layers have widths up to some tens.
 _NOT_WIDE = 10.0
-# One of 255 steps is then 39, wider than the whole range of a healthy layer.
+# One of 255 steps is then 39, which is wider than the whole range of a healthy layer.
 _TOO_WIDE = 1e4
 
 _NAMES_SHOWN = 3
@@ -71,19 +70,20 @@ ADVICE = {
 
 
 class Average(NamedTuple):
-    """What the helper variables of one end of a range hold."""
+    """The helper variables of one end of a range."""
 
     biased: float
     steps: float
 
 
 class Range(NamedTuple):
-    """One fake quant's range; vectors when per channel.
+    """The range of one fake quant; its values are vectors if it is per channel.
 
     Attributes:
       low, high: its ends.
-      updates: counts them, None where it is not kept.
-      averages: of low and of high, None where an end is not averaged (a minimum behind a ReLU, weights).
+      updates: number of updates; None if it is not kept.
+      averages: of low and of high; None for an end that is not averaged (of weights, and the minimum behind a
+        ReLU).
     """
 
     low: np.ndarray
@@ -92,21 +92,21 @@ class Range(NamedTuple):
     averages: Tuple[Optional[Average], Optional[Average]] = (None, None)
 
     def width(self) -> float:
-        """Of the widest channel."""
+        """The width of the widest channel."""
         return float(np.max(self.high - self.low))
 
     def text(self) -> str:
-        """`[0, 5.3]`, for a message."""
+        """The range for a message: `[0, 5.3]`."""
         return "[{:.4g}, {:.4g}]".format(float(np.min(self.low)), float(np.max(self.high)))
 
 
 def judge(found: Range, reference: Optional[float] = None, trained: bool = True) -> str:
-    """What is wrong with a range, or 'ok'.
+    """Says what is wrong with a range, or 'ok'.
 
     Args:
       found: the range.
-      reference: how wide it was after warm-up; None when that is not known.
-      trained: whether its update must have run by now.
+      reference: its width after warm-up; None if that is not known.
+      trained: whether it must have been updated by now.
     """
     if not (np.all(np.isfinite(found.low)) and np.all(np.isfinite(found.high))):
         return NOT_FINITE
@@ -125,7 +125,7 @@ def judge(found: Range, reference: Optional[float] = None, trained: bool = True)
 
 
 def at_start(found: Range) -> bool:
-    """Whether a range has its first value. [0, 6] is also what many a ReLU6 ends with: the count tells."""
+    """Whether a range has its initial value. A trained ReLU6 may have [0, 6] too: the updates tell."""
     untouched = np.all(found.high == _START_MAX) and any(np.all(found.low == low) for low in _START_MINS)
     if found.updates is not None:
         return found.updates == 0 and untouched
@@ -133,13 +133,13 @@ def at_start(found: Range) -> bool:
 
 
 def group(values: Dict[str, np.ndarray]) -> Dict[str, Range]:
-    """Variables by name -> ranges by the name of their fake quant, `<layer>/act_quant`, in the same order."""
+    """Turns variables by name into ranges by the name of their fake quant, `<layer>/act_quant`."""
     helpers: Dict[str, Dict[str, float]] = {}
     for name, value in values.items():
         base, _, helper = name.rpartition("/")
         if helper in ("biased", "local_step"):
             base, _, bound = base.rpartition("/")
-            # The helper variables repeat the scope: `a/act_quant/a/act_quant/max/local_step`.
+            # The names of helper variables repeat the scope: `a/act_quant/a/act_quant/max/local_step`.
             half = base[: len(base) // 2]
             base = half if base == half + "/" + half else base
             helpers.setdefault(base, {})["{}/{}".format(bound, helper)] = float(np.max(value))
@@ -167,11 +167,11 @@ def between(then: Range, now: Range, decay: float) -> Optional[Range]:
     """The mean range of the batches between two looks.
 
     Args:
-      then, now: the range at both.
+      then, now: the range at each look.
       decay: of its moving average.
 
-    Returns:
-      Range; None where nothing is averaged, fewer than ten steps lie between, or rounding hides the answer.
+    Returns: Range; None if nothing is averaged, if fewer than ten steps lie between, or if rounding hides the
+      answer.
     """
     high = _mean_between(then.averages[1], now.averages[1], decay)
     if high is None:
@@ -181,7 +181,7 @@ def between(then: Range, now: Range, decay: float) -> Optional[Range]:
         low = _mean_between(then.averages[0], now.averages[0], decay)
         if low is None:
             return None
-    # (Rounding can leave an end on the wrong side of 0.)
+    # (Rounding can put an end on the wrong side of 0.)
     return Range(np.minimum(low, 0.0), np.maximum(high, 0.0), now.averages[1].steps - then.averages[1].steps)
 
 
@@ -192,8 +192,8 @@ def _mean_between(then: Optional[Average], now: Optional[Average], decay: float)
     if steps < STEPS_TO_MOVE:
         return None
     left = decay**steps
-    # Each update rounds `biased` to float32, and all errors of the last 1 / (1 - decay) steps are in it. They
-    # must stay small beside what is called collapsed.
+    # Each update rounds `biased` to float32, and the errors of the last 1 / (1 - decay) steps add up. Their
+    # sum must stay small compared with a range that is called collapsed.
     rounding = min(steps, 1.0 / (1.0 - decay)) * 2.0**-24
     if rounding > (1.0 - left) * _SHRINKAGE / 4:
         return None
@@ -201,10 +201,10 @@ def _mean_between(then: Optional[Average], now: Optional[Average], decay: float)
 
 
 def messages(verdicts: Iterable[Tuple[str, str, Range]]) -> Dict[str, str]:
-    """One line for each kind of trouble, with the first few names and a count.
+    """Makes one line for each kind of trouble, with the first few names and a count.
 
     Args:
-      verdicts: name, verdict and range of each.
+      verdicts: name, verdict and range of each fake quant.
 
     Returns:
       kind -> line.
@@ -229,14 +229,14 @@ def messages(verdicts: Iterable[Tuple[str, str, Range]]) -> Dict[str, str]:
 
 
 def warn_of_checkpoint(prefix: str, quant_names: Iterable[str]) -> List[str]:
-    """Warns of ranges in a checkpoint that quantise to nonsense; for an export, which takes what was trained.
+    """Warns of ranges in a checkpoint that would quantise to nonsense, before an export uses them.
 
     Args:
       prefix: checkpoint prefix.
-      quant_names: the graph's range variables.
+      quant_names: names of the graph's range variables.
 
     Returns:
-      the lines, printed already.
+      the lines that were printed.
     """
     wanted = frozenset(quant_names)
     reader = tf.train.NewCheckpointReader(prefix)
@@ -256,7 +256,7 @@ def warn_of_checkpoint(prefix: str, quant_names: Iterable[str]) -> List[str]:
 
 
 def not_finite(names: List[str], ranges: Dict[str, Range], where: Optional[str] = None) -> OdQatError:
-    """The error for ranges that are not finite; `where` is a file, if they are of one."""
+    """Makes the error for ranges that are not finite; `where` is their file, if they are in one."""
     return OdQatError(
         "a quantization range is not finite",
         where=where or names[0],

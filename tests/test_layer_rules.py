@@ -733,10 +733,10 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _examples():
-    """The README's block, and the one that stands commented out in the config."""
-    with open(os.path.join(REPOSITORY, "README.md"), encoding="utf-8") as stream:
-        readme = stream.read()
-    block = next(part for part in readme.split("```") if "[od_qat.layers] {" in part)
+    """The block in docs/config.md, and the one that stands commented out in the config."""
+    with open(os.path.join(REPOSITORY, "docs", "config.md"), encoding="utf-8") as stream:
+        page = stream.read()
+    block = next(part for part in page.split("```") if "[od_qat.layers] {" in part)
     with open(os.path.join(REPOSITORY, "configs", "ssd_mobilenet_v2_qat.config"), encoding="utf-8") as stream:
         config = stream.read()
     commented = config[config.index("  # [od_qat.layers] {") :]
@@ -744,7 +744,7 @@ def _examples():
     return block, "graph_rewriter {{ quantization {{ delay: 0 }}\n{}\n}}".format("\n".join(lines))
 
 
-def test_the_examples_in_readme_and_config_are_true(config_file):
+def test_the_examples_in_docs_and_config_are_true(config_file):
     """They parse, and on the detector that the config describes they do what is said."""
     try:
         from od_qat import plugin  # noqa: F401
@@ -771,11 +771,11 @@ def test_the_examples_in_readme_and_config_are_true(config_file):
     assert shapes[backbone.format("expanded_conv_15/depthwise")] == 1
 
 
-def test_the_readme_names_every_field():
+def test_the_config_reference_names_every_field():
     from od_qat.od_api import layers_proto
 
-    with open(os.path.join(REPOSITORY, "README.md"), encoding="utf-8") as stream:
-        section = stream.read().split("## Layer by layer")[1].split("\n## ")[0]
+    with open(os.path.join(REPOSITORY, "docs", "config.md"), encoding="utf-8") as stream:
+        section = stream.read().split("## Settings for single layers")[1].split("\n## ")[0]
     for name in set(layers_proto.OPTIONS) | {name for name, _ in layers_proto._RULE_FIELDS}:
         assert "`{}`".format(name) in section
 

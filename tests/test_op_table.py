@@ -1,4 +1,4 @@
-"""Each op that README's table has between layers: nothing there is float, the .tflite computes the same."""
+"""Each op of docs/supported_ops.md between layers: nothing stays float, and the .tflite computes the same."""
 
 import os
 

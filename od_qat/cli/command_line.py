@@ -37,16 +37,17 @@ _INTERRUPTED = 130
 _DESCRIPTION = """\
 Quantization-aware training (QAT) for detectors of the TensorFlow Object Detection API.
 
-The road, from nothing to an int8 .tflite:
+The steps from photographs to an int8 .tflite:
 
-  od-qat doctor          is everything installed?
-  od-qat data ...        images and boxes -> records and a label map
-  od-qat train ...       a float training, then a QAT one that starts from its checkpoint
-  od-qat eval ...        COCO metrics of a checkpoint, and a frozen eval graph
-  od-qat export-tflite   checkpoint -> detect.tflite
-  od-qat score ...       COCO metrics, size and latency of the .tflite itself
+  od-qat doctor          lists what is installed and what is missing
+  od-qat data ...        converts images and boxes to records and a label map
+  od-qat train ...       trains in float or, if the config has a graph_rewriter block, with QAT
+  od-qat eval ...        prints COCO metrics of a checkpoint and freezes it
+  od-qat export-tflite   converts a checkpoint to detect.tflite and checks it
+  od-qat score ...       prints COCO metrics, size and latency of the .tflite itself
 
-`od-qat demo` goes all of it on a built-in data set. `od-qat COMMAND --help` has an example of each."""
+`od-qat demo` runs all steps on a built-in data set. `od-qat COMMAND --help` has an example of each
+command. docs/guide.md explains them in order."""
 
 
 # In the order of `od-qat --help`. A module has NAME, HELP (a line), DESCRIPTION, add_arguments(parser) and
@@ -69,7 +70,7 @@ _COMMANDS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands; parsed arguments carry their handler as `handler`."""
+    """Returns the parser of all subcommands. What it parses has the command's function as `handler`."""
     parser = flags.Parser(prog="od-qat", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version="od-qat " + od_qat.__version__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _split_program(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """`run MODULE -- --flag=a-b` -> what is for od-qat, and what is for the program and stays as it is."""
+    """Splits `run MODULE -- --flag=a-b` into od-qat's own words and the program's, which stay as they are."""
     argv = list(argv)
     words = [position for position, argument in enumerate(argv) if not argument.startswith("-")]
     if not words or argv[words[0]] != "run" or len(words) < 2:
@@ -108,10 +109,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line.
 
     Args:
-      argv: arguments; default is the process's own.
+      argv: the arguments; by default those of the process.
 
     Returns:
-      the exit status. argparse's own SystemExit (help, usage errors) is turned into one, too.
+      the exit status, also where argparse raises SystemExit (help, usage errors).
     """
     argv, program_arguments = _split_program(sys.argv[1:] if argv is None else argv)
     try:

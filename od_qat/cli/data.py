@@ -1,13 +1,13 @@
-"""`od-qat data`: images and boxes -> records and label map."""
+"""`od-qat data`: converts images and boxes to records and a label map."""
 
 import argparse
 
 from od_qat.cli import flags
 
 NAME = "data"
-HELP = "images and boxes -> records and label map"
+HELP = "convert images and boxes to records and a label map"
 DESCRIPTION = """\
-Makes train.record, val.record, label_map.pbtxt and dataset.json.
+Converts images and boxes to train.record, val.record, label_map.pbtxt and dataset.json.
 
 Example:
 
@@ -16,7 +16,7 @@ Example:
 Next: od-qat train, with these files in the config's input readers."""
 
 _DATA_BUILTIN = """\
-Makes a small data set: handwritten digits on photographs, from installed packages, in seconds.
+Makes a small data set, handwritten digits on photographs, in seconds. It downloads nothing.
 
 Example:
 
@@ -34,8 +34,8 @@ Example:
 Next: od-qat train, with these files in the config's input readers."""
 
 _DATA_COCO = """\
-Converts COCO annotations. The categories keep their ids: COCO's 80 have ids up to 90, and so have published
-detectors, whose configs say num_classes: 90.
+Converts COCO annotations. The categories keep their ids. COCO's 80 categories have ids up to 90, and configs
+of published detectors say num_classes: 90.
 
 Example:
 
@@ -46,37 +46,53 @@ Next: od-qat train, with these files in the config's input readers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     kinds = parser.add_subparsers(dest="kind", metavar="{builtin,voc,coco}")
     kinds.required = True  # as a parameter only from Python 3.7.1 on
-    builtin = flags.subparser(
-        kinds, "builtin", "digits on photographs, made here, no download", _DATA_BUILTIN
-    )
-    builtin.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other pictures")
+    builtin = flags.subparser(kinds, "builtin", "make digits on photographs", _DATA_BUILTIN)
+    builtin.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the pictures (default 0)")
     builtin.add_argument("--train_images", type=flags.positive, metavar="N", help="number of training images")
     builtin.add_argument("--val_images", type=flags.positive, metavar="N", help="number of validation images")
-    voc = flags.subparser(kinds, "voc", "a folder in PASCAL VOC layout", _DATA_VOC)
-    voc.add_argument("folder", metavar="FOLDER", help="has JPEGImages, Annotations and ImageSets/Main")
-    voc.add_argument("--train_list", default="train", metavar="NAME", help="of ImageSets/Main (train)")
-    voc.add_argument("--val_list", default="val", metavar="NAME", help="of ImageSets/Main (val)")
-    voc.add_argument("--label_map", metavar="FILE", help="use these classes and ids")
-    coco = flags.subparser(kinds, "coco", "COCO annotations and their images", _DATA_COCO)
-    for name in ("train_images", "train_annotations", "val_images", "val_annotations"):
-        metavar = "FOLDER" if name.endswith("images") else "FILE"
-        coco.add_argument("--" + name, required=True, metavar=metavar)
+    voc = flags.subparser(kinds, "voc", "convert a folder in PASCAL VOC layout", _DATA_VOC)
+    voc.add_argument(
+        "folder", metavar="FOLDER", help="the folder with JPEGImages, Annotations and ImageSets/Main"
+    )
+    voc.add_argument(
+        "--train_list",
+        default="train",
+        metavar="NAME",
+        help="the list in ImageSets/Main to train on (default train)",
+    )
+    voc.add_argument(
+        "--val_list",
+        default="val",
+        metavar="NAME",
+        help="the list in ImageSets/Main to validate on (default val)",
+    )
+    voc.add_argument("--label_map", metavar="FILE", help="take the classes and ids from this label map")
+    coco = flags.subparser(kinds, "coco", "convert COCO annotations and their images", _DATA_COCO)
+    for part, purpose in (("train", "to train on"), ("val", "to validate on")):
+        coco.add_argument(
+            "--{}_images".format(part), required=True, metavar="FOLDER", help="images " + purpose
+        )
+        coco.add_argument(
+            "--{}_annotations".format(part), required=True, metavar="FILE", help="their annotations, as JSON"
+        )
     flags.switch(
-        coco, "--include_crowd", "train on the boxes around crowds too; validation has them in any case"
+        coco, "--include_crowd", "train on boxes around crowds too; the validation records always have them"
     )
     flags.switch(
         coco,
         "--renumber_categories",
-        "number the categories from 1 without gaps; otherwise they keep their ids, as published COCO "
+        "number the categories from 1 without gaps. Without this flag they keep their ids, as published COCO "
         "detectors have them, and num_classes is the highest id",
     )
     for kind in (voc, coco):
         flags.add_skip_invalid(kind)
     for kind in (builtin, voc, coco):
-        kind.add_argument("--output_dir", required=True, metavar="DIR", help="records and label map go here")
+        kind.add_argument(
+            "--output_dir", required=True, metavar="DIR", help="folder for the records and the label map"
+        )
 
 
 def handle(arguments: argparse.Namespace) -> int:

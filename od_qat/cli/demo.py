@@ -1,7 +1,7 @@
-"""The whole road once: data, training, QAT, evaluation, export, scoring, one table and a few pictures.
+"""`od-qat demo`: runs all steps once, from the data to a table of scores and a few pictures.
 
-Every step is one that a user can take alone (`od-qat data|train|eval|export|export-tflite|score`); this puts
-them in a row, fits the demo's configs to the data at hand and skips what a former run has finished.
+A user can take every step alone (`od-qat data|train|eval|export|export-tflite|score`). The demo runs them one
+after the other, fits its configs to the data, and skips what an earlier run has finished.
 """
 
 import argparse
@@ -18,17 +18,17 @@ from od_qat.errors import ConfigError, DataError
 from od_qat.files import write_atomically, write_json
 
 NAME = "demo"
-HELP = "the whole road on a small data set"
+HELP = "run all steps on a small data set"
 DESCRIPTION = """\
-The whole road on a small data set: float training, QAT, evaluation, .tflite, scores, pictures. From the same
-float checkpoint the float model is trained on for as long as QAT, so that the table compares equal training.
+Runs all steps on a small data set: float training, QAT, evaluation, export, scores, pictures. From the float
+checkpoint it also trains in float for as many steps as QAT takes, so that the table compares equal training.
 
 Example:
 
   od-qat demo --work_dir=demo_out
   od-qat demo --data=voc:VOCdevkit/VOC2012 --work_dir=voc_out
 
-A second run goes on from what the first has finished. Next: the same steps with your own config."""
+A second run continues where the first stopped. Next: the same steps with your own config."""
 
 CONFIG_FOLDER = os.path.join(os.path.dirname(od_qat.__file__), "configs")
 
@@ -67,22 +67,28 @@ FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     parser.add_argument(
         "--data", default="builtin", metavar="DATA", help="builtin (the default), voc:FOLDER or coco:FOLDER"
     )
-    parser.add_argument("--work_dir", default="demo_out", metavar="DIR", help="default: demo_out")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--train_list", default="train", metavar="NAME", help="for voc: list to train on")
-    parser.add_argument("--val_list", default="val", metavar="NAME", help="for voc: list to score on")
     parser.add_argument(
-        "--float_steps", type=flags.positive, metavar="N", help="length of the float training"
+        "--work_dir", default="demo_out", metavar="DIR", help="folder for everything (default demo_out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of data and trainings")
+    parser.add_argument("--train_list", default="train", metavar="NAME", help="the VOC list to train on")
+    parser.add_argument("--val_list", default="val", metavar="NAME", help="the VOC list to score on")
+    parser.add_argument("--float_steps", type=flags.positive, metavar="N", help="steps of the float training")
+    parser.add_argument(
+        "--qat_steps",
+        type=flags.positive,
+        metavar="N",
+        help="steps of QAT and of the float training beside it",
     )
     parser.add_argument(
-        "--qat_steps", type=flags.positive, metavar="N", help="length of QAT, and of the training beside it"
-    )
-    parser.add_argument(
-        "--processes", type=flags.positive, metavar="N", help="for scoring; default: one a core"
+        "--processes",
+        type=flags.positive,
+        metavar="N",
+        help="processes for scoring (default: one for each core)",
     )
     flags.add_skip_invalid(parser)
 

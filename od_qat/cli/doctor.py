@@ -21,7 +21,7 @@ from od_qat.od_api import locate, old_protos, packages, patching, protos
 from od_qat.od_api.packages import installed_version, is_importable
 
 NAME = "doctor"
-HELP = "what is installed and what is missing"
+HELP = "list what is installed and what is missing"
 DESCRIPTION = """\
 Lists what is installed, what is missing and how to get it. Exit status 1 if something needed is missing.
 Most of it comes by `od-qat install-od-api`, and in a clone of od_qat all of it by `make setup`.

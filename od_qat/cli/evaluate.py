@@ -1,4 +1,4 @@
-"""`od-qat eval`: metrics of checkpoints, and a frozen eval graph."""
+"""`od-qat eval`: scores checkpoints and freezes them."""
 
 import argparse
 from typing import Any, Dict
@@ -6,29 +6,30 @@ from typing import Any, Dict
 from od_qat.cli import flags
 
 NAME = "eval"
-HELP = "metrics of checkpoints, and a frozen eval graph"
+HELP = "score checkpoints and freeze them"
 DESCRIPTION = """\
-Evaluates a training's checkpoints and freezes each as frozen_eval_graph.pb.
+Evaluates the checkpoints of a training: prints COCO metrics and freezes the model as frozen_eval_graph.pb.
 
 Example:
 
   od-qat eval --pipeline_config_path=out/qat/pipeline.config --checkpoint_dir=out/qat \\
       --eval_dir=out/eval --run_once
 
-Without --run_once it waits for further checkpoints, beside a training. Next: od-qat export-tflite."""
+Without --run_once it waits for the next checkpoint, so that it can run beside the training.
+Next: od-qat export-tflite."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     flags.add_config(parser)
     parser.add_argument(
         "--checkpoint_dir", required=True, metavar="DIR", help="the --train_dir of the training"
     )
     parser.add_argument(
-        "--eval_dir", required=True, metavar="DIR", help="metrics and the frozen graph go here"
+        "--eval_dir", required=True, metavar="DIR", help="folder for metrics and the frozen graph"
     )
-    flags.switch(parser, "--run_once", "evaluate the newest checkpoint, then end")
-    flags.switch(parser, "--eval_training_data", "evaluate on the training records")
+    flags.switch(parser, "--run_once", "evaluate the newest checkpoint and end")
+    flags.switch(parser, "--eval_training_data", "evaluate on the training records instead")
 
 
 def handle(arguments: argparse.Namespace) -> int:

@@ -1,13 +1,13 @@
-"""`od-qat export`: checkpoint -> frozen_inference_graph.pb."""
+"""`od-qat export`: converts a checkpoint to frozen_inference_graph.pb."""
 
 import argparse
 
 from od_qat.cli import flags
 
 NAME = "export"
-HELP = "checkpoint -> frozen_inference_graph.pb"
+HELP = "convert a checkpoint to frozen_inference_graph.pb"
 DESCRIPTION = """\
-Writes frozen_inference_graph.pb, with fake quants when the config has a graph_rewriter block.
+Converts a checkpoint to frozen_inference_graph.pb, with fake quants if the config has a graph_rewriter block.
 
 Example:
 
@@ -18,9 +18,9 @@ Next: od-qat score, with the .pb as the model."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     flags.add_checkpoint_and_output(parser)
-    # Upstream's script requires it, so commands that were written for that one have it.
+    # Upstream's script requires this flag, so command lines written for that script have it.
     parser.add_argument(
         "--input_type", choices=["image_tensor"], default="image_tensor", help=argparse.SUPPRESS
     )

@@ -1,55 +1,59 @@
-"""`od-qat export-tflite`: checkpoint -> detect.tflite."""
+"""`od-qat export-tflite`: converts a checkpoint to detect.tflite."""
 
 import argparse
 
 from od_qat.cli import flags
 
 NAME = "export-tflite"
-HELP = "checkpoint -> detect.tflite"
+HELP = "convert a checkpoint to detect.tflite"
 DESCRIPTION = """\
-Writes detect.tflite: a fully quantized model from a QAT checkpoint, checked before it is written.
+Converts a QAT checkpoint to detect.tflite, and checks that it is fully quantized before it is written.
 
 Example:
 
   od-qat export-tflite --pipeline_config_path=out/qat/pipeline.config \\
       --trained_checkpoint_prefix=out/qat --output_directory=out/tflite
 
-With --ptq, a float checkpoint is quantized without training, which is what QAT is compared with.
-It says which score threshold the .tflite has; published configs have one that costs time and changes no mAP.
+With --ptq it quantizes a float checkpoint without training. Compare QAT with that.
+It says which score threshold the .tflite has. Those of published configs cost time and change no mAP.
 Next: od-qat score."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     flags.add_checkpoint_and_output(parser)
     parser.add_argument(
         "--inference_type",
         choices=["int8", "uint8"],
         default="int8",
-        help="int8 for CPUs (the default, twice as fast there), uint8 for devices that want it",
+        help="int8 (the default) for CPUs, where it is twice as fast; uint8 for devices that ask for it",
     )
     parser.add_argument(
         "--input_type",
         choices=["uint8", "int8"],
         default="uint8",
-        help="of the image: uint8 as cameras give it (the default), int8 (less 128) for an int8 network",
+        help="type of the image: uint8, pixels as cameras give them (the default); int8, pixels less 128, "
+        "for an int8 network",
     )
-    flags.switch(parser, "--fast_nms", "TFLite's fast NMS instead of the config's own: quicker, lower mAP")
+    flags.switch(
+        parser, "--fast_nms", "use TFLite's fast suppression instead of the config's own; it lowers the mAP"
+    )
     parser.add_argument(
         "--score_threshold",
         type=flags.threshold,
         metavar="T",
-        help="leave out detections that score less; default: 0.05 (a tenth of the best scores where they are "
-        "low; the config's own if higher); 'config' takes the config's own, which can be slow",
+        help="leave out detections that score less than T. The default is 0.05, or the config's own "
+        "threshold if that is higher, or a tenth of the best scores if those are low. 'config' takes the "
+        "config's own, which can be slow",
     )
     parser.add_argument(
         "--max_detections",
         type=flags.positive,
         metavar="N",
-        help="default: max_total_detections of the config",
+        help="report at most N detections (default: the config's max_total_detections)",
     )
     flags.switch(
-        parser, "--ptq", "post-training quantization of a float checkpoint, calibrated on training images"
+        parser, "--ptq", "quantize a float checkpoint without training, calibrated on training images"
     )
 
 

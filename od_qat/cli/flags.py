@@ -1,4 +1,4 @@
-"""What the commands' flags have in common: their types, and groups that several commands have."""
+"""The types of flags, and groups of flags that several commands have."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from od_qat.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """No abbreviations, which would change meaning when a flag is added; usage errors in one line."""
+    """Takes no abbreviations, whose meaning a new flag could change, and reports usage errors in one line."""
 
     def __init__(self, **kwargs: Any) -> None:
         super(Parser, self).__init__(
@@ -22,15 +22,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def subparser(subparsers: Any, name: str, help_text: str, description: str) -> argparse.ArgumentParser:
-    """A parser of a subcommand, with the flag that all have."""
+    """Adds a subcommand's parser, with the flag that all have."""
     parser = subparsers.add_parser(name, help=help_text, description=description)
-    # Not set by default: the value given before the subcommand would be overwritten.
+    # No default: it would overwrite a --debug that was given before the subcommand.
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 
 
 def boolean(text: str) -> bool:
-    """A flag's value in absl's manner, for users of upstream's scripts: --run_once, --run_once=false."""
+    """Parses a switch as upstream's scripts do (absl): --run_once, --run_once=false."""
     value = text.lower()
     if value in ("true", "t", "1", "yes"):
         return True
@@ -40,7 +40,7 @@ def boolean(text: str) -> bool:
 
 
 def positive(text: str) -> int:
-    """A flag's value: a whole number from 1."""
+    """Parses a whole number from 1."""
     try:
         value = int(text)
     except ValueError:
@@ -51,7 +51,7 @@ def positive(text: str) -> int:
 
 
 def threshold(text: str) -> Any:
-    """A flag's value: a score below 1, or 'config'."""
+    """Parses a score below 1, or 'config'."""
     if text == "config":
         return text
     try:
@@ -64,7 +64,7 @@ def threshold(text: str) -> Any:
 
 
 def override(text: str) -> str:
-    """A flag's value: dotted.path=value."""
+    """Checks an override, dotted.path=value; od_api/overrides.py applies it."""
     if not text.partition("=")[0].strip() or "=" not in text:
         raise argparse.ArgumentTypeError(
             "found {!r}, allowed: dotted.path=value, train_config.batch_size=8 for example".format(text)
@@ -88,21 +88,21 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=override,
         metavar="KEY=VALUE",
-        help="change a field of the config: train_config.num_steps=500, eval_input_reader[0].shuffle=false; "
-        "train_config.fine_tune_checkpoint= clears one; repeatable",
+        help="change a field of the config, for example train_config.num_steps=500; an empty value, "
+        "train_config.fine_tune_checkpoint=, clears the field; may be given several times",
     )
 
 
 def add_checkpoint_and_output(parser: argparse.ArgumentParser) -> None:
-    """Adds what both exports read and where they write."""
+    """Adds what both exports read, and the folder that they write to."""
     add_config(parser)
     parser.add_argument(
         "--trained_checkpoint_prefix",
         required=True,
         metavar="PREFIX",
-        help="train_dir/model.ckpt-N, or a train_dir for its newest checkpoint",
+        help="a checkpoint, train_dir/model.ckpt-N, or a train_dir, whose newest checkpoint is taken",
     )
-    parser.add_argument("--output_directory", required=True, metavar="DIR", help="the model goes here")
+    parser.add_argument("--output_directory", required=True, metavar="DIR", help="folder for the model")
 
 
 def add_skip_invalid(parser: argparse.ArgumentParser) -> None:
@@ -110,8 +110,8 @@ def add_skip_invalid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip_invalid",
         action="store_true",
-        help="leave out invalid objects, and images that cannot be read or whose annotation cannot, list and "
-        "count them, instead of stopping",
+        help="leave out, list and count invalid objects, and images that cannot be read or whose annotation "
+        "cannot, instead of stopping",
     )
 
 
@@ -121,13 +121,16 @@ def add_tree(parser: argparse.ArgumentParser) -> None:
         "--od_api",
         default=os.environ.get("OD_API"),
         metavar="DIR",
-        help="the models/research folder (default: the environment's OD_API)",
+        help="the models/research folder (default: the environment variable OD_API)",
     )
-    switch(parser, "--check", "say what would be done, and do nothing")
+    switch(parser, "--check", "only say what would be done")
 
 
 def require_file(path: str, what: str) -> None:
-    """Before TensorFlow is imported, so that a wrong path is answered at once (not of gs:// and the like)."""
+    """Raises ConfigError unless the file is there, before TensorFlow is imported, which takes seconds.
+
+    Paths such as gs:// are left to TensorFlow.
+    """
     if "://" not in path and not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"
         raise ConfigError("cannot read the {}".format(what), where=path, found=found, fix="correct the path")

@@ -1,4 +1,4 @@
-"""`od-qat nodes`: inputs and outputs of a graph or a .tflite."""
+"""`od-qat nodes`: shows the inputs and outputs of a graph or a .tflite."""
 
 import argparse
 import os
@@ -7,22 +7,23 @@ import sys
 from od_qat.cli import flags
 
 NAME = "nodes"
-HELP = "inputs and outputs of a graph or a .tflite"
+HELP = "show the inputs and outputs of a graph or a .tflite"
 DESCRIPTION = """\
-What goes into a model and what comes out: names, shapes, types, scale and zero point, roles. Of a graph it
-finds the output nodes, the names that freezing and conversion ask for; of a SavedModel it reads the
-signatures; a .tflite is read without being run.
+Shows what a model takes and returns: names, shapes, types, scale and zero point, roles. In a graph it finds
+the output nodes, whose names freezing and conversion ask for. Of a SavedModel it reads the signatures. No
+model is run.
 
 Example:
 
   od-qat nodes frozen_inference_graph.pb
   od-qat nodes detect.tflite
 
-Prints the outputs' names, with commas, and on standard error a table and how they were found."""
+Standard output gets the names of the outputs, separated by commas. Standard error gets a table, and how the
+outputs were found."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     parser.add_argument(
         "model",
         metavar="MODEL",

@@ -1,4 +1,4 @@
-"""`od-qat patch`: put od_qat into an OD API tree of yours."""
+"""`od-qat patch`: puts od_qat into a copy of the OD API."""
 
 import argparse
 import os
@@ -7,32 +7,32 @@ from typing import Any
 from od_qat.cli import flags
 
 NAME = "patch"
-HELP = "put od_qat into an OD API tree of yours"
+HELP = "put od_qat into your copy of the OD API"
 DESCRIPTION = """\
-Puts od_qat into an OD API tree: your own commands (legacy/train.py, legacy/eval.py,
-export_inference_graph.py, export_tflite_ssd_graph.py, model_main.py) then quantise as their config's
-graph_rewriter block says, on TensorFlow 1.15 and 2, with the command lines that they always had. od_qat must
-be installed where they run.
+Puts od_qat into your copy of the OD API. Its commands (legacy/train.py, legacy/eval.py,
+export_inference_graph.py, export_tflite_ssd_graph.py, model_main.py) then quantise if their config has a
+graph_rewriter block, on TensorFlow 1.15 and 2. Their command lines stay the same. od_qat must be installed
+where they run.
 
 Example:
 
   od-qat patch --od_api=models/research --check
   od-qat patch --od_api=models/research
 
-All files change or none does; a tree with edits in one of them is refused, by name. The patches are in
-patches/, with a README. Next: od-qat doctor --od_api=models/research; od-qat unpatch takes it all back."""
+It changes all files or none, and refuses files that you edited, by name. patches/README.md lists the patches.
+Next: od-qat doctor --od_api=models/research. od-qat unpatch takes everything out again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     flags.add_tree(parser)
     flags.switch(
         parser,
         "--accept_unknown",
-        "take files that are as no known tree has them (another commit, your edits), if every hunk matches",
+        "accept files of an unknown tree (another commit, your edits) if every change fits",
     )
     flags.switch(
-        parser, "--compile_protos", "make the *_pb2.py that are missing, in the tree (needs grpcio-tools)"
+        parser, "--compile_protos", "write the *_pb2.py files that the tree lacks (needs grpcio-tools)"
     )
 
 

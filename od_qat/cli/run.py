@@ -1,8 +1,7 @@
-"""Runs a module or script of the OD API, or a user's own, with everything of `od_qat.plugin` in place.
+"""`od-qat run`: runs a module or script of the OD API, or a user's own, with `od_qat.plugin` imported first.
 
-What runs sees what it would see under `python -m MODULE` or `python SCRIPT`: sys.argv, sys.path[0], __name__,
-absl's flags and tf.app.run, its exit status, its tracebacks. Only errors of od_qat's own are left to the
-caller.
+The program sees the same as under `python -m MODULE` or `python SCRIPT`: sys.argv, sys.path[0], __name__,
+absl's flags and tf.app.run, its exit status, its tracebacks. Only od_qat's own errors go to the caller.
 """
 
 import argparse
@@ -19,10 +18,10 @@ from od_qat.od_api import locate
 # The flag that all of the OD API's commands have.
 
 NAME = "run"
-HELP = "a command of the OD API or a script of yours, as it is"
+HELP = "run a command of the OD API, or your own script, as it is"
 DESCRIPTION = """\
-Runs a command of the OD API, or a script of your own that uses it, as it is: on this TensorFlow, with
-quantization when its config has a graph_rewriter block. Nothing on disk is changed.
+Runs a command of the OD API, or your own script that uses it, as it is: on this TensorFlow, and with
+quantization if its config has a graph_rewriter block. It changes no file of the OD API.
 
 Example:
 
@@ -33,10 +32,12 @@ The exit status is the command's own. In a notebook, `import od_qat.plugin` at i
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
-    parser.add_argument("target", metavar="MODULE|SCRIPT", help="object_detection.legacy.train for example")
-    # (For the usage line: main() takes them off before argparse sees them.)
-    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="its own, after --")
+    """Adds its flags."""
+    parser.add_argument("target", metavar="MODULE|SCRIPT", help="for example object_detection.legacy.train")
+    # (For the usage line only: main() removes them before argparse sees them.)
+    parser.add_argument(
+        "arguments", nargs="*", metavar="-- ARGUMENTS", help="arguments of the program, after --"
+    )
 
 
 def handle(arguments: argparse.Namespace) -> int:

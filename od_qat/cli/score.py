@@ -1,4 +1,4 @@
-"""`od-qat score`: metrics, size and latency of a .tflite or .pb."""
+"""`od-qat score`: prints metrics, size and latency of a .tflite or .pb."""
 
 import argparse
 import dataclasses
@@ -7,35 +7,38 @@ import os
 from od_qat.cli import flags
 
 NAME = "score"
-HELP = "metrics, size and latency of a .tflite or .pb"
+HELP = "print metrics, size and latency of a .tflite or .pb"
 DESCRIPTION = """\
-COCO metrics, size and latency of a .tflite or a frozen .pb, on records.
+Runs a .tflite or a frozen .pb on records and prints its COCO metrics, size and latency.
 
 Example:
 
   od-qat score --model=out/tflite/detect.tflite --record=out/data/val.record \\
       --label_map=out/data/label_map.pbtxt
 
-Next: compare with the float model's score; 0.3 points of mAP less is usual, several are not."""
+Next: compare with the float model's score. A loss of 0.3 points of mAP is usual, a loss of several is not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     parser.add_argument("--model", required=True, metavar="FILE", help="a .tflite or a frozen .pb")
     parser.add_argument(
-        "--record", required=True, metavar="FILE", help="the records to score on; 'val.record-*' for shards"
+        "--record",
+        required=True,
+        metavar="FILE",
+        help="the records to score on; for shards a pattern, 'val.record-*'",
     )
     parser.add_argument("--label_map", required=True, metavar="FILE", help="the label map of the records")
-    parser.add_argument("--processes", type=flags.positive, metavar="N", help="default: one a core")
+    parser.add_argument("--processes", type=flags.positive, metavar="N", help="default: one for each core")
     parser.add_argument(
-        "--max_images", type=flags.positive, metavar="N", help="score the first N images only"
+        "--max_images", type=flags.positive, metavar="N", help="score only the first N images"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the scores as JSON too")
+    parser.add_argument("--json", metavar="FILE", help="also write the scores to this file, as JSON")
     parser.add_argument(
         "--time_limit",
         type=float,
         metavar="SECONDS",
-        help="for loading the model and for each image; what takes longer is an error (default 60)",
+        help="time limit for loading the model and for each image (default 60)",
     )
 
 
@@ -60,7 +63,7 @@ def handle(arguments: argparse.Namespace) -> int:
         max_images=arguments.max_images,
         time_limit=scoring.TIME_LIMIT if arguments.time_limit is None else arguments.time_limit,
     )
-    # (Of the file itself: a mAP is one of this threshold, whatever a JSON says.)
+    # (Read from the file itself: the mAP belongs to this threshold, whatever the JSON beside it says.)
     options = tflite_file.read(arguments.model).options if arguments.model.endswith(".tflite") else {}
     if arguments.json:
         content = {"model": arguments.model, "size_bytes": result.size_bytes, "latency_ms": result.latency_ms}

@@ -1,4 +1,4 @@
-"""`od-qat train`: train a float model or, with quantization, a QAT model."""
+"""`od-qat train`: trains in float or, if the config has a graph_rewriter block, with QAT."""
 
 import argparse
 import math
@@ -6,36 +6,39 @@ import math
 from od_qat.cli import flags
 
 NAME = "train"
-HELP = "train a float model or, with quantization, a QAT model"
+HELP = "train in float or, with a graph_rewriter block, with QAT"
 DESCRIPTION = """\
-Trains what a pipeline config describes; with a graph_rewriter block in it, with quantization.
+Trains the model of a pipeline config. If the config has a graph_rewriter block, it trains with QAT.
 
-Example, 300 steps of QAT from a float checkpoint:
+Example: QAT from a float checkpoint.
 
   od-qat train --pipeline_config_path=my_qat.config --train_dir=out/qat \\
       --override train_config.fine_tune_checkpoint=out/float/model.ckpt-900
 
-A run that stopped goes on from its newest checkpoint. SIGTERM and Ctrl-C end it with all saved, a second one
-at once. Next: od-qat eval."""
+A run that stopped continues from its newest checkpoint. SIGTERM or Ctrl-C ends it after everything is saved;
+a second one ends it at once. Next: od-qat eval."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     flags.add_config(parser)
-    parser.add_argument("--train_dir", required=True, metavar="DIR", help="checkpoints and events go here")
+    parser.add_argument("--train_dir", required=True, metavar="DIR", help="folder for checkpoints and events")
     parser.add_argument(
-        "--num_clones", type=flags.positive, default=1, metavar="N", help="GPUs to use (default 1)"
+        "--num_clones", type=flags.positive, default=1, metavar="N", help="number of GPUs to use (default 1)"
     )
-    flags.switch(parser, "--clone_on_cpu", "put the clones on CPUs")
+    flags.switch(parser, "--clone_on_cpu", "put the clones on CPUs, to try --num_clones without GPUs")
     parser.add_argument(
         "--save_interval_secs",
         type=flags.positive,
         default=600,
         metavar="SECONDS",
-        help="seconds between checkpoints (default 600)",
+        help="time between checkpoints (default 600)",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="a run that can be repeated: seeds all, one input thread"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="make the run repeatable: seed everything and read with one thread",
     )
 
 
@@ -55,7 +58,7 @@ def handle(arguments: argparse.Namespace) -> int:
     )
     checkpoint = getattr(result, "checkpoint", None)
     if checkpoint:
-        # (No loss where training had ended already.)
+        # (There is no loss if training had ended before.)
         loss = "" if math.isnan(result.loss) else ", loss {:.4f}".format(result.loss)
         print("step {}{}: {}".format(result.global_step, loss, checkpoint))
     return 0

@@ -1,4 +1,4 @@
-"""`od-qat unpatch`: take it out again, to the byte."""
+"""`od-qat unpatch`: takes od_qat out of a copy of the OD API."""
 
 import argparse
 
@@ -6,19 +6,19 @@ from od_qat.cli import flags
 from od_qat.cli.patch import print_outcome
 
 NAME = "unpatch"
-HELP = "take it out again, to the byte"
+HELP = "take od_qat out of your copy of the OD API again"
 DESCRIPTION = """\
-Takes od_qat's patches out of an OD API tree: every byte is as it was before od-qat patch.
+Takes od_qat's patches out of your copy of the OD API. Every byte is then as it was before od-qat patch.
 
 Example:
 
   od-qat unpatch --od_api=models/research
 
-A tree whose patched files were edited since is refused, by name."""
+It refuses patched files that were edited since, by name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
+    """Adds its flags."""
     flags.add_tree(parser)
 
 

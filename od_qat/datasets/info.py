@@ -1,4 +1,4 @@
-"""`dataset.json`: what a data set consists of."""
+"""`dataset.json`, which describes a data set."""
 
 import dataclasses
 import json
@@ -15,14 +15,14 @@ _FIX = "convert the data again with `od-qat data`"
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Where a data set is and what is in it.
+    """The files of a data set and their contents.
 
     Attributes:
       train_record: path of the training records.
       val_record: path of the validation records.
       label_map: path of `label_map.pbtxt`.
       class_names: the names, in the order of their ids.
-      class_ids: their ids, ascending; ids may be left out, as in COCO. Without them, 1 to N.
+      class_ids: their ids, ascending, with or without gaps; by default 1 to N.
       train_images: number of training images.
       val_images: number of validation images.
       skipped_objects: invalid objects left out of both (`skip_invalid`).
@@ -44,7 +44,7 @@ class DatasetInfo:
         return dict(zip(self.class_ids or range(1, len(self.class_names) + 1), self.class_names))
 
     def summary(self) -> str:
-        """How much there is, and what was left out, in a line."""
+        """A line that says how much there is and how much was left out."""
         text = "{} training and {} validation images, {} classes".format(
             self.train_images, self.val_images, len(self.class_names)
         )
@@ -58,10 +58,10 @@ class DatasetInfo:
         return text
 
     def save(self, path: str) -> None:
-        """Writes `dataset.json`; files are named relative to it, so that the folder can be moved.
+        """Writes `dataset.json`. It names the files relative to itself, so that the folder can be moved.
 
         Raises:
-          OdQatError: when the file cannot be written.
+          OdQatError: if the file cannot be written.
         """
         folder = os.path.dirname(os.path.abspath(path))
         content: Dict[str, Any] = {"format": _DATASET_FORMAT}
@@ -75,7 +75,7 @@ class DatasetInfo:
         """Reads a `dataset.json`, given its path or that of its folder.
 
         Raises:
-          DataError: when it is missing or not a data set's description.
+          DataError: if it is missing or does not describe a data set.
         """
         if os.path.isdir(path):
             path = os.path.join(path, DATASET_FILE)
@@ -100,7 +100,7 @@ class DatasetInfo:
                 allowed="format " + _DATASET_FORMAT,
                 fix=_FIX,
             )
-        content = dict(optional, **content)  # (written before there were these fields)
+        content = dict(optional, **content)  # (older files lack these fields)
         types.update({"skipped_images": int, "class_ids": list})
         wrong = sorted(field for field, kind in types.items() if not isinstance(content.get(field), kind))
         if not wrong:

@@ -1,9 +1,9 @@
-"""A folder in the layout of PASCAL VOC -> records.
+"""Converts a folder in PASCAL VOC layout to records.
 
     FOLDER/JPEGImages/ID.jpg  FOLDER/Annotations/ID.xml  FOLDER/ImageSets/Main/{train,val}.txt
 
-Coordinates are taken as the OD API's own VOC script takes them, divided by the annotation's <size> without
-VOC's shift by one, so that scores compare. A box that overshoots the image by one pixel is clipped.
+Coordinates are read as the OD API's own VOC script reads them, so that scores can be compared: divided by the
+annotation's <size>, without VOC's shift by one. A box that exceeds the image by one pixel is clipped.
 """
 
 import os
@@ -18,14 +18,14 @@ from od_qat.errors import DataError
 from od_qat.files import read_regular
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-# (File systems take 255 bytes; the name may follow that of a folder.)
+# (A file name may have 255 bytes; this name may have a folder in front.)
 _LONGEST_ID = 500
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _FIX_XML = "correct the annotation, take the image off the list, or leave it out with --skip_invalid"
 
 
 class _Annotation(NamedTuple):
-    """What an XML file says, but for objects that cannot be read."""
+    """The contents of an XML file, without objects that cannot be read."""
 
     objects: List[sources.SourceObject]
     filename: str
@@ -48,7 +48,7 @@ def _read_list(folder: str, name: str) -> List[str]:
     """The image ids of `ImageSets/Main/NAME.txt`, in order."""
     path = _find_file(os.path.join(folder, "ImageSets", "Main", name + ".txt"), "image list")
     try:
-        # -sig: some editors put a byte order mark before the first id.
+        # (utf-8-sig, since some editors put a byte order mark before the first id.)
         lines = [line.strip() for line in re.split("\r\n|\r|\n", read_regular(path).decode("utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or str(error)
@@ -68,7 +68,7 @@ def _read_list(folder: str, name: str) -> List[str]:
         )
     ids = []
     for line in lines:
-        # The lists of one class end in -1, 0 or 1 (absent, difficult, present); all their images count.
+        # In the lists of one class, lines end in -1, 0 or 1 (absent, difficult, present). All images count.
         flagged = re.match(r"^(.*\S)\s+(?:-1|0|1)$", line)
         if flagged and not os.path.exists(os.path.join(folder, "Annotations", line + ".xml")):
             line = flagged.group(1)
@@ -91,10 +91,10 @@ def _read_list(folder: str, name: str) -> List[str]:
 
 
 def _parse_xml(path: str):
-    """The root element of an annotation, parsed so that nothing in it can read files or grow.
+    """Parses an annotation so that nothing in it can read files or grow, and returns its root element.
 
     Raises:
-      DataError: when it is missing, malformed, or has a document type (where entities are declared).
+      DataError: if it is missing or malformed, or has a document type, which can declare entities.
     """
     from lxml import etree
 
@@ -138,7 +138,7 @@ def _text(element, tag: str) -> str:
 
 
 def _read_object(element, where: str) -> sources.SourceObject:
-    """One <object>; only its own <bndbox> counts, not those of its <part>s."""
+    """Reads one <object>, with its own <bndbox> and not those of its <part>s."""
     name, box = _text(element, "name"), element.find("bndbox")
     sides: List[float] = []
     for side in _SIDES:
@@ -184,7 +184,7 @@ def _read_annotation(path: str, include_difficult: bool, findings: Findings) -> 
 
 
 def _find_image(folder: str, image_id: str, filename: str) -> str:
-    """The image of an id; the <filename> is asked only when there is none, as tools often leave it stale."""
+    """Finds the image of an id; without one, the <filename> is tried, which is often out of date."""
     images = os.path.join(folder, "JPEGImages")
     candidates = [os.path.join(images, image_id + suffix) for suffix in _IMAGE_SUFFIXES]
     if filename:
@@ -218,7 +218,7 @@ def _read_sources(
 
 
 def _class_names(annotated: Sequence[sources.SourceImage], folder: str, findings: Findings) -> Dict[int, str]:
-    """The names in use, sorted and numbered from 1."""
+    """The class names that occur, sorted and numbered from 1."""
     names = {item.class_name for source in annotated for item in source.objects} - {""}
     if not names:
         findings.settle()
@@ -244,22 +244,24 @@ def convert(
     """Writes the records, label map and description of a VOC folder.
 
     Args:
-      folder: holds JPEGImages, Annotations and ImageSets/Main.
+      folder: the folder with JPEGImages, Annotations and ImageSets/Main.
       output_dir: where to write.
       train_list: name in ImageSets/Main of the training list, without `.txt`.
-      val_list: the same of the validation list; it may be the training list itself, but may not share only
-        some images with it.
-      label_map: a label map to take classes and ids from, which may leave ids out; without it the classes
-        are the names in use, sorted and numbered from 1.
+      val_list: name of the validation list. It may be the training list itself, but it may not share only
+        some images with that.
+      label_map: a label map that gives classes and ids, with or without gaps. Without it, the classes are
+        the names that occur, sorted and numbered from 1.
       include_difficult: keep objects marked as difficult.
-      skip_invalid: leave objects out, list and count them, whose class is unknown or whose box is unreadable,
-        empty or outside the image; and images that are missing or damaged, or whose annotation is.
+      skip_invalid: leave out, list and count invalid objects and images. An object is invalid if its class is
+        unknown, or if its box is unreadable, empty or outside the image. An image is invalid if it or its
+        annotation is missing or damaged.
       progress: show progress bars on a terminal.
-      skip_invalid_objects: do so with objects only.
+      skip_invalid_objects: leave out, list and count invalid objects, but not images.
 
     Raises:
-      DataError: naming file and object; of several, which are listed on standard error, how many there are.
-      OdQatError: when the output cannot be written.
+      DataError: with the file and the object; if there are several, they are listed on standard error and the
+        error has their number.
+      OdQatError: if the output cannot be written.
     """
     _find_file(os.path.join(folder, "JPEGImages"), "such folder")
     _find_file(os.path.join(folder, "Annotations"), "such folder")

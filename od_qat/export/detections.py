@@ -1,4 +1,4 @@
-"""The frozen quantized eval graph: image in, detections out, with the JSON that says how to use it."""
+"""Writes the frozen eval graph, from the image to the detections, and the JSON that says how to use it."""
 
 import os
 from typing import Callable, Optional, Tuple
@@ -16,20 +16,20 @@ def export_detection_graph(
     output_path: str,
     use_moving_averages: bool = False,
 ) -> Tuple[str, str]:
-    """Builds a clean inference graph, rewrites it, restores strictly, freezes and writes.
+    """Builds a clean inference graph, rewrites it, restores it strictly, freezes it and writes it.
 
     Args:
-      create_model_fn: gives a DetectionModel (is_training=False).
+      create_model_fn: makes a DetectionModel with is_training=False.
       graph_hook_fn: rewrites the default graph; None for a float model.
       checkpoint: prefix.
-      output_path: the .pb; the JSON goes beside it.
-      use_moving_averages: restore moving averages.
+      output_path: path of the .pb; the JSON is written beside it.
+      use_moving_averages: whether to restore moving averages instead of the weights.
 
     Returns:
       paths of the .pb and of the JSON.
 
     Raises:
-      CheckpointError, ExportError: and nothing is written.
+      CheckpointError, ExportError: nothing is written then.
     """
     from od_qat.od_api import inference
 

@@ -1,7 +1,7 @@
-"""Whether a .tflite computes what the graph did that it was made of.
+"""Compares what a .tflite computes with the graph that it was made from.
 
-No check of its tensors shows it: where a range was not trained the converter takes another tensor's, and all
-is 8 bits. The heads of both, for one picture, show it.
+Looking at its tensors is not enough: where a range was not trained, the converter takes the range of another
+tensor, and the tensor has 8 bits like all others. The outputs of both for one picture show the difference.
 """
 
 import sys
@@ -13,10 +13,10 @@ from od_qat.compat import tf
 from od_qat.model_files import interpreter
 from od_qat.model_files.names import POST_PROCESS
 
-# Rounding in another order makes .005 (scores) to .04 (boxes) of a trained MobileNet; a concat with another
-# tensor's range made 1.
+# In a trained MobileNet, rounding in another order gives .005 (scores) to .04 (boxes). A concat with the
+# range of another tensor gave 1.
 _LARGE = 0.3
-# Two of the steps that a score is kept in: a net that has hardly been trained gives one score to all.
+# Two steps of an 8-bit score. (A net that has hardly been trained gives the same score to all anchors.)
 _SMALLEST_SPREAD = 2.0 / 256
 
 
@@ -26,14 +26,14 @@ def difference(
     """Runs both on a picture of noise.
 
     Args:
-      model: a .tflite that ends in TFLite_Detection_PostProcess.
-      graph_def: the frozen graph that it was made of, with its fake quants.
+      model: the bytes of a .tflite that ends in TFLite_Detection_PostProcess.
+      graph_def: the frozen graph that it was made from, with its fake quants.
       input_name: op name of its input, float32 [1, height, width, 3].
       heads: op names of the box encodings and scores.
       mean, std: of the preprocessing, real = (pixel - mean) / std.
 
     Returns:
-      head -> root mean square of the difference, as part of the graph's own spread.
+      head -> root mean square of the difference, relative to the spread of the graph's own output.
     """
     opened = interpreter.without_delegates(model, experimental_preserve_all_tensors=True)
     opened.allocate_tensors()
@@ -60,7 +60,7 @@ def difference(
 
 
 def warn_if_large(found: Dict[str, float], where: str) -> None:
-    """Says so on standard error; an error would stop who knows why."""
+    """Warns on standard error. It is no error, as some users know why their model differs."""
     large = {name: part for name, part in found.items() if not part < _LARGE}
     if large:
         print(

@@ -1,18 +1,18 @@
-"""Which score threshold goes into TFLite_Detection_PostProcess, and what is said of it.
+"""Chooses the score threshold of TFLite_Detection_PostProcess, and says why.
 
-The op suppresses overlapping boxes class by class, as the OD API does. Its time grows with the candidates,
-the boxes that score at least the threshold in a class: it sorts them and compares each with those that it
-keeps. A published config's 1e-8 makes a candidate of nearly every anchor in every class. (A quantised score
-is a multiple of 1/256: a threshold up to that leaves out the zeros, and nothing else.)
+The op suppresses overlapping boxes class by class, as the OD API does. Its candidates are the boxes that
+score at least the threshold in a class. It sorts them and compares each with those that it keeps, so its time
+grows with their number. The 1e-8 of published configs makes nearly every anchor a candidate in every class.
+(A quantised score is a multiple of 1/256, so a threshold up to that leaves out the zeros and nothing else.)
 
-A higher threshold changes no detection above it, since only a better box suppresses another. It leaves out
-the end of the list, which `max_detections` cuts anyway. `LARGEST` is the usual threshold for scoring a
-detector. On the detectors of benchmarks/nms.py the best 100 boxes of a picture score more, so that it costs
-no accuracy.
+A higher threshold changes no detection that scores above it, since only a better box suppresses another. It
+leaves out the end of the list, which `max_detections` cuts anyway. `LARGEST` is the usual threshold for
+scoring a detector. On the detectors of benchmarks/nms.py it costs no accuracy, since the best 100 boxes of a
+picture score more.
 
-mAP depends on the order of the scores only. A detector whose scores are low, early in training or by its
-loss, needs a threshold that is low in proportion: at most a tenth of what the best box of a picture scores.
-That is measured on images of the config, where they are at hand.
+mAP depends only on the order of the scores. Some detectors have low scores, because of their loss or early in
+training. They need a lower threshold: at most a tenth of what the best box of a picture scores. That is
+measured on images of the config, if they are there.
 """
 
 import math
@@ -25,19 +25,19 @@ from od_qat.errors import ConfigError, DataError
 
 LARGEST = 0.05
 OF_BEST_SCORE = 0.1
-# How many images are looked at: the median of their best scores is all that is needed.
+# Number of images to look at. Only the median of their best scores is needed.
 IMAGES = 16
-# What --score_threshold takes beside numbers.
+# The value of --score_threshold that is not a number.
 OF_CONFIG = "config"
 
 
 class Threshold(NamedTuple):
-    """A score threshold, and where it comes from.
+    """A score threshold and its origin.
 
     Attributes:
       value: detections that score less are not reported.
-      of_config: the config's own.
-      reason: a clause.
+      of_config: the config's own threshold.
+      reason: where the value comes from, as a clause of a message.
     """
 
     value: float
@@ -62,13 +62,13 @@ class Threshold(NamedTuple):
 
 
 def require_threshold(asked: Union[float, str, None]) -> None:
-    """Raises unless it is a score threshold.
+    """Raises ConfigError unless `asked` is a score threshold.
 
     Args:
-      asked: a number, 0 <= asked < 1, 'config' for the config's own, or None for the rule's.
+      asked: a number, 0 <= asked < 1; 'config' for the config's own; None for the rule above.
 
     Raises:
-      ConfigError: when it is something else.
+      ConfigError: if it is something else.
     """
     if asked is None or asked == OF_CONFIG:
         return
@@ -85,15 +85,15 @@ def require_threshold(asked: Union[float, str, None]) -> None:
 def choose(
     of_config: float, asked: Union[float, str, None] = None, best_scores: Sequence[float] = ()
 ) -> Threshold:
-    """The threshold for a .tflite.
+    """Chooses the threshold for a .tflite.
 
     Args:
-      of_config: the config's own.
-      asked: the user's, as for require_threshold.
-      best_scores: of some images, what their best boxes score.
+      of_config: the config's own threshold.
+      asked: what the user asked for, as in require_threshold.
+      best_scores: the scores of the best boxes of some images.
 
     Raises:
-      ConfigError: when `asked` is no threshold.
+      ConfigError: if `asked` is no threshold.
     """
     require_threshold(asked)
     if asked == OF_CONFIG:
@@ -117,9 +117,9 @@ def choose(
 
 
 def best_scores(heads, input_name: str, scores: str, images: Iterable[np.ndarray]) -> List[float]:
-    """What the best box of each image scores, up to the first image that cannot be read.
+    """The score of the best box of each image, up to the first image that cannot be read.
 
-    (An export of trained ranges needs no images, so it does not fail for them.)
+    (An unreadable image is no error, since an export of trained ranges needs no images.)
 
     Args:
       heads: frozen GraphDef of the raw heads.

@@ -5,7 +5,6 @@ TransformGraph, which TF 2 does not have.
 """
 
 import os
-import re
 import tempfile
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
 
@@ -14,6 +13,15 @@ import numpy as np
 from od_qat import compat
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, ExportError
+from od_qat.export.tflite_checks import (  # noqa: F401  (od_qat.tflite has them too)
+    Inspection,
+    check,
+    count_weights,
+    inspect,
+    reason_of,
+    require_quantised,
+    run_once,
+)
 from od_qat.model_files.names import POST_PROCESS, ROLES
 from od_qat.quiet import native_stderr_silenced
 
@@ -255,10 +263,3 @@ def _converted_quietly(converter) -> bytes:
     """The MLIR converter writes its progress to the C++ log, whatever the log level."""
     with native_stderr_silenced():
         return converter.convert()
-
-
-def reason_of(text: str) -> str:
-    """What a converter gave for its reason: the last line, or the one that TensorFlow 1.15's aborted with."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    fatal = [line.partition("] ")[2] for line in lines if re.search(r": F (\./)?tensorflow/", line)]
-    return (fatal or lines or ["no message"])[-1][:300]

@@ -1,18 +1,18 @@
 """What is checked around a conversion: that a graph is quantised before, and what its .tflite is after."""
 
+import re
 from typing import Any, Collection, Dict, List, NamedTuple
 
 import numpy as np
 
 from od_qat.compat import tf
 from od_qat.errors import ExportError
-from od_qat.export.tflite import reason_of
 from od_qat.model_files import interpreter
 from od_qat.model_files.names import POST_PROCESS
 from od_qat.quiet import native_stderr_silenced
+from od_qat.rewrite import policy
 from od_qat.rewrite.folding import NORM_AS_LAYER
 
-_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 # Ops whose TFLite kernels take the scales of all their tensors for equal. TensorFlow 1.15's converter does
 # not make them so.
 _COMPARES_INTEGERS = frozenset(["MAXIMUM", "MINIMUM"])
@@ -38,14 +38,12 @@ def require_quantised(
     weighted = [
         node
         for node in graph_def.node
-        if node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+        if node.op in policy.WEIGHTED
         and node.name not in excluded
         and node.name.rpartition("/")[2] != NORM_AS_LAYER
     ]
     unquantised = [
-        node.name
-        for node in weighted
-        if not _producer(nodes, node.input[1]).op.startswith("FakeQuantWithMinMax")
+        node.name for node in weighted if _producer(nodes, node.input[1]).op not in policy.FAKE_QUANT
     ]
     if unquantised:
         raise ExportError(
@@ -58,7 +56,7 @@ def require_quantised(
             "post-training quantization",
         )
     for node in graph_def.node:
-        if node.op.startswith("FakeQuantWithMinMax") and node.attr["num_bits"].i != 8:
+        if node.op in policy.FAKE_QUANT and node.attr["num_bits"].i != 8:
             raise ExportError(
                 "TFLite takes 8 bits only",
                 where=node.name,
@@ -69,7 +67,7 @@ def require_quantised(
         fake_quant = _producer(nodes, node.input[1])
         if inference_type == "int8":
             _require_symmetric(nodes, fake_quant, where)
-        elif fake_quant.op == _PER_CHANNEL:
+        elif fake_quant.op == policy.FAKE_QUANT_PER_CHANNEL:
             # The converter would write it; TFLite's kernels then refuse to run it.
             raise ExportError(
                 "{} has no per-channel weights".format(inference_type),
@@ -231,3 +229,10 @@ def count_weights(graph_def) -> int:
                 size *= dimension.size
             total += size
     return total
+
+
+def reason_of(text: str) -> str:
+    """What a converter gave for its reason: the last line, or the one that TensorFlow 1.15's aborted with."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    fatal = [line.partition("] ")[2] for line in lines if re.search(r": F (\./)?tensorflow/", line)]
+    return (fatal or lines or ["no message"])[-1][:300]

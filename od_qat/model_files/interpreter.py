@@ -1,4 +1,4 @@
-"""The LiteRT interpreter, by the name that it has for this Python."""
+"""Finds the LiteRT interpreter, whose package has another name on Python 3.7."""
 
 import importlib
 from typing import Any
@@ -10,7 +10,7 @@ def module() -> Any:
     """The module that has Interpreter and OpResolverType.
 
     Raises:
-      EnvironmentProblem: when there is none.
+      EnvironmentProblem: if no such module is installed.
     """
     for name in ("ai_edge_litert", "tflite_runtime"):
         try:
@@ -25,11 +25,11 @@ def module() -> Any:
 
 
 def without_delegates(model: bytes, **options: Any) -> Any:
-    """An interpreter that hides no op, as delegates do those that they take over.
+    """Makes an interpreter without delegates, which hide the tensors of the ops that they take over.
 
     Args:
-      model: the .tflite.
-      **options: more of the Interpreter's.
+      model: the bytes of a .tflite.
+      **options: further arguments of the Interpreter.
     """
     found = module()
     return found.Interpreter(

@@ -1,9 +1,9 @@
-"""What a detector's inputs and outputs are called, and what they are: the OD API's names and TFLite's."""
+"""Names and roles of the inputs and outputs of detectors, in graphs of the OD API and in .tflite files."""
 
 IMAGE_TENSOR = "image_tensor"
 TFLITE_INPUT = "normalized_input_image_tensor"
 
-# What every detector gives, in the order of TFLite_Detection_PostProcess.
+# The outputs of every detector, in the order of TFLite_Detection_PostProcess.
 ROLES = ("boxes", "classes", "scores", "count")
 # Role -> name of the op, and key of the post-processed dictionary, in the order of the JSON beside a model.
 OF_ROLE = {
@@ -15,7 +15,7 @@ OF_ROLE = {
     "keypoints": "detection_keypoints",
 }
 
-# The heads, in front of the suppression, as upstream's export_tflite_ssd_graph calls them.
+# The raw outputs before the suppression, with the names of upstream's export_tflite_ssd_graph.
 RAW_BOXES = "raw_outputs/box_encodings"
 RAW_SCORES = "raw_outputs/class_predictions"
 

@@ -1,12 +1,12 @@
-"""What goes into a model and what comes out, whatever file a user has at hand.
+"""Lists the inputs and outputs of a model, for any kind of file.
 
-A frozen or unfrozen graph (its outputs are found by output_nodes), a SavedModel (what its signatures say) or
-a .tflite (read from its bytes: nothing is loaded, so that a damaged file cannot crash the process).
+A graph may be frozen or not; output_nodes finds its outputs. Of a SavedModel, the signatures are read. A
+.tflite is read from its bytes and not loaded, so that a damaged file cannot crash the process.
 
-The role of a .tflite's output is what TFLite_Detection_PostProcess gives there, in whatever order a
-converter put them (TF 2's have scores, boxes, count, classes). Without that op it is what the JSON beside the
-model says, or the output's name in the signature or in the graph. An output whose name tells nothing has no
-role.
+If a .tflite ends in TFLite_Detection_PostProcess, that op gives the roles of the outputs, in whatever order
+the converter put them (TF 2's order is scores, boxes, count, classes). Without that op, the role comes from
+the JSON beside the model, or from the name of the output in the signature or in the graph. An output with any
+other name has no role.
 """
 
 import os
@@ -32,16 +32,16 @@ _ROLES[names.RAW_SCORES] = "scores before suppression"
 
 
 class Node(NamedTuple):
-    """One row.
+    """An input or output, which is a row of the table.
 
     Attributes:
-      what: 'input' or 'output', with the signature's name where there are several.
-      name: of the tensor; of a graph's output the name to freeze.
+      what: 'input' or 'output', with the name of the signature if there are several.
+      name: of the tensor; for an output of a graph, the op name to freeze.
       key: its name in the signature; empty without one.
-      shape: as text; empty where it is not known.
+      shape: as text; empty if it is not known.
       dtype: as text.
-      quantization: scale and zero point as text; empty for what is not quantised.
-      role: 'boxes' and so on; empty where nothing tells.
+      quantization: scale and zero point as text; empty if it is not quantised.
+      role: 'boxes' and so on; empty if it is not known.
     """
 
     what: str
@@ -54,11 +54,11 @@ class Node(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """What was found.
+    """The inputs and outputs of a model.
 
     Attributes:
       nodes: inputs, then outputs, in the model's order.
-      kind: of model.
+      kind: of the model.
       reason: how the outputs and their roles were found.
     """
 
@@ -68,20 +68,20 @@ class Nodes(NamedTuple):
 
     @property
     def names(self) -> Tuple[str, ...]:
-        """The outputs' names, in order, each once, fit to be printed."""
+        """The names of the outputs in order, each once, without control characters."""
         return tuple(
             dict.fromkeys(_printable(node.name) for node in self.nodes if node.what.startswith("output"))
         )
 
 
 def find(path: str) -> Nodes:
-    """Inputs and outputs of a model.
+    """Finds the inputs and outputs of a model.
 
     Args:
       path: a .pb, .pbtxt or .meta graph, a .tflite, or the folder of a SavedModel.
 
     Raises:
-      OdQatError: when it is none of these, is damaged, or its outputs cannot be told.
+      OdQatError: if it is none of these, if it is damaged, or if its outputs cannot be found.
     """
     if os.path.isdir(path):
         path = os.path.join(path, _SAVED_MODEL)
@@ -116,7 +116,7 @@ def _of_tensor(what: str, tensor: tflite_file.TensorOfModel, role: str) -> Node:
 
 
 def _roles(path: str, content: tflite_file.TfliteFile) -> Tuple[List[str], str]:
-    """A role for each output, empty where nothing tells, and a clause that says what told."""
+    """A role for each output, empty if it is not known, and a clause that says how they were found."""
     if any(content.roles):
         told, reason = [role or "" for role in content.roles], "roles by " + names.POST_PROCESS
         if content.options:
@@ -135,7 +135,7 @@ def _roles(path: str, content: tflite_file.TfliteFile) -> Tuple[List[str], str]:
 
 
 def _roles_by_json(path: str, content: tflite_file.TfliteFile) -> List[str]:
-    """Empty when there is none that fits."""
+    """The roles by the JSON beside the model; empty if there is none that fits."""
     from od_qat.model_files import description
 
     if not os.path.isfile(description.json_path(path)):
@@ -148,7 +148,7 @@ def _roles_by_json(path: str, content: tflite_file.TfliteFile) -> List[str]:
 
 
 def _role(name: Optional[str]) -> str:
-    """Of an op, a tensor or a signature's key."""
+    """The role by the name of an op, of a tensor, or by a key of a signature."""
     return _ROLES.get((name or "").split(":")[0], "")
 
 
@@ -169,7 +169,7 @@ def _of_saved_model(path: str) -> Nodes:
         (name, signature)
         for meta_graph in content.meta_graphs
         for name, signature in sorted(meta_graph.signature_def.items())
-        # (TF 2 notes its initialisers as one, too.)
+        # (TF 2 lists its initialisers as a signature, too.)
         if not name.startswith("__")
     ]
     if not any(signature.outputs for _, signature in signatures):
@@ -233,9 +233,10 @@ def _of_graph(graph_def) -> Nodes:
 
 
 def _tensors(graph_def, names: Sequence[str]) -> Dict[str, Tuple[str, str]]:
-    """Tensor name -> shape and dtype; nothing for a graph with an op that this TensorFlow does not know.
+    """Tensor name -> shape and dtype.
 
-    Nor for one that would be run for it.
+    The result is empty if the graph has an op that this TensorFlow does not know, or one that importing the
+    graph could run and that is not allowed (graph/allowed_ops.py).
     """
     from od_qat.compat import tf
     from od_qat.graph import allowed_ops
@@ -262,15 +263,15 @@ def _tensors(graph_def, names: Sequence[str]) -> Dict[str, Tuple[str, str]]:
 
 
 def _shape(sizes: Optional[Sequence[int]]) -> str:
-    """'?' for a size that is not fixed; empty without a rank."""
+    """A shape as text, with '?' for a size that is not fixed; empty if the rank is unknown."""
     return "" if sizes is None else "[{}]".format(", ".join("?" if s < 0 else str(s) for s in sizes))
 
 
 def read_graph(path: str) -> Any:
-    """GraphDef of a .pb (binary), .pbtxt (text) or .meta (MetaGraphDef) file.
+    """Reads the GraphDef in a .pb (binary), .pbtxt (text) or .meta (MetaGraphDef) file.
 
     Raises:
-      ConfigError, DataError: when it is none.
+      ConfigError, DataError: if the file holds no graph.
     """
     from google.protobuf import text_format
     from google.protobuf.message import DecodeError
@@ -312,7 +313,7 @@ _HEADERS = ("", "name", "key", "shape", "type", "scale, zero point", "role")
 
 
 def print_table(nodes: Sequence[Node], stream: TextIO) -> None:
-    """One row for each input and output; columns that are empty throughout are left out."""
+    """Prints a row for each input and output, without columns that are empty in all rows."""
     rows = [_HEADERS] + [tuple(_short(_printable(cell)) for cell in node) for node in nodes]
     columns = [column for column in zip(*rows) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
@@ -323,7 +324,7 @@ def print_table(nodes: Sequence[Node], stream: TextIO) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that a name in a file of others may have."""
+    """The text without control characters, which a name in a file from others may have."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

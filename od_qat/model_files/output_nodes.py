@@ -1,14 +1,14 @@
-"""Which nodes are a graph's outputs: the names to freeze, whatever graph a user has at hand.
+"""Finds the output nodes of a graph, whose names freezing asks for.
 
-Tried in this order, first that fits:
+These are tried in order, and the first that fits is taken:
 
 1. `TFLite_Detection_PostProcess`, its four outputs in order;
 2. the post-processed detection tensors by their canonical names;
 3. the raw SSD heads by their canonical names;
-4. detections by structure: what non-maximum suppression gives, in a graph without those names;
+4. detections by structure: the results of the non-maximum suppression, in a graph without those names;
 5. a classifier's predictions, by name or as the only softmax, sigmoid or logits that nothing reads.
 
-The last layer of the backbone is never an answer: it has readers, or is no output op.
+The last layer of the backbone is never taken, since it has readers or is no output op.
 """
 
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -30,7 +30,7 @@ _CLASSIFIER_ENDINGS = (
 )
 _FINAL_ACTIVATIONS = frozenset(["Softmax", "Sigmoid", "LogSoftmax"])
 _LAYOUT = frozenset(["Identity", "Reshape", "Squeeze"])
-# What a graph holds beside the model: savers, summaries, initialisers, input queues.
+# Ops that a graph has beside the model: savers, summaries, initialisers, input queues.
 _NOT_OUTPUTS = frozenset(
     [
         "NoOp",
@@ -62,7 +62,7 @@ _NOT_OUTPUTS = frozenset(
 
 
 class OutputNodes(NamedTuple):
-    """The answer.
+    """The output nodes of a graph.
 
     Attributes:
       names: op names to freeze, in order.
@@ -87,7 +87,7 @@ def find_output_nodes(graph_def) -> OutputNodes:
       OutputNodes.
 
     Raises:
-      OdQatError: when none or several fit, listing candidates with their shapes.
+      OdQatError: if none or several fit; the message lists candidates with their shapes.
     """
     return _Finder(graph_def).find()
 
@@ -141,7 +141,7 @@ class _Finder(object):
         return self._answer(RAW_HEAD_NAMES, "raw_heads", "the names of upstream's export_tflite_ssd_graph")
 
     def _structural_detections(self) -> Optional[OutputNodes]:
-        """The OD API stacks a batch's suppressed boxes, scores, classes and counts below one scope."""
+        """Detections by the scope below which the OD API stacks boxes, scores, classes and counts."""
         suppression = [n.name for n in self._graph_def.node if n.op.startswith("NonMaxSuppression")]
         if not suppression:
             return None
@@ -153,14 +153,14 @@ class _Finder(object):
             )
         scopes = sorted({_batch_scope(name) for name in in_post})
         if len(scopes) > 1:
-            # A two-stage detector has two; the second is the detector's.
+            # A two-stage detector has two such scopes; the second one has the detections.
             scopes = [scope for scope in scopes if "SecondStage" in scope] or scopes
         if len(scopes) != 1:
             raise self._no_answer("several non-maximum suppressions", scopes)
         return self._suppression_outputs(scopes[0])
 
     def _suppression_outputs(self, scope: str) -> Optional[OutputNodes]:
-        """Tensors below the scope that nothing below it reads, told apart by their shapes and order."""
+        """The tensors below the scope that no op below it reads, identified by their shapes and order."""
         ends = []
         for node in self._graph_def.node:
             if not node.name.startswith(scope):
@@ -183,8 +183,8 @@ class _Finder(object):
         gathered = ordered.get("TensorArrayGatherV3") or ordered.get("TensorListStack") or ordered.get("Pack")
         if not gathered or len(gathered) < 4:
             raise self._no_answer("the suppression's outputs are not recognised", [n.name for n in ends])
-        # multiclass NMS of the OD API gives boxes, scores, classes, then masks and additional fields, then
-        # the count last; additional fields follow the classes.
+        # The OD API's suppression returns boxes, scores and classes, then masks and additional fields, and
+        # the count last.
         names = (gathered[0], gathered[1], gathered[2], gathered[-1])
         return self._answer(names, "detection", "the outputs of {}".format(scope.rstrip("/")))
 
@@ -202,7 +202,7 @@ class _Finder(object):
                 continue
             source = node
             while source is not None and source.op in _LAYOUT and source.input:
-                source = self._nodes.get(_op_name(source.input[0]))  # None: the graph is cut off there
+                source = self._nodes.get(_op_name(source.input[0]))  # None if the graph is cut off there
             if source is not None and source.op in _FINAL_ACTIVATIONS:
                 finals.append(node.name)
         if len(finals) == 1:
@@ -250,7 +250,7 @@ class _Finder(object):
                     if graph.get_operation_by_name(name).outputs
                 }
         except (ValueError, KeyError, tf.errors.OpError):
-            return {}  # an op that this TensorFlow does not know; the names are still of use
+            return {}  # this TensorFlow does not know an op; the names are still useful
 
 
 def _op_name(source: str) -> str:

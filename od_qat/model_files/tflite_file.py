@@ -1,7 +1,7 @@
-"""What a .tflite says of itself, read from its bytes: inputs, outputs, signatures, post-processing.
+"""Reads inputs, outputs, signatures and post-processing from the bytes of a .tflite.
 
-Nothing is loaded into an interpreter, which a damaged file can crash: every offset is checked here before
-it is followed. The layout is that of tensorflow/compiler/mlir/lite/schema/schema.fbs, in FlatBuffers; the
+The file is not loaded into an interpreter, which a damaged file can crash. Every offset is checked before it
+is followed. The layout is that of tensorflow/compiler/mlir/lite/schema/schema.fbs, in FlatBuffers; the
 options of TFLite_Detection_PostProcess are a FlexBuffers map.
 """
 
@@ -12,12 +12,12 @@ from od_qat.errors import ExportError
 from od_qat.model_files.names import POST_PROCESS, ROLES
 
 IDENTIFIER = b"TFL3"
-# TensorType of the schema, by its number.
+# The names of the schema's TensorType, by number.
 _TYPES = (
     "float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource "
     "variant uint32 uint16 int4 bfloat16"
 ).split()
-# Real models have few of each. A limit keeps a damaged file, whose lists overlap, from taking for ever.
+# Real models have few of each. Without a limit, a damaged file with overlapping lists would take for ever.
 _MOST = 1000
 
 
@@ -28,9 +28,8 @@ class TensorOfModel(NamedTuple):
       name: of the tensor.
       shape: -1 for a size that is not fixed.
       dtype: 'uint8' and so on.
-      scale: of real = (q - zero_point) * scale; 0 when it is not quantised.
-      zero_point: as scale.
-      key: its name in the file's signature; None without one.
+      scale, zero_point: real = (q - zero_point) * scale; the scale is 0 if the tensor is not quantised.
+      key: its name in the signature; None if there is no signature.
     """
 
     name: str
@@ -42,12 +41,12 @@ class TensorOfModel(NamedTuple):
 
 
 class TfliteFile(NamedTuple):
-    """What is known of a .tflite without running it.
+    """The contents of a .tflite that are known without running it.
 
     Attributes:
       inputs, outputs: in the model's order.
-      roles: for each output, its role where TFLite_Detection_PostProcess makes it; else None.
-      options: of that op: name -> value. Empty without one.
+      roles: for each output, its role if TFLite_Detection_PostProcess makes it, else None.
+      options: the options of that op, name -> value; empty if there is no such op.
     """
 
     inputs: Tuple[TensorOfModel, ...]
@@ -57,7 +56,7 @@ class TfliteFile(NamedTuple):
 
 
 def suppression(options: Dict[str, Any]) -> str:
-    """The options of TFLite_Detection_PostProcess in a clause."""
+    """Describes the options of TFLite_Detection_PostProcess in a clause."""
     return "{} NMS, score threshold {:.3g}, at most {} detections".format(
         "regular" if options.get("use_regular_nms") else "fast",
         options.get("nms_score_threshold", 0.0),
@@ -73,7 +72,7 @@ def read(path: str) -> TfliteFile:
     """Reads a .tflite.
 
     Raises:
-      ExportError: when it cannot be read, or is none.
+      ExportError: if the file cannot be read or is no .tflite.
     """
     try:
         with open(path, "rb") as stream:
@@ -93,12 +92,12 @@ def read(path: str) -> TfliteFile:
 
 
 def parse(data: bytes) -> TfliteFile:
-    """The same of a file's bytes. Raises _Damaged."""
+    """Reads a .tflite from its bytes. Raises _Damaged."""
     buffer = _Buffer(data)
     if data[4:8] != IDENTIFIER:
         raise _Damaged("{} bytes that begin with {!r}".format(len(data), data[:8]))
     model = buffer.root()
-    codes = [code.text(1) for code in model.tables(1)]  # of custom ops; empty for others
+    codes = [code.text(1) for code in model.tables(1)]  # names of custom ops; empty for other ops
     subgraphs = model.tables(2)
     if not subgraphs:
         raise _Damaged("no graph in it")
@@ -126,7 +125,7 @@ def parse(data: bytes) -> TfliteFile:
 
 
 def _signature(model: "_Table") -> Tuple[Dict[int, str], Dict[int, str]]:
-    """Tensor index -> name, of the inputs and of the outputs of the first graph's signature."""
+    """Tensor index -> name, for the inputs and for the outputs of the first graph's signature."""
     for signature in model.tables(7):
         if signature.scalar(4, "<I", 0) == 0:
             inputs, outputs = signature.tables(0), signature.tables(1)
@@ -157,7 +156,7 @@ def _tensor(tensors: List["_Table"], index: int, key: Optional[str]) -> TensorOf
 
 
 class _Buffer(object):
-    """Bytes that are read within their bounds only."""
+    """Bytes that are read only within their bounds."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -178,7 +177,7 @@ class _Buffer(object):
 
 
 class _Table(object):
-    """A FlatBuffers table: fields by their number in the schema, each of which may be absent."""
+    """A FlatBuffers table. Its fields are known by their number in the schema, and each may be absent."""
 
     def __init__(self, buffer: _Buffer, position: int) -> None:
         self._buffer, self._position = buffer, position
@@ -230,7 +229,7 @@ class _Table(object):
 _UNSIGNED = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 _SIGNED = {1: "<b", 2: "<h", 4: "<i", 8: "<q"}
 _FLOATS = {4: "<f", 8: "<d"}
-# Types of FlexBuffers.
+# The types of FlexBuffers values.
 _INT, _UINT, _FLOAT, _MAP, _BOOL = 1, 2, 3, 9, 26
 
 

@@ -1,6 +1,6 @@
-"""Whether the class ids that a model detects are those of the label map: others score next to nothing.
+"""Checks that the class ids of a model are those of the label map. With other ids it scores next to nothing.
 
-Classes are compared where the model found something: at each object, the surest box that overlaps it.
+At each object, the class of the box with the best score that overlaps the object is compared.
 """
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -12,8 +12,9 @@ from od_qat.scoring.matching import iou_matrix
 from od_qat.scoring.runners import Detections
 
 _IOU = 0.5
-# Of the objects of a class, averaged over classes: another numbering has to explain this share, and twice the
-# share that the label map does. What a detector confuses is not half of its classes, nor all by one number.
+# Another numbering has to explain this share of the objects of a class, averaged over classes, and twice the
+# share that the label map explains. A detector does not confuse half of its classes, nor all of them by one
+# number.
 _EXPLAINED = 0.5
 _LARGEST_SHIFT = 2
 
@@ -25,14 +26,14 @@ def misfits(
     examples: Sequence[Any],
     detections: Mapping[Any, Detections],
 ) -> List[str]:
-    """What to say of ids that do not fit, a line each; nothing when all do.
+    """Makes a warning for each way in which ids do not fit; empty if all fit.
 
     Args:
-      model, label_map: what to call them. Without a label map the names are the caller's choice of classes:
-        that the model detects others is no fault then.
+      model, label_map: their names for the message. Without a label map, `names` are the classes that the
+        caller chose, and it is no fault if the model detects others.
       names: the label map, id -> name.
-      examples: the scored images, see coco_metrics.
-      detections: image_id -> Detections, of the same images.
+      examples: the scored images, as in coco_metrics.
+      detections: image_id -> Detections of the same images.
     """
     truth = np.unique(np.concatenate([example.classes for example in examples])) if examples else np.zeros(0)
     found = np.concatenate([of_image.classes for of_image in detections.values()] or [np.zeros(0, np.int64)])
@@ -63,7 +64,7 @@ def _ids(classes: np.ndarray) -> str:
 def _pairs(
     examples: Sequence[Any], detections: Mapping[Any, Detections], names: Mapping[int, str]
 ) -> Dict[int, np.ndarray]:
-    """Class id -> the ids that the surest boxes at its objects have, int64 [objects that were found]."""
+    """Class id -> the ids of the best boxes at its objects, int64 [objects that were found]."""
     found = {}  # type: Dict[int, List[int]]
     for example in examples:
         of_image = detections[example.image_id]
@@ -79,7 +80,7 @@ def _pairs(
 
 
 def _numbering(names: Mapping[int, str], pairs: Mapping[int, np.ndarray]) -> str:
-    """How the model's ids differ from the label map's, as far as the objects tell; empty when they do not."""
+    """How the model's ids differ from those of the label map; empty if the objects show no rule."""
     if not pairs:
         return ""
     as_they_are = _share(pairs, {class_id: class_id for class_id in pairs})
@@ -109,12 +110,12 @@ def _numbering(names: Mapping[int, str], pairs: Mapping[int, np.ndarray]) -> str
 
 
 def _share(pairs: Mapping[int, np.ndarray], ids: Mapping[int, Optional[int]]) -> float:
-    """Share of the objects found under ids[class], averaged over classes."""
+    """The share of objects that are found under ids[class], averaged over classes."""
     return float(np.mean([np.mean(detected == ids.get(number, -1)) for number, detected in pairs.items()]))
 
 
 def _best_shift(pairs: Mapping[int, np.ndarray]) -> Tuple[int, float]:
-    """What to add to the detected ids so that most are right, and the share of those."""
+    """The number to add to the detected ids so that most are right, and the share that is right then."""
     shifts = [shift for size in range(1, _LARGEST_SHIFT + 1) for shift in (size, -size)]
     shares = [_share(pairs, {number: number - shift for number in pairs}) for shift in shifts]
     best = int(np.argmax(shares))
@@ -122,13 +123,13 @@ def _best_shift(pairs: Mapping[int, np.ndarray]) -> Tuple[int, float]:
 
 
 def _most_frequent(pairs: Mapping[int, np.ndarray]) -> Dict[int, int]:
-    """The id under which most objects of a class are found; no id for two classes, as a poor model has it."""
+    """Class -> the id under which most of its objects are found. No id is given to two classes."""
     counted = []
     for number, detected in pairs.items():
         ids, counts = np.unique(detected, return_counts=True)
         counted.append((float(np.max(counts)) / len(detected), number, int(ids[np.argmax(counts)])))
     chosen = {}  # type: Dict[int, int]
-    # (A class found under its own id comes first, so that it keeps it.)
+    # (A class that is found under its own id comes first, so that it keeps that id.)
     for _, number, detected in sorted(counted, key=lambda item: (item[1] != item[2], -item[0], item[1])):
         if detected not in chosen.values():
             chosen[number] = detected

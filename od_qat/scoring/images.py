@@ -1,6 +1,6 @@
-"""Pixels for a scorer, without TensorFlow: decoding, the OD API's resizing, quantization of the input.
+"""Decodes, resizes and quantizes images without TensorFlow, with the same results.
 
-Every scorer decodes with Pillow, a .pb's too: JPEG decoders differ by a few levels, and models that are
+Images are decoded with Pillow for a .pb too. JPEG decoders differ by a few grey levels, and models that are
 compared must see the same pixels.
 """
 
@@ -13,16 +13,16 @@ from od_qat.errors import DataError
 
 
 def decode(encoded: bytes, where: str = "") -> np.ndarray:
-    """JPEG or PNG bytes -> uint8 [height, width, 3], RGB.
+    """Decodes a JPEG or PNG to uint8 [height, width, 3], RGB.
 
-    Orientation tags are ignored, and of 16-bit pixels the high byte counts, as in TensorFlow's decoders.
+    As in TensorFlow's decoders, orientation tags are ignored, and 16-bit pixels keep their high byte.
 
     Args:
       encoded: the file's bytes.
       where: the image's id, for the message.
 
     Raises:
-      DataError: when the bytes are no image.
+      DataError: if the bytes are no image.
     """
     from PIL import Image
 
@@ -58,7 +58,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     image = np.asarray(image)
     top, bottom, y_weight = _positions(image.shape[0], height)
     left, right, x_weight = _positions(image.shape[1], width)
-    # Only the rows that are read are worth interpolating along x; when shrinking those are few.
+    # Only rows that are read are interpolated along x. When shrinking, these are few.
     rows, row_of = np.unique(np.concatenate([top, bottom]), return_inverse=True)
     row_of = row_of.reshape(-1)
     needed = image[rows]
@@ -68,7 +68,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _positions(size_in: int, size_out: int):
     """Indices of the two neighbours, int64 [size_out], and the weight of the second, float32 [size_out]."""
-    # float32 throughout, as the op: in float64 a position such as 2.9999998 would floor to another pixel.
+    # All is float32, as in the op. In float64, a position such as 2.9999998 would become another pixel.
     scale = np.float32(size_in) / np.float32(size_out)
     position = np.arange(size_out, dtype=np.float32) * scale
     lower = np.floor(position)
@@ -90,14 +90,14 @@ def prepare(
     scale: float = 0.0,
     zero_point: int = 0,
 ) -> np.ndarray:
-    """Pixels -> what the input tensor takes.
+    """Turns pixels into the values of the input tensor.
 
     Args:
       pixels: uint8 or float32 [height, width, 3], 0 to 255.
       dtype: of the input tensor.
-      mean, std: real = (pixel - mean) / std; None: real = pixel.
-      scale, zero_point: of a quantized input tensor, real = (q - zero_point) * scale; scale 0 when it is not
-        quantized.
+      mean, std: real = (pixel - mean) / std; with None, real = pixel.
+      scale, zero_point: of a quantized input tensor, real = (q - zero_point) * scale; the scale is 0 if it is
+        not quantized.
 
     Returns:
       an array of `dtype`, shape of `pixels`.
@@ -108,18 +108,18 @@ def prepare(
     if dtype.kind == "f":
         return ((pixels - np.float32(mean)) / np.float32(std)).astype(dtype)
     step = std * scale if scale else std
-    # Converters store scale as float32, so a step of one grey level comes out as 1 +- 1e-7; taken at its
-    # word, it would send pixels that lie halfway between two integers now up and now down.
+    # Converters store the scale as float32, so a step of one grey level becomes 1 +- 1e-7. Used as it is, it
+    # would round pixels halfway between two integers sometimes up and sometimes down.
     if abs(step - 1.0) < 1e-5:
         step = 1.0
     quantized = (pixels - np.float32(mean)) / np.float32(step) + np.float32(zero_point)
     limits = np.iinfo(dtype)
-    # Half up, not half to even: with mean 127.5 every pixel is halfway, and all have to go the same way.
+    # Halves are rounded up, not to even. With mean 127.5 every pixel is a half, and all must go the same way.
     return np.clip(np.floor(quantized + np.float32(0.5)), limits.min, limits.max).astype(dtype)
 
 
 def dequantize(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """An output tensor's values as float32; integers without a scale are taken as they are."""
+    """The values of an output tensor as float32. Integers without a scale are taken as they are."""
     if values.dtype.kind in "iu" and scale:
         return (values.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
     return values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Overlap of boxes, and how far two models agree."""
+"""The overlap of boxes, and how far two models agree."""
 
 import dataclasses
 from typing import Any, Mapping
@@ -17,7 +17,7 @@ def iou_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
       second: [M, 4].
 
     Returns:
-      float64 [N, M], 0 where both boxes are empty.
+      float64 [N, M]; 0 if both boxes are empty.
     """
     first = np.asarray(first, np.float64).reshape(-1, 1, 4)
     second = np.asarray(second, np.float64).reshape(1, -1, 4)
@@ -36,11 +36,10 @@ class Agreement:
     """How far two models agree; counts are of detections above the minimum score.
 
     Attributes:
-      share: matched detections of both, over detections of both; 1.0 when neither found anything.
+      share: matched detections of both models, divided by all detections of both; 1.0 if there are none.
       detections_a: detections of the first model.
-      matched_a: those of them that the second has as well.
-      detections_b: as detections_a, of the second model.
-      matched_b: as matched_a, of the second model.
+      matched_a: those of them that the second model has too.
+      detections_b, matched_b: the same for the second model.
       images: images compared.
     """
 
@@ -59,10 +58,11 @@ def agreement(
     score_tolerance: float = 0.1,
     min_score: float = 0.3,
 ) -> Agreement:
-    """The share of detections that another model finds too, counted both ways.
+    """Compares the detections of two models, in both directions.
 
-    A detection is matched by one of the same class, with an overlap of at least `iou` and a score within
-    `score_tolerance`; that one may itself lie below `min_score`. Each detection matches once at most.
+    Two detections match if they have the same class, an overlap of at least `iou`, and scores that differ by
+    at most `score_tolerance`. The second may score less than `min_score`. Each detection matches at most
+    once.
 
     Args:
       a, b: image_id -> Detections, of the same images.
@@ -71,7 +71,7 @@ def agreement(
       min_score: detections below are not counted.
 
     Raises:
-      DataError: when the images differ.
+      DataError: if the images differ.
     """
     differ = sorted(str(image_id) for image_id in set(a) ^ set(b))
     if differ:
@@ -97,13 +97,13 @@ def agreement(
 
 
 def _matches(of: Detections, among: Detections, iou: float, score_tolerance: float, min_score: float):
-    """(detections of `of` above the minimum score, those with a match)."""
+    """The number of detections in `of` above the minimum score, and of those with a match in `among`."""
     chosen = np.flatnonzero(of.scores >= min_score)
     if not len(chosen) or not len(among.scores):
         return len(chosen), 0
     overlap = iou_matrix(of.boxes[chosen], among.boxes)
     allowed = of.classes[chosen][:, None] == among.classes[None, :]
-    # A float32 step of slack, so that a tolerance of 0.1 takes 0.9 and 0.8 as 0.1 apart.
+    # A tolerance of 0.1 has to accept 0.9 and 0.8, so it gets one float32 step more.
     difference = np.abs(of.scores[chosen][:, None].astype(np.float64) - among.scores[None, :])
     allowed &= difference <= score_tolerance + 1e-6
     overlap = np.where(allowed & (overlap >= iou), overlap, -1.0)

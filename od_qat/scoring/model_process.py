@@ -1,13 +1,13 @@
-"""A process of its own for a model: what a damaged or hostile file does to it is caught and said.
+"""Runs a model in a process of its own, so that a damaged or hostile file ends in an error and not in a
+crash.
 
-The interpreter trusts a .tflite, so a damaged one can end the process that runs it; any model can loop for
-ever. The process is started afresh, so it holds nothing of the caller's and, for a .tflite, does not import
-TensorFlow. It sets itself an alarm before each thing that it does with the model, and its end, by the alarm,
-by another signal or by itself, is read from its exit status. It is no sandbox: the process may do what the
-user may.
+The interpreter trusts a .tflite, so a damaged one can end the process that runs it. Any model can loop for
+ever. The process is started anew: it holds nothing of the caller and, for a .tflite, does not import
+TensorFlow. Before each thing that it does with the model, it sets an alarm. Its exit status tells whether the
+alarm, another signal or the process itself ended it. It is no sandbox: the process may do what the user may.
 
-The process ends when its parent does, however that ends, and has a session of its own, so that Ctrl-C reaches
-the parent alone.
+The process ends when its parent ends, in whatever way. It has a session of its own, so that Ctrl-C reaches
+only the parent.
 """
 
 import collections
@@ -30,26 +30,26 @@ from od_qat.errors import ConfigError, EnvironmentProblem, ExportError, OdQatErr
 from od_qat.model_files.description import ModelDescription
 from od_qat.scoring import images, runners
 
-# Seconds for loading a model or for one image.
+# Seconds for loading a model, and for each image.
 TIME_LIMIT = 60.0
-# How long after its parent the process may end, when a fork of the parent keeps the connection open.
+# How many seconds after its parent the process ends if a fork of the parent keeps the connection open.
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_END = 5.0
-# When memory ends, this process goes first, not the caller. (Linux; see proc(5).)
+# When memory runs out, this process is ended and not the caller. (Linux; see proc(5).)
 _OUT_OF_MEMORY_SCORE = b"500"
 
 _WARM_UP_RUNS = 3
-# A slow model is measured with fewer runs, so that nobody waits for a number that is not going to change.
+# A slow model is measured with fewer runs: more would take long and change little.
 _MAX_SECONDS = 20.0
 _MIN_RUNS = 5
 _ANY_SIZE = (300, 300)
 
 
-# In the caller.
+# What runs in the caller.
 
 
 def require_time_limit(seconds: float) -> None:
-    """Raises ConfigError unless it is a time."""
+    """Raises ConfigError unless it is a positive number of seconds."""
     if not 0 < seconds < 1e6:
         raise ConfigError(
             "the time limit is not one", found=str(seconds), allowed="seconds above 0, fewer than a million"
@@ -57,12 +57,12 @@ def require_time_limit(seconds: float) -> None:
 
 
 class ModelProcess(object):
-    """The process, seen from its parent. It does one request after the other; each has one answer."""
+    """The process as its parent sees it. It handles one request after the other and answers each."""
 
     def __init__(self, description: ModelDescription, threads: int, time_limit: float) -> None:
         """Starts the process and asks it to open the model; :meth:`answer` says when it has."""
         self._connection, theirs = multiprocessing.Pipe()
-        # What native code writes while it dies. (With OD_QAT_DEBUG the terminal has all of it.)
+        # Native code writes here while it crashes. (With OD_QAT_DEBUG it writes to the terminal.)
         self._log = None if os.environ.get("OD_QAT_DEBUG") else tempfile.TemporaryFile()
         program = "import sys; sys.path[:] = {!r}; from od_qat.scoring import model_process; {}".format(
             list(map(str, sys.path)), "model_process.serve({}, {})".format(theirs.fileno(), os.getpid())
@@ -77,31 +77,31 @@ class ModelProcess(object):
                 stderr=output,
                 start_new_session=True,
             )
-        # What it has been asked for, and has not answered.
+        # The requests that it has not answered.
         self._asked = collections.deque()  # type: Deque[str]
         self.open(description, threads, time_limit)
 
     @property
     def connection(self) -> Connection:
-        """To wait for the answer with multiprocessing.connection.wait."""
+        """The connection, to wait for the answer with multiprocessing.connection.wait."""
         return self._connection
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid
 
     def open(self, description: ModelDescription, threads: int, time_limit: float) -> None:
-        """Asks for another model in the place of the last."""
+        """Asks it to open another model in place of the last."""
         self._description, self._time_limit = description, time_limit
         try:
             folder = os.getcwd()  # type: Optional[str]
-        except OSError:  # it has been removed
+        except OSError:  # the folder was removed
             folder = None
         self._ask("while it was loaded", "open", description, threads, time_limit, folder)
 
     def detect(self, image_id: Any, encoded: bytes) -> None:
-        """Asks for the Detections in an image."""
+        """Asks for the Detections of an image."""
         shown = str(image_id)
         shown = shown if shown.isprintable() else ascii(shown)
         self._ask("at image {}".format(shown), "detect", image_id, encoded)
@@ -111,7 +111,7 @@ class ModelProcess(object):
         self._ask("while its latency was measured", "latency", image, runs)
 
     def close_model(self) -> None:
-        """Asks for what the model holds to be freed."""
+        """Asks it to free what the model holds."""
         self._ask("while it was closed", "close")
 
     def _ask(self, doing: str, *request: Any) -> None:
@@ -122,10 +122,10 @@ class ModelProcess(object):
             raise self._what_ended_it() from None
 
     def answer(self) -> Any:
-        """Waits for it.
+        """Waits for the next answer and returns it.
 
         Raises:
-          OdQatError: what the process raised; or how it ended, if it did.
+          OdQatError: the error that the process raised, or how the process ended.
         """
         try:
             failed, value = self._connection.recv()
@@ -137,17 +137,17 @@ class ModelProcess(object):
         return value
 
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """Ends it whatever it does."""
+        """Ends the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
         self._let_go()
 
     def end(self) -> None:
-        """Ends it when it has answered."""
+        """Ends the process after its answers."""
         self._connection.close()
         try:
             self._process.wait(_SECONDS_TO_END)
@@ -204,12 +204,12 @@ class ModelProcess(object):
         lines = self._log.read().decode("utf-8", "replace").splitlines()
         lines = ["".join(filter(str.isprintable, line)).strip() for line in lines]
         lines = [line for line in lines if line]
-        # (Where TensorFlow gives up, it says why in a line with F, and the stack comes after.)
+        # (If TensorFlow aborts, a line with F says why, and the stack follows.)
         fatal = [line for line in lines if line.startswith("F0") or ": F " in line or "what():" in line]
         return ", saying: {}".format((fatal or lines)[-1][:200]) if lines else ""
 
 
-# In the process.
+# What runs in the process.
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -223,7 +223,7 @@ def serve(descriptor: int, parent: int) -> None:
         request = requests.get()
         try:
             answer = (False, getattr(server, request[0])(*request[1:]))
-        except Exception as error:  # (every kind: the caller is who has to know)
+        except Exception as error:  # (of any kind: the caller has to know)
             answer = (True, _that_can_be_sent(error))
         finally:
             _set_alarm(0)
@@ -234,10 +234,10 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def _read(connection: Connection, requests: "queue.Queue", parent: int) -> None:
-    """Takes requests while the model runs, so that the next image is there when it has ended.
+    """Reads requests while the model runs, so that the next image is there when the model is done.
 
-    Ends the process when there will be none: not by the interpreter's own end, which takes TensorFlow a while
-    and would wait for the model.
+    It ends the process when no more will come. It does not use Python's own exit, which takes long with
+    TensorFlow and would wait for the model.
     """
     while os.getppid() == parent:
         if connection.poll(_SECONDS_BETWEEN_LOOKS):
@@ -251,11 +251,11 @@ def _read(connection: Connection, requests: "queue.Queue", parent: int) -> None:
 def _set_limits() -> None:
     import resource
 
-    # The alarm ends the process wherever it is, also in native code, if nobody has set it aside.
+    # The alarm ends the process wherever it is, also in native code, unless somebody blocked it.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A file that asks for more than the machine has gets an error instead of the machine's last page.
+    # A file that asks for more memory than the machine has gets an error.
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if soft == resource.RLIM_INFINITY or soft > machine:
@@ -275,12 +275,12 @@ def _that_can_be_sent(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
         return error
-    except Exception:  # (whatever its class does)
+    except Exception:  # (its class may do anything)
         return OdQatError("{}: {}".format(type(error).__name__, " ".join(str(error).split())[:300]))
 
 
 class _Server(object):
-    """What can be asked for, by name."""
+    """The requests that the process handles, by name."""
 
     def __init__(self) -> None:
         self._runner = None  # type: Any
@@ -293,7 +293,7 @@ class _Server(object):
         if folder is not None:
             os.chdir(folder)
         if not description.is_tflite:
-            # The time that TensorFlow takes is not the model's.
+            # Importing TensorFlow does not count as time of the model.
             from od_qat import compat  # noqa: F401
         _set_alarm(time_limit)
         self._runner = runners.open_runner(description, threads)

@@ -1,4 +1,4 @@
-"""One image in, detections out, for either kind of model.
+"""Runs either kind of model on an image and returns its detections.
 
 Importing this file, or running a .tflite with it, does not import TensorFlow.
 """
@@ -18,7 +18,7 @@ from od_qat.scoring import images
 
 
 class Detections(NamedTuple):
-    """What a model found in one image, in the model's order (best first).
+    """The detections of a model in one image, in the model's order (best first).
 
     Attributes:
       boxes: float32 [N, 4], normalised ymin, xmin, ymax, xmax, clipped to the image.
@@ -32,65 +32,65 @@ class Detections(NamedTuple):
 
 
 def open_runner(description: ModelDescription, threads: int = 1):
-    """A TfliteRunner or a FrozenGraphRunner.
+    """Opens a model: returns a TfliteRunner or a FrozenGraphRunner.
 
     Raises:
-      ExportError, EnvironmentProblem: when the model cannot be loaded.
+      ExportError, EnvironmentProblem: if the model cannot be loaded.
     """
     if threads < 1:
         raise ExportError("a model needs at least one thread", found=str(threads), allowed="1 or more")
     return (TfliteRunner if description.is_tflite else FrozenGraphRunner)(description, threads)
 
 
-# Label map ids have four bytes; a class output that is none is an uninitialised number.
+# Label map ids have four bytes. A class output beyond that is an uninitialised number.
 _LARGEST_CLASS = 2**31
 
 
 class _Runner(object):
-    """The road that both kinds share: `prepare`, `run`, `detections`."""
+    """What both kinds share: `prepare`, `run`, `detections`."""
 
     def __init__(self, description: ModelDescription) -> None:
         self.description = description
 
     def detect(self, pixels: np.ndarray) -> Detections:
-        """uint8 [height, width, 3] RGB -> Detections."""
+        """Returns the Detections in pixels, uint8 [height, width, 3] RGB."""
         with self._said("the image cannot be brought into the form that the model takes"):
             value = self.prepare(pixels)
         return self.detections(self.run(value))
 
     @property
     def image_size(self) -> Optional[Tuple[int, int]]:
-        """Height and width of the image that the model takes; None when it takes any."""
+        """Height and width of the image that the model takes; None if it takes any size."""
         return self.description.resize
 
     def close(self) -> None:
         """Frees what the model holds."""
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [height, width, 3] -> the input tensor's value, with its batch dimension."""
+        """Turns uint8 [height, width, 3] into the value of the input tensor, with its batch dimension."""
         raise NotImplementedError
 
     def run(self, value: np.ndarray) -> List[np.ndarray]:
-        """The input tensor's value -> the outputs in the order of ROLES, float32."""
+        """Runs the model on a value of the input tensor; returns float32 outputs in the order of ROLES."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def _said(self, what: str) -> Iterator[None]:
-        """Turns whatever a library raises, of a file that is no model of its kind, into one line."""
+        """Turns any exception of a library, which a wrong file can cause, into an error of one line."""
         try:
             yield
         except OdQatError:
             raise
-        except Exception as error:  # (their list has no end: the file decides where they stop)
+        except Exception as error:  # (a file can cause any)
             raise ExportError(
                 what, where=self.description.path, found=first_line(error), fix="copy or export it again"
             ) from error
 
     def detections(self, outputs: List[np.ndarray]) -> Detections:
-        """Outputs in the order of ROLES -> Detections.
+        """Turns outputs in the order of ROLES into Detections.
 
         Raises:
-          ExportError: when the shapes are not those of detections, or a value is not a number.
+          ExportError: if the shapes are not those of detections, or a value is not a number.
         """
         boxes, classes, scores, count = outputs
         if (
@@ -135,7 +135,7 @@ class _Runner(object):
                 fix="check the outputs in {}".format(json_path(self.description.path)),
             )
         return Detections(
-            # The OD API's own post-processing clips boxes to the image; that of a .tflite does not.
+            # The OD API's post-processing clips boxes to the image; that of a .tflite does not.
             boxes=np.clip(boxes, 0.0, 1.0).astype(np.float32),
             classes=np.rint(classes).astype(np.int64) + self.description.class_id_offset,
             scores=scores.astype(np.float32),
@@ -192,7 +192,7 @@ class TfliteRunner(_Runner):
         for role in ROLES:
             position = [name for name, _ in description.output_names].index(role)
             name = description.output_names[position][1]
-            # Tensor names do not survive every converter; the order of the outputs does.
+            # Not every converter keeps the names of tensors; all keep the order of the outputs.
             detail = by_name.get(name) or by_name.get(
                 (name or "")[:-2] if (name or "").endswith(":0") else ""
             )
@@ -249,7 +249,7 @@ class FrozenGraphRunner(_Runner):
         with self._said("the frozen graph cannot be loaded"):
             with open(description.path, "rb") as stream:
                 graph_def.ParseFromString(stream.read())
-        # Before it is imported: that computes shapes, for which TensorFlow runs ops.
+        # This comes before the import, which computes shapes and runs ops for that.
         allowed_ops.require_harmless(graph_def, description.path)
         graph = tf.Graph()
         with self._said("the frozen graph cannot be loaded"), graph.as_default():
@@ -271,7 +271,7 @@ class FrozenGraphRunner(_Runner):
         )
 
     def _require_image(self) -> Optional[Tuple[int, int]]:
-        """Height and width that the input fixes, or None. Raises unless it can be one RGB image."""
+        """Height and width if the input fixes them, or None. Raises unless the input can be one RGB image."""
         shape = self._input.shape
         sizes = (None,) * 4 if shape.ndims is None else tuple(shape.as_list())
         if len(sizes) != 4 or sizes[0] not in (None, 1) or sizes[3] not in (None, 3):
@@ -330,10 +330,10 @@ class FrozenGraphRunner(_Runner):
             ) from error
 
     def _refuse_unknown_op(self, error: Exception) -> None:
-        """Raises when an op that this TensorFlow knows cannot be run by it.
+        """Raises if this TensorFlow knows an op and cannot run it.
 
         Raises:
-          ExportError: naming the op.
+          ExportError: with the name of the op.
         """
         unknown = re.search(r"No OpKernel was registered to support Op '([^']+)'", str(error))
         if unknown is not None:

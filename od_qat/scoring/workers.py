@@ -1,4 +1,4 @@
-"""Scoring in processes: each runs the model, one image after the other. See model_process for why.
+"""Runs a model on many images, in several processes. (model_process says why the model needs its own.)
 
 A process that scores a .tflite imports this package, numpy, Pillow and LiteRT, and no TensorFlow, so it
 starts in a fraction of a second.
@@ -19,13 +19,13 @@ from od_qat.model_files.description import ModelDescription, describe_model
 from od_qat.scoring.model_process import TIME_LIMIT, ModelProcess, require_time_limit
 from od_qat.scoring.runners import Detections
 
-# Images for which another process pays, unless the caller says how many: one that imports TensorFlow takes
-# seconds to start.
+# With fewer images for each process, starting another one takes longer than it saves, unless the caller says
+# how many to start. A process that imports TensorFlow takes seconds.
 _WORTH_A_PROCESS = 4
 _WORTH_TFLITE_PROCESS = 16
 _WORTH_TENSORFLOW_PROCESS = 64
 
-# Images that a process has: the one that it works on, and the next.
+# Each process has the image that it works on, and the next one.
 _IMAGES_AHEAD = 2
 _OPENING = object()
 
@@ -51,10 +51,10 @@ def detect(
         says how to feed it, see description.describe_model for what is assumed without.
       examples: an iterable of datasets.records.Example; only image_id and encoded are read, and not more
         than a few images at once.
-      processes: default one per core, fewer for few images. The model never runs in this process.
-      threads: of each process.
+      processes: by default one for each core, and fewer for few images. The model never runs in the caller.
+      threads: number of threads in each process.
       max_images: stop after so many.
-      progress: a progress bar on stderr, when that is a terminal.
+      progress: whether to show a progress bar on stderr, if that is a terminal.
       mean, std, class_id_offset: take precedence over the JSON.
       time_limit: seconds for loading the model and for each image.
 
@@ -63,8 +63,8 @@ def detect(
 
     Raises:
       ExportError: the model cannot be loaded, crashes, takes too long or does not give detections.
-      DataError: an image is damaged, or there twice.
-      EnvironmentProblem: no LiteRT interpreter.
+      DataError: an image is damaged, or occurs twice.
+      EnvironmentProblem: there is no LiteRT interpreter.
     """
     description = describe_model(model_path, mean, std, class_id_offset)
     total = len(examples) if isinstance(examples, Sized) else None
@@ -79,14 +79,14 @@ def detect(
 
 
 class Pool(object):
-    """Processes with a model loaded; one at first, which starts at once."""
+    """The processes that run a model. The first one starts at once, the others when images wait."""
 
     def __init__(
         self, description: ModelDescription, threads: int = 1, time_limit: float = TIME_LIMIT
     ) -> None:
         require_time_limit(time_limit)
         self._description, self._threads, self._time_limit = description, threads, time_limit
-        # Each with the images that it has been given; with _OPENING while it loads the model.
+        # Process -> the images that it was given, and _OPENING while it loads the model.
         self._asked = {}  # type: Dict[ModelProcess, Deque[Any]]
 
     def __enter__(self) -> "Pool":
@@ -101,13 +101,13 @@ class Pool(object):
                 process.end()
 
     def pids(self) -> List[int]:
-        """Of the processes."""
+        """The process ids."""
         return [process.pid for process in self._asked]
 
     def detect(
         self, examples: Iterable[Any], total: Optional[int], processes: Optional[int], progress: bool
     ) -> Dict[Any, Detections]:
-        """As :func:`detect`; `total` is for the progress bar and the number of processes."""
+        """Does what :func:`detect` does. `total` is for the progress bar and for the number of processes."""
         from tqdm import tqdm
 
         if processes is not None and processes < 1:
@@ -120,7 +120,7 @@ class Pool(object):
             least = _WORTH_TFLITE_PROCESS if self._description.is_tflite else _WORTH_TENSORFLOW_PROCESS
         if total is not None:
             processes = max(1, min(processes, -(-total // least)))
-        # `disable=None` is tqdm's "only on a terminal".
+        # For tqdm, `disable=None` means "only on a terminal".
         with tqdm(
             total=total,
             desc=os.path.basename(self._description.path),
@@ -138,7 +138,7 @@ class Pool(object):
     def _detect(self, images: Iterator[_Image], processes: int, done: Any) -> Dict[Any, Detections]:
         results = {}  # type: Dict[Any, Any]
         missing = 0
-        # One image is read ahead, so that a process that has answered has its next one at once.
+        # One image is read ahead, so that a process that answers gets its next one at once.
         waiting = next(images, None)
         while waiting is not None or missing:
             process = self._with_room(processes) if waiting is not None else None
@@ -158,7 +158,7 @@ class Pool(object):
         return results
 
     def _with_room(self, processes: int) -> Optional[ModelProcess]:
-        """One that may be given another image; starts one rather than let images wait."""
+        """A process that may get another image. It starts one if all are busy and more are allowed."""
         opened = [process for process, asked in self._asked.items() if _OPENING not in asked]
         least = min(opened, key=lambda process: len(self._asked[process])) if opened else None
         if least is not None and not self._asked[least]:
@@ -170,7 +170,7 @@ class Pool(object):
         return None
 
     def _answers(self) -> Iterator[Tuple[Any, Any]]:
-        """Waits for one at least: (image id, Detections), or (_OPENING, None)."""
+        """Waits for at least one answer: (image id, Detections), or (_OPENING, None)."""
         by_connection = {process.connection: process for process, asked in self._asked.items() if asked}
         for connection in wait(list(by_connection)):
             process = by_connection[connection]
@@ -184,7 +184,7 @@ class Pool(object):
             yield self._asked[process].popleft(), answer
 
     def latency(self, image: Optional[np.ndarray], runs: int) -> float:
-        """Median milliseconds of one image, see :func:`model_score.latency`."""
+        """The median milliseconds of one image; see :func:`model_score.latency`."""
         if runs < 1:
             raise ConfigError("latency needs a run to measure", found=str(runs), allowed="1 or more")
         while any(self._asked.values()):
@@ -205,8 +205,9 @@ class Pool(object):
         self._asked[process] = collections.deque([_OPENING])
 
 
-# TensorFlow takes seconds to import, so one process that has is kept for the next .pb. (One for a .tflite is
-# not: what a damaged file has done to its memory would be the next file's.) A fork of this process has none.
+# Importing TensorFlow takes seconds, so one process that has done so is kept for the next .pb. A process of a
+# .tflite is not kept, since a damaged file may have changed its memory. A fork of the caller has none of
+# these.
 _spare = {}  # type: Dict[Tuple[int, int], ModelProcess]
 
 
@@ -240,7 +241,7 @@ def _end_kept() -> None:
 
 
 def default_processes() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

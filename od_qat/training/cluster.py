@@ -1,9 +1,9 @@
-"""TF_CONFIG: how a process of several knows who it is. Read as the OD API's legacy/train.py reads it.
+"""TF_CONFIG tells each process of a cluster its role. It is read as the OD API's legacy/train.py reads it.
 
     {"cluster": {"ps": ["host0:2222"], "master": ["host1:2222"], "worker": ["host2:2222"]},
      "task": {"type": "worker", "index": 0}}
 
-The chief is called `master`, and is a worker too.
+The chief is called `master`; it is a worker too.
 """
 
 import json
@@ -19,16 +19,16 @@ _JOBS = ("master", "ps", "worker")
 
 
 def join(environment: Optional[Mapping[str, str]] = None) -> Optional[Place]:
-    """Takes this process's place in the cluster; a parameter server stays in here until training has ended.
+    """Takes this process's place in the cluster. A parameter server returns only when training has ended.
 
     Args:
-      environment: default is the process's own.
+      environment: the variables; by default those of the process.
 
     Returns:
-      the place of a worker; Place() when there is no cluster; None for a parameter server that has ended.
+      the place of a worker; Place() if there is no cluster; None for a parameter server that has ended.
 
     Raises:
-      ConfigError: for a TF_CONFIG that describes no such cluster.
+      ConfigError: if TF_CONFIG does not describe such a cluster.
     """
     text = (os.environ if environment is None else environment).get(_VARIABLE, "")
     try:

@@ -1,4 +1,4 @@
-"""What a training session does beside its steps: progress, the end at a signal, NaN diagnosis."""
+"""Session hooks that show progress, end the training at a signal, and name variables that are not finite."""
 
 import sys
 import time
@@ -12,11 +12,12 @@ from od_qat.training.signals import StopSignals
 
 
 class ProgressHook(tf.train.SessionRunHook):
-    """A progress bar with loss, learning rate and steps a second; ten log lines when not on a terminal.
+    """Shows a progress bar with loss, learning rate and steps per second. Without a terminal it logs ten
+    lines.
 
     Args:
-      total_steps: where training ends; None when it has no end.
-      global_step, loss: tensors, read at each step.
+      total_steps: the last step; None if the training has no end.
+      global_step, loss: tensors that are read at each step.
       learning_rate: tensor or None.
     """
 
@@ -49,9 +50,9 @@ class ProgressHook(tf.train.SessionRunHook):
         return tf.train.SessionRunArgs(self._fetches)
 
     def after_run(self, run_context, run_values) -> None:
-        """Shows them."""
+        """Shows step, loss and learning rate."""
         values: Dict[str, float] = run_values.results
-        # The step is read without ordering against the update: count what is done here from the bar.
+        # The step may be read before or after its update, so the steps are counted here.
         self._recent = (self._recent + [float(values["loss"])])[-50:]
         self.last_loss = float(np.mean(self._recent))
         step = int(values["step"])
@@ -78,7 +79,7 @@ class ProgressHook(tf.train.SessionRunHook):
 
 
 class StopOnSignalHook(tf.train.SessionRunHook):
-    """Ends the session behind a step during which a signal came; the hooks that save then save.
+    """Ends the session after the step during which a signal came. The hooks that save then do so.
 
     Args:
       signals: StopSignals.
@@ -88,16 +89,16 @@ class StopOnSignalHook(tf.train.SessionRunHook):
         self._signals = signals
 
     def after_run(self, run_context, run_values) -> None:
-        """Looks."""
+        """Asks the session to stop if a signal came."""
         if self._signals.received is not None:
             run_context.request_stop()
 
 
 class FiniteVariablesHook(tf.train.SessionRunHook):
-    """Tells, when a step fails, which variables are no longer finite (a gradient went NaN the step before).
+    """Names the variables that are not finite when a step fails, because a gradient was NaN one step before.
 
     Args:
-      variables: the trained variables, and what else the model keeps.
+      variables: the trained variables and the other variables of the model.
     """
 
     def __init__(self, variables) -> None:
@@ -105,7 +106,7 @@ class FiniteVariablesHook(tf.train.SessionRunHook):
         self._bad = None
 
     def begin(self) -> None:
-        """Builds one op that counts non-finite values per variable."""
+        """Builds one op that counts the values of each variable that are not finite."""
         floating = [v for v in self._variables if v.dtype.base_dtype.is_floating]
         self._names = [v.op.name for v in floating]
         with tf.name_scope(None), tf.name_scope("finite_check"):
@@ -114,6 +115,6 @@ class FiniteVariablesHook(tf.train.SessionRunHook):
             )
 
     def bad_variables(self, session) -> List[str]:
-        """Runs that op."""
+        """Returns the names of the variables that have such values."""
         counts = session.run(self._counts)
         return [name for name, count in zip(self._names, counts) if count]

@@ -1,12 +1,12 @@
-"""When a step fails with a NaN or an infinity: the first layer, in forward order, that makes one.
+"""Finds the first layer, in forward order, that makes a NaN or an infinity, after a step has failed with one.
 
-Nothing is added to the graph, which a training session has finalised, and nothing runs before a step fails.
-Existing tensors of the forward pass are fetched for one batch, in topological order (the rewriter's ops are
-made last and stand in the middle, so creation order is no order), until one is not finite.
+The trace adds nothing to the graph, which a training session has finalised, and runs nothing before a step
+fails. For one batch it fetches tensors of the forward pass, in topological order, until one is not finite.
+(The order of creation would not do: the rewriter makes its ops last, and they stand in the middle.)
 
-The failed step has left its mark: moving averages have taken its NaNs in. Before each run those that are not
-trained are set back to the newest checkpoint's values, so that a victim is not taken for the culprit. A value
-that is not finite in the checkpoint itself stays, and is found.
+The failed step has already put NaNs into moving averages. Before each run, variables that are not trained are
+set back to the values in the newest checkpoint, so that a layer that only received a NaN is not blamed. A
+value that is not finite in the checkpoint itself stays, and is found.
 """
 
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
@@ -18,7 +18,7 @@ from od_qat.compat import tf
 from od_qat.graph.index import in_control_flow
 from od_qat.rewrite import policy
 
-# The ends of delayed quantization, whose branches are not always alive, and the layers themselves.
+# The layers, and the ops (Merge) behind delayed quantization, whose branches are not always taken.
 _WATCHED = (
     policy.WEIGHTED
     | policy.WEIGHTED_UNSUPPORTED
@@ -26,11 +26,11 @@ _WATCHED = (
     | policy.FAKE_QUANT
     | frozenset(["Merge"])
 )
-# What gives another value in each run: read once, then fed, so that all runs see one batch.
+# Ops that give another value in each run. They are read once and then fed, so that all runs see one batch.
 _SOURCES = ("QueueDequeue", "IteratorGetNext", "OneShotIterator", "Random", "TruncatedNormal", "Multinomial")
 _VARIABLE_READS = frozenset(["Identity", "ReadVariableOp"])
 
-# A bad record is not in every batch; each try costs a forward and a backward pass.
+# A bad record is not in every batch. Each try costs a forward and a backward pass.
 BATCHES = 5
 # Early layers of a large batch take hundreds of megabytes each.
 _CHUNK_BYTES = 256 * 2**20
@@ -38,7 +38,7 @@ _FIRST_CHUNK, _LARGEST_CHUNK = 4, 64
 
 
 class Trace(NamedTuple):
-    """Where a value first is not finite, and why, each as a clause."""
+    """Where a value is first not finite, and why; each is a clause of a message."""
 
     where: str
     cause: str
@@ -48,13 +48,13 @@ def trace(session, losses, gradients: Iterable[Tuple] = (), checkpoint: Optional
     """Runs the forward pass of the next batches again and finds the first value that is not finite.
 
     Args:
-      session: tf.Session, alive; its queues still run.
+      session: an open tf.Session whose queues still run.
       losses: scalar tensors.
-      gradients: (gradient, variable) pairs, looked at when all losses are finite.
-      checkpoint: prefix that moving averages are set back to; None leaves them.
+      gradients: (gradient, variable) pairs, which are looked at if all losses are finite.
+      checkpoint: prefix of the checkpoint whose moving averages are used; None leaves them as they are.
 
     Returns:
-      Trace; None when all batches gave finite losses and gradients.
+      Trace; None if the losses and gradients of all batches were finite.
     """
     return _Tracer(session, losses, gradients, checkpoint).trace()
 
@@ -108,7 +108,7 @@ class _Tracer(object):
         return Trace("{} ({})".format(layer.name, layer.type), self._cause(layer, known))
 
     def _cause(self, layer, known_finite) -> str:
-        """What between the last finite layers and the bad one went wrong first."""
+        """What went wrong first between the last finite layers and the bad one."""
         between = list(_forward_order([layer], known_finite))
         bad_variables = self._state.bad_variables()
         for operation in between:
@@ -131,7 +131,7 @@ class _Tracer(object):
         return "its own output, from finite input, weights and range"
 
     def _last_gradient(self, bad: List[bool]) -> Trace:
-        """Backwards, the layer nearest to the losses comes first."""
+        """The bad gradient whose layer is nearest to the losses, where the backward pass begins."""
         place = {operation.name: at for at, operation in enumerate(self._order)}
         nearest = {}
         for operation in self._order:
@@ -144,7 +144,7 @@ class _Tracer(object):
         )
 
     def _first_bad(self, operations) -> Tuple[Optional[object], frozenset]:
-        """The first whose first output is not finite, and the names of those known to be finite."""
+        """The first op whose first output is not finite, and the names of the ops known to be finite."""
         known, start, size = set(), 0, _FIRST_CHUNK
         while start < len(operations):
             chunk = operations[start : start + size]
@@ -159,7 +159,7 @@ class _Tracer(object):
         return None, frozenset(known)
 
     def _are_finite(self, tensors) -> List[Optional[bool]]:
-        """Whether each is finite for the batch; None for one that cannot be had (a branch not taken)."""
+        """Whether each tensor is finite for the batch; None for one in a branch that is not taken."""
         self._largest = 1
         try:
             return [_all_finite(value) for value in self._run(tensors)]
@@ -176,7 +176,7 @@ class _Tracer(object):
 
 
 class _State(object):
-    """The variables; those not trained are kept as the newest checkpoint has them where they go bad."""
+    """The variables of the graph; those that are not trained can be set back to the newest checkpoint."""
 
     def __init__(self, session, checkpoint: Optional[str]) -> None:
         self._session = session
@@ -199,7 +199,7 @@ class _State(object):
         }
 
     def heal(self) -> None:
-        """Sets averages that are not finite back to the checkpoint's values, where those are."""
+        """Sets averages that are not finite back to the checkpoint's values if those are finite."""
         if self._reader is None:
             return
         initializers, feed = [], {}
@@ -213,22 +213,22 @@ class _State(object):
             self._session.run(initializers, feed)
 
     def bad_variables(self) -> Dict[str, str]:
-        """Op name -> kind of those that are not finite, and that no failed step made so."""
+        """Op name -> kind, of the variables that were not finite before the failed step."""
         self.heal()
         return {variable.op.name: self._kinds[variable.op.name] for variable in self._bad()}
 
     def _bad(self) -> List:
-        # (Of their own, so that nothing that runs beside them changes them.)
+        # (In a run of its own, so that no op of the step changes them.)
         values = self._session.run(self._variables)
         return [variable for variable, value in zip(self._variables, values) if not _all_finite(value)]
 
 
 def _forward_order(targets, stop_at=frozenset()) -> Iterator:
-    """The ops that some ops' values are computed from, and these, each after its inputs.
+    """The targets and the ops that their values are computed from, each after its inputs.
 
     Args:
       targets: operations.
-      stop_at: names of ops not to go beyond.
+      stop_at: names of the ops where the search ends.
     """
     seen = set()
     for target in targets:

@@ -1,4 +1,4 @@
-"""The gates on quantization ranges in training: what ranges.py says of them, at each look, once."""
+"""Judges the quantization ranges while training (see ranges.py), and warns once of each trouble."""
 
 import json
 import os
@@ -27,26 +27,27 @@ from od_qat.ranges import (
 )
 
 RANGES_FILE = "quant_ranges.json"
-# The reference of growth and shrinking: by then a fine-tuned range is where it belongs. Also the time between
-# looks: one small read in a hundred steps costs nothing that can be measured.
+# After this many steps a fine-tuned range has its usual width, which later ones are compared with. It is also
+# the time between looks: one small read in a hundred steps costs nothing that can be measured.
 _WARM_UP = 100
 _LINES_PER_KIND = 5
 
 
 class RangeGatesHook(tf.train.SessionRunHook):
-    """Looks at the ranges at the start, every hundred steps and at the end; warns once for a range and kind.
+    """Looks at the ranges at the start, every hundred steps and at the end. Warns once for each range and
+    kind.
 
-    Each look also rewrites `quant_ranges.json` in train_dir and counts each kind for TensorBoard. Put it
-    behind the hook that stops training: the last look is then before the last checkpoint. A resumed run takes
-    what it compares with, the widths after warm-up, from that file.
+    Each look also writes `quant_ranges.json` in train_dir, and counts each kind for TensorBoard. Put this
+    hook after the one that stops training, so that the last look comes before the last checkpoint. A resumed
+    run reads the widths after warm-up, which it compares with, from that file.
 
     Args:
-      train_dir: where the file goes; None for nowhere.
+      train_dir: folder of the file; None to write no file.
       global_step: tensor, for TensorBoard.
       decay: of the activation ranges' moving average.
 
     Raises:
-      OdQatError: out of the session's run, when a range is not finite.
+      OdQatError: from the session's run, if a range is not finite.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class RangeGatesHook(tf.train.SessionRunHook):
         self._steps = 0
         self._ended = False
         self._reference: Dict[str, float] = {}
-        self._then: Dict[str, Range] = {}  # the look that the next window starts at
+        self._then: Dict[str, Range] = {}  # the ranges at which the next window starts
         self._windows: Dict[str, Range] = {}  # the newest window
         self._reported = set()
         self._lines: Dict[str, int] = {}
         self.verdicts: Dict[str, str] = {}
 
     def begin(self) -> None:
-        """Packs all ranges into one tensor."""
+        """Packs all ranges into one tensor, so that a look is one read."""
         variables = [
             variable
             for variable in tf.get_collection(QUANT_VARIABLES)
@@ -83,7 +84,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
                 self._fetches = [packed, tf.identity(step)]
 
     def after_create_session(self, session, coord) -> None:
-        """A resumed run is compared with what it was compared with before, else with its ranges."""
+        """Takes the references of the run before from its file; without one, the ranges as they are."""
         self._steps = 0
         self._ended = False
         if self._fetches is not None:
@@ -98,7 +99,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
             self._then, self._windows = dict(ranges), {}
 
     def after_run(self, run_context, run_values) -> None:
-        """Looks, when it is time."""
+        """Looks at the ranges if it is time."""
         self._steps += 1
         if run_context.stop_requested:
             self._look(run_context.session)
@@ -107,7 +108,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
             self._look(run_context.session)
 
     def end(self, session) -> None:
-        """The last look, where nothing said before that it was the last step."""
+        """Takes the last look, unless it was taken at the last step."""
         if self._steps and not self._ended:
             self._look(session)
 
@@ -139,14 +140,14 @@ class RangeGatesHook(tf.train.SessionRunHook):
         self._warn(shown)
 
     def _move_windows(self, ranges: Dict[str, Range]) -> None:
-        """Each range's window ends here, where it is long enough to be judged."""
+        """Ends the window of each range that is long enough to be judged."""
         for name, found in ranges.items():
             recent = between(self._then[name], found, self._decay)
             if recent is not None:
                 self._windows[name], self._then[name] = recent, found
 
     def _kept_references(self) -> Dict[str, float]:
-        """What the run before compared with, by its file."""
+        """The references of the run before, from its file."""
         if self._train_dir is None:
             return {}
         try:
@@ -154,7 +155,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
                 entries = json.load(stream)
             return {name: float(entry[3]) for name, entry in entries.items() if entry[3] is not None}
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
-            return {}  # none, or none of ours
+            return {}  # there is no file, or it is not ours
 
     def _check_finite(self, ranges: Dict[str, Range]) -> None:
         bad = [name for name, found in ranges.items() if judge(found) == NOT_FINITE]
@@ -195,10 +196,10 @@ class RangeGatesHook(tf.train.SessionRunHook):
 
 
 def _trained_before(found: Range) -> bool:
-    """Whether a range is known to have been trained before."""
+    """Whether the range was certainly trained before this run."""
     return not (at_start(found) or found.updates == 0)
 
 
 def _number(value) -> Optional[float]:
-    """JSON has no NaN."""
+    """The value for JSON, which has no NaN."""
     return float(value) if np.isfinite(value) else None

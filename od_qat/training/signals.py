@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C while training: the step in progress ends, the state is saved, then the process ends.
+"""SIGTERM and Ctrl-C end a training after its step: the state is saved, then the process ends.
 
-Preempted machines and batch schedulers send SIGTERM, and SIGKILL half a minute later or so.
+Preempted machines and batch schedulers send SIGTERM, and SIGKILL about half a minute later.
 """
 
 import os
@@ -10,22 +10,24 @@ import threading
 import time
 from typing import Dict, Optional
 
-# What ends a training. (SIGKILL cannot be caught; a killed run goes on from its newest checkpoint.)
+# The signals that end a training. (SIGKILL cannot be caught; a killed run continues from its newest
+# checkpoint.)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A launcher may pass on a signal that the whole process group has got already: that is still the first.
+# A launcher may pass on a signal that the whole process group already got. That still counts as the first.
 _SAME_SECS = 0.5
 
 
 class StopSignals(object):
-    """Keeps the first signal for the training to see between two steps; a second one ends it all at once.
+    """Keeps the first signal, which the training sees between two steps. A second one ends the process at
+    once.
 
-    A context manager, which puts the former handlers back. Nothing is changed before `listen`, nor where a
-    caller cannot change it: off the main thread, and for a signal that is ignored (`nohup`, a script's
-    background job) or has a handler that is not Python's.
+    It is a context manager that puts the former handlers back. It changes no handler before `listen`. It
+    leaves alone what it cannot change (off the main thread, or a handler that is not Python's) and signals
+    that are ignored (`nohup`, a script's background job).
 
     Args:
-      patience_secs: how long a step in progress may go on after the signal, None for as long as it takes. One
-        that waits for other processes may never end.
+      patience_secs: how long the step in progress may take after the signal; None for no limit. A step that
+        waits for other processes may never end.
     """
 
     def __init__(self, patience_secs: Optional[float] = None) -> None:
@@ -40,15 +42,15 @@ class StopSignals(object):
         return self
 
     def listen(self) -> None:
-        """From here on there is something to save: signals are kept."""
+        """Keeps signals from now on, since now there is something to save."""
         if threading.current_thread() is not threading.main_thread():
             return
         former = {number: signal.getsignal(number) for number in _SIGNALS}
         self._former = {n: h for n, h in former.items() if h is not None and h != signal.SIG_IGN}
         if not self._former:
             return
-        # Python runs its handlers on the main thread between two instructions, which a step that hangs inside
-        # TensorFlow never comes to. What it writes into this pipe is read by a thread at once.
+        # Python runs its handlers on the main thread between two instructions. A step that hangs inside
+        # TensorFlow never gets there, so a thread reads the signals from this pipe at once.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._former_wakeup = signal.set_wakeup_fd(self._writer)
@@ -99,13 +101,13 @@ class StopSignals(object):
             _end_at_once(self.received)
 
     def deliver(self) -> None:
-        """Ends as the signal would have ended the process; to be called when all is saved.
+        """Ends the process as the signal would have done. Call it when everything is saved.
 
-        A handler of the caller's own is called, and this returns if that does. Python's own for SIGINT raises
-        KeyboardInterrupt.
+        If the caller had a handler of its own, that is called, and this returns if the handler does. Python's
+        handler for SIGINT raises KeyboardInterrupt.
 
         Raises:
-          SystemExit: with the status 128 + signal, where there was none.
+          SystemExit: with the status 128 + signal, if there was no handler.
         """
         former = self._former[self.received]
         if not callable(former):
@@ -114,12 +116,12 @@ class StopSignals(object):
 
 
 def name_of(number: int) -> str:
-    """15 -> 'SIGTERM'."""
+    """The name of a signal: 'SIGTERM' for 15."""
     return signal.Signals(number).name
 
 
 def _keep(number, frame) -> None:
-    """The handler: the thread does it all."""
+    """A handler that does nothing; the thread reads the signal from the pipe."""
 
 
 def _say(text: str) -> None:
@@ -127,5 +129,5 @@ def _say(text: str) -> None:
 
 
 def _end_at_once(number: int) -> None:
-    """As SIGKILL would, which a training survives; no thread that hangs can hold it up."""
+    """Ends the process as SIGKILL would. No hanging thread can delay it, and the training can be resumed."""
     os._exit(128 + number)

@@ -3,8 +3,8 @@
     python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat]
 
 FOLDER is what `make generations` filled; `make test-all` calls this for each TensorFlow. Results are added
-to matrix.json beside this file, what was there of other TensorFlows and trees stays, and README.md's table is
-made anew from it:
+to matrix.json beside this file, what was there of other TensorFlows and trees stays, and the table in
+docs/commands.md is made anew from it (`python -m tests.doc_tables` makes it without running anything):
 
     {tree: {TensorFlow: {"float" or "qat": {command: "ok", or why not}}}}
 """
@@ -17,12 +17,9 @@ import shutil
 import sys
 import tempfile
 
-from tests.conftest import REPOSITORY
 from tests.generations import fetch, record, road
 
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "matrix.json")
-_README = os.path.join(REPOSITORY, "README.md")
-_MARKS = ("<!-- matrix: made by tests/generations/matrix.py -->", "<!-- end of matrix -->")
 _LONGEST_REASON = 160  # characters
 
 
@@ -36,6 +33,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--kinds", nargs="+", choices=("float", "qat"), default=("float", "qat"))
     options = parser.parse_args(arguments)
     from od_qat.compat import tf
+    from tests import doc_tables  # (which reads this module's results)
 
     failed = 0
     for pin in fetch.pins():
@@ -51,7 +49,7 @@ def main(arguments=None) -> int:
             bad = [command for command, said in cells.items() if said != "ok"]
             failed += sum(not said.startswith("- ") for said in cells.values() if said != "ok")
             print(pin.folder, tf.__version__, kind, {c: cells[c] for c in bad} or "all ok", flush=True)
-    write_table()
+    doc_tables.write()
     return 1 if failed else 0
 
 
@@ -136,18 +134,6 @@ def _note(said, notes):
     if text not in notes:
         notes.append(text)
     return notes.index(text) + 1
-
-
-def write_table() -> None:
-    """Puts the table between its marks in README.md."""
-    with open(_README, encoding="utf-8") as stream:
-        text = stream.read()
-    before, _, rest = text.partition(_MARKS[0])
-    _, _, after = rest.partition(_MARKS[1])
-    text = "{}{}\n{}\n{}{}".format(before, _MARKS[0], table(load()), _MARKS[1], after)
-    with open(_README + ".tmp", "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(_README + ".tmp", _README)
 
 
 if __name__ == "__main__":
