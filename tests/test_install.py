@@ -41,13 +41,12 @@ OD_API_FILES = {
 }
 
 
-def make_wheel(folder, name, version, files):
+def make_wheel(folder, name, version, files, requires=""):
     """Writes a wheel into a folder; returns the line that pins it."""
     files = dict(files)
     info = "{}-{}.dist-info/".format(name.replace("-", "_"), version)
     files[info + "METADATA"] = "Metadata-Version: 2.1\nName: {}\nVersion: {}\n".format(name, version)
-    # As the real ones do, it asks for a TensorFlow, which would be a second one.
-    files[info + "METADATA"] += "Requires-Dist: tensorflow\n" if name.startswith("tf-") else ""
+    files[info + "METADATA"] += "Requires-Dist: {}\n".format(requires) if requires else ""
     files[info + "WHEEL"] = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     rows = []
     for path, text in files.items():
@@ -182,15 +181,18 @@ def index(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("index"))
     pins = {
         "pinned.txt": [
-            make_wheel(folder, "tf-object-detection-api", "0.1", OD_API_FILES),
+            make_wheel(folder, "tf-object-detection-api", "0.1", OD_API_FILES, "tf-models-official"),
             make_wheel(folder, "lvis", "0.5.3", {"lvis/__init__.py": ""}),
         ],
         "tf_keras.txt": [
-            make_wheel(folder, "tf-keras", pin.version, {"tf_keras/__init__.py": ""})
+            make_wheel(folder, "tf-keras", pin.version, {"tf_keras/__init__.py": ""}, "tensorflow")
             for pin in packages.read_list("tf_keras.txt")
         ],
     }
-    make_wheel(folder, "contextlib2", "21.6.0", {"contextlib2/__init__.py": ""})
+    # The newer one would replace a package that is there; so it has to be the older.
+    make_wheel(folder, "contextlib2", "21.6.0", {"contextlib2/__init__.py": ""}, "six")
+    make_wheel(folder, "contextlib2", "99.0", {"contextlib2/__init__.py": ""}, "six>=99")
+    make_wheel(folder, "six", "99.0", {"six.py": ""})
     return folder, pins
 
 
@@ -298,8 +300,9 @@ class TestInstallOdApi(object):
 
         after = environment.versions()
         assert before < after
-        names = {name for name, _ in after - before}
-        assert names - {"tf-keras"} == {"contextlib2", "lvis", "tf-object-detection-api"}
+        added = dict(after - before)
+        added.pop("tf-keras", None)
+        assert added == {"contextlib2": "21.6.0", "lvis": "0.5.3", "tf-object-detection-api": "0.1"}
         for path in OD_API_FILES:
             here = os.path.exists(os.path.join(environment.packages, path))
             assert here == (path != "datasets/cifar10.py"), path
