@@ -242,14 +242,14 @@ class TestTheWheel(object):
         assert files == content_of(os.path.join(REPOSITORY, "od_qat"))
         assert {"patches/generations.json", "patches/series/2022", "od_api/requirements/pinned.txt"} <= files
         code = (
-            "import od_qat.cli.demo as demo, od_qat.od_api.patching as p, os;"
-            "print(os.path.dirname(p.__file__)); print(sorted(p.generations()));"
+            "import od_qat, od_qat.cli.demo as demo, od_qat.od_api.patching as patching, os;"
+            "print(os.path.dirname(od_qat.__file__)); print(sorted(patching.generations()));"
             "print(sorted(os.listdir(demo.CONFIG_FOLDER))[0])"
         )
         done = fresh.run("-c", code)
         assert done.status == 0, done.errors
         where, keys, config = done.output.splitlines()
-        assert where == os.path.join(installed, "od_api") and "trees" in keys and config.endswith(".config")
+        assert where == installed and "trees" in keys and config.endswith(".config")
 
     def test_its_command_runs(self, fresh):
         done = fresh.run(fresh.script, "--help")
