@@ -23,10 +23,10 @@ from od_qat.od_api.packages import installed_version, is_importable
 NAME = "doctor"
 HELP = "list what is installed and what is missing"
 DESCRIPTION = """\
-Lists what is installed, what is missing and how to get it. Exit status 1 if something needed is missing.
-Most of it comes by `od-qat install-od-api`, and in a clone of od_qat all of it by `make setup`.
-Of an OD API tree it says which generation it is, what differs from upstream, whether it is patched and what
-will work.
+Lists what is installed, what is missing and how to get it. The exit status is 1 if something needed is
+missing. `od-qat install-od-api` installs most of it, and `make setup`, in a clone of od_qat, all of it.
+For a copy of the OD API it says which year it is of, what differs from upstream, whether it is patched, and
+what will work.
 
 Example:
 
@@ -125,12 +125,10 @@ _PACKAGES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
-    parser.add_argument("--od_api", metavar="DIR", help="a models/research folder to look at")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
-    flags.switch(
-        parser, "--quick", "leave out the import of TensorFlow and the OD API, which takes some seconds"
-    )
+    """Adds its flags."""
+    parser.add_argument("--od_api", metavar="DIR", help="the models/research folder to look at")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    flags.switch(parser, "--quick", "do not import TensorFlow and the OD API, which takes some seconds")
 
 
 def handle(arguments: argparse.Namespace) -> int:

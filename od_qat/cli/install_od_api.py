@@ -1,4 +1,4 @@
-"""`od-qat install-od-api`: the OD API, into the environment that runs it."""
+"""`od-qat install-od-api`: installs the OD API into the environment that runs it."""
 
 import argparse
 import signal
@@ -7,35 +7,35 @@ from typing import Any
 from od_qat.cli import flags
 
 NAME = "install-od-api"
-HELP = "bring the OD API into this environment"
+HELP = "install the OD API into this environment"
 DESCRIPTION = """\
-Brings the OD API into the environment that od-qat runs in. The packages tf-object-detection-api and lvis, and
-the tf-keras of your TensorFlow, come by hash and without the dependencies that they name; what they really
-import is added. Nothing that is installed is replaced: neither TensorFlow nor any other package.
+Installs the OD API into the environment that od-qat runs in. It installs tf-object-detection-api, lvis and
+the tf-keras of your TensorFlow by hash, without the dependencies that they name, and adds the packages that
+they really import. It replaces no package that is installed, TensorFlow least of all.
 
 Example:
 
   od-qat install-od-api
 
-TensorFlow has to be there first. In a new environment `pip install '.[tf]'`, in od_qat's folder, installs
-both; where there is a TensorFlow, on a notebook service for example, `pip install .` leaves it alone. If you
-have a clone of models/research, set OD_API to it: the package is then left out. A second run does what is
-left to do. Next: od-qat doctor."""
+Install TensorFlow first. In a new environment, `pip install '.[tf]'` in od_qat's folder installs both. Where
+TensorFlow is installed, on a notebook service for example, `pip install .` leaves it alone. If you have a
+clone of models/research, set OD_API to it, and the OD API is left out. A second run does what is left to do.
+Next: od-qat doctor."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its flags."""
-    flags.switch(parser, "--check", "say what would be done, and do nothing")
+    """Adds its flags."""
+    flags.switch(parser, "--check", "only say what would be done")
     flags.switch(
         parser,
         "--replace",
-        "replace other versions than the pinned ones, of tf-object-detection-api, lvis and tf-keras only",
+        "replace tf-object-detection-api, lvis and tf-keras if their versions are not the pinned ones",
     )
 
 
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
-    # So that what lies aside is removed, as Ctrl-C has it.
+    # SIGTERM then removes the files that lie aside, as Ctrl-C does.
     former = signal.signal(signal.SIGTERM, _end)
     try:
         _carry_out(arguments)

@@ -142,7 +142,7 @@ _SUPPORT = (
 
 
 def table() -> str:
-    """The README's table of supported ops, as Markdown (placement='full')."""
+    """The table of ops in docs/supported_ops.md, as Markdown (placement='full')."""
     lines = ["| op | what is done |", "| --- | --- |"]
     for ops, text in _SUPPORT:
         lines.append("| {} | {} |".format(" ".join("`{}`".format(op) for op in sorted(ops)), text))
