@@ -1,11 +1,15 @@
-"""What the OD API's scripts do around the drop-ins: config in, model and inputs built, drop-in called."""
+"""Trains, evaluates and exports from a pipeline config, as the OD API's scripts do.
+
+Each function reads and checks the config, builds the model and the inputs, and calls the drop-in or the
+export.
+"""
 
 import copy
 import functools
 import os
 from typing import Dict, Iterable, Optional, Union
 
-from od_qat import plugin  # noqa: F401  (puts everything in place before object_detection is imported)
+from od_qat import plugin  # noqa: F401  (it has to be imported before object_detection)
 from od_qat.errors import ConfigError
 from od_qat.od_api import config_checks, graph_rewriter, models, pipeline
 
@@ -19,16 +23,16 @@ def train(
     save_interval_secs: int = 600,
     seed: Optional[int] = None,
 ):
-    """Trains what a pipeline config describes; with a graph_rewriter block, with QAT.
+    """Trains the model of a pipeline config, with QAT if the config has a graph_rewriter block.
 
-    With TF_CONFIG in the environment it is one process of several: see docs/distributed.md.
+    If TF_CONFIG is in the environment, this is one process of several: see docs/distributed.md.
 
     Args:
       pipeline_config_path: the config.
-      train_dir: checkpoints go here; a run that stopped goes on from here.
+      train_dir: folder for checkpoints; a run that stopped continues from them.
       overrides: `dotted.path=value` edits of the config.
-      num_clones: clones on this machine.
-      clone_on_cpu: clones go to CPUs.
+      num_clones: number of clones on this machine.
+      clone_on_cpu: whether the clones are put on CPUs.
       save_interval_secs: seconds between checkpoints.
       seed: of variables, shuffling and augmentation; the same images then come in the same order.
 
@@ -41,7 +45,7 @@ def train(
     config = pipeline.load(pipeline_config_path, overrides)
     config_checks.check(config, pipeline_config_path, training=True)
     graph_rewriter.check(config, training=True, where=pipeline_config_path)
-    # Before the records are read: a parameter server has none.
+    # This comes before the records are read, since a parameter server has none.
     place = cluster.join()
     if place is None:
         return None
@@ -71,7 +75,7 @@ def train(
         graph_hook_fn=hook,
         save_interval_secs=save_interval_secs,
         seed=seed,
-        # Only now: a refused run leaves another run's pipeline.config as it is.
+        # It is written late, so that a refused run leaves the pipeline.config of another run as it is.
         on_start=functools.partial(pipeline.save, config, train_dir),
     )
 
@@ -89,9 +93,9 @@ def evaluate(
     Args:
       pipeline_config_path: the config.
       checkpoint_dir: the run's train_dir.
-      eval_dir: metrics and frozen_eval_graph.pb go here.
-      run_once: the newest checkpoint only.
-      eval_training_data: on the training records.
+      eval_dir: folder for metrics and frozen_eval_graph.pb.
+      run_once: evaluate only the newest checkpoint.
+      eval_training_data: evaluate on the training records.
       overrides: `dotted.path=value` edits of the config.
 
     Returns:
@@ -112,7 +116,7 @@ def evaluate(
     if run_once:
         eval_config.max_evals = 1
     reader.shuffle = False
-    # Several readers start a short file again before a long one has ended, and would count images twice.
+    # Several readers would count images twice, since they start a short file again before a long one ends.
     reader.num_readers = 1
     return evaluator.evaluate(
         models.input_fn(reader),
@@ -122,7 +126,7 @@ def evaluate(
         checkpoint_dir,
         eval_dir,
         graph_hook_fn=_eval_hook(config),
-        # As it was given: the edits above are this run's.
+        # The config is saved as it was given, without the edits above.
         on_start=functools.partial(pipeline.save, original, eval_dir),
     )
 
@@ -139,7 +143,7 @@ def _eval_reader(config, pipeline_config_path: str, of_training: bool):
 
 
 def _images_to_evaluate(eval_config, available: int) -> int:
-    """What the config asks for, or all there are: more would count images twice."""
+    """The number of images that the config asks for. More than there are would count some twice."""
     if not eval_config.HasField("num_examples"):
         return available
     if not eval_config.num_examples:
@@ -165,12 +169,12 @@ def export(
     output_directory: str,
     overrides: Iterable[str] = (),
 ) -> str:
-    """Writes frozen_inference_graph.pb: quantized when the config has a graph_rewriter block.
+    """Writes frozen_inference_graph.pb, quantized if the config has a graph_rewriter block.
 
     Args:
       pipeline_config_path: the config.
-      trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir for its newest.
-      output_directory: where to.
+      trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir, whose newest checkpoint is taken.
+      output_directory: folder for the .pb.
       overrides: `dotted.path=value` edits of the config.
 
     Returns:
@@ -214,29 +218,30 @@ def export_tflite(
 ) -> str:
     """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
 
-    Says on standard error which score threshold it has, and what that leaves out (see export/suppression.py).
+    Standard error says which score threshold it has, and what that leaves out.
 
     Args:
       pipeline_config_path: the config that the checkpoint was trained with.
-      trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir for its newest.
-      output_directory: where to.
-      inference_type: 'int8' (CPUs) or 'uint8' (devices that want it).
-      fast_nms: TFLite's fast NMS instead of the config's own, which scores better; the same where the config
-        has use_class_agnostic_nms with one class a detection.
-      max_detections: default is the config's max_total_detections.
+      trained_checkpoint_prefix: `train_dir/model.ckpt-N`, or a train_dir, whose newest checkpoint is taken.
+      output_directory: folder for the .tflite.
+      inference_type: 'int8' for CPUs, or 'uint8' for devices that ask for it.
+      fast_nms: use TFLite's fast suppression instead of the config's own, which scores better. Both are the
+        same if the config has use_class_agnostic_nms with one class for each detection.
+      max_detections: number of detections; by default the config's max_total_detections.
       overrides: `dotted.path=value` edits of the config.
-      ptq: post-training quantization of a float checkpoint, calibrated on training images.
-      calibration_images: how many.
-      input_type: 'uint8' (images as cameras give them) or 'int8' (less 128), for an int8 network.
-      score_threshold: detections that score less are left out; 'config' takes the config's own. Default is
-        0.05, and lower where the detector's scores are low.
+      ptq: quantize a float checkpoint without training, calibrated on training images.
+      calibration_images: number of those images.
+      input_type: type of the image: 'uint8', pixels as cameras give them, or 'int8', pixels less 128, for an
+        int8 network.
+      score_threshold: detections that score less are left out; 'config' takes the config's own. The default
+        is 0.05, or lower if the detector's scores are low (see export/suppression.py).
 
     Returns:
       path of the .tflite.
 
     Raises:
-      ConfigError: before anything is built, for types or numbers that cannot be had.
-      CheckpointError, ExportError: and nothing is written.
+      ConfigError: before anything is built, for types or numbers that are not supported.
+      CheckpointError, ExportError: nothing is written then.
     """
     from od_qat.export import ssd_tflite
 

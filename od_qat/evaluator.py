@@ -1,8 +1,8 @@
 """Drop-in for `object_detection/legacy/evaluator.py`, which also freezes what it scored.
 
-Against upstream's (tf-object-detection-api 0.1): every variable must be in the checkpoint, the metrics are
-written as JSON as well, and after each checkpoint `frozen_eval_graph.pb` (image in, detections out) stands in
-eval_dir with a JSON that says how to use it.
+It differs from upstream's (tf-object-detection-api 0.1) in three ways. Every variable must be in the
+checkpoint. The metrics are also written as JSON. After each checkpoint, eval_dir has `frozen_eval_graph.pb`,
+from the image to the detections, with a JSON that says how to use it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from od_qat.quiet import event_writer_silenced
 
 FROZEN_NAME = "frozen_eval_graph.pb"
 
-# Seconds after which a first checkpoint whose files are there is in its folder's list too.
+# After this many seconds, the list in the folder has the first checkpoint, whose files are there already.
 _BETWEEN_FILES = 5
 
 
@@ -41,17 +41,17 @@ def evaluate(
 ) -> Dict[str, float]:
     """Evaluates the newest checkpoint, and each newer one as it appears.
 
-    Beside a training it may start first: it waits for a checkpoint, unless one evaluation is all it is to do.
+    It may start before the training: it waits for a checkpoint, unless max_evals is 1.
 
     Args:
-      create_input_dict_fn: gives the tensors of one example.
-      create_model_fn: gives a DetectionModel.
-      eval_config: eval_pb2.EvalConfig; max_evals ends the loop, 0 goes on for ever.
+      create_input_dict_fn: makes the tensors of one example.
+      create_model_fn: makes a DetectionModel.
+      eval_config: eval_pb2.EvalConfig; max_evals is the number of evaluations, 0 for no end.
       categories: dicts with 'id' and 'name'.
-      checkpoint_dir: training's train_dir.
-      eval_dir: metrics, events and the frozen graph go here.
+      checkpoint_dir: the train_dir of the training.
+      eval_dir: folder for metrics, events and the frozen graph.
       graph_hook_fn: rewrites the default graph; None for a float model.
-      evaluator_list: metrics, default those of eval_config.metrics_set.
+      evaluator_list: metrics; by default those of eval_config.metrics_set.
       export_frozen_graph: whether to write frozen_eval_graph.pb.
       on_start: called before the first evaluation, when graph and config are known to be good.
 
@@ -59,13 +59,13 @@ def evaluate(
       metric name -> value of the last evaluation.
 
     Raises:
-      CheckpointError: when a checkpoint lacks a variable, quantization variables included; when there is
-        none and max_evals is 1.
+      CheckpointError: if a checkpoint lacks a variable, quantization variables included, or if there is no
+        checkpoint and max_evals is 1.
     """
     from od_qat.od_api import evaluation
 
     _require_use_of_ground_truth(eval_config)
-    # Before the graph is built: a wrong folder is seen at once.
+    # This comes before the graph is built, so that a wrong folder is reported at once.
     first = _first_checkpoint(checkpoint_dir, eval_config)
     evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
     with tf.Graph().as_default():
@@ -89,7 +89,7 @@ def evaluate(
                             create_model_fn, graph_hook_fn, newest, eval_dir, eval_config.use_moving_averages
                         )
                 except CheckpointError:
-                    # A training keeps its last five: this one may have gone while it was looked at.
+                    # A training keeps its last five checkpoints, so this one may be gone by now.
                     if checkpoints.latest(checkpoint_dir) == newest:
                         raise
                     continue
@@ -117,7 +117,7 @@ def _freeze(create_model_fn, graph_hook_fn, checkpoint: str, eval_dir: str, use_
 
 
 def _first_checkpoint(folder: str, eval_config) -> str:
-    """The newest checkpoint, waited for when evaluations are to go on as they appear."""
+    """The newest checkpoint. If there is none, it waits for the first, unless max_evals is 1."""
     if eval_config.max_evals == 1:
         return checkpoints.latest(folder)
     told = False
@@ -137,7 +137,7 @@ def _first_checkpoint(folder: str, eval_config) -> str:
 
 
 def _in_short(metrics: Dict[str, float]) -> str:
-    """The first figures that metrics_set gives, mAP before all."""
+    """The first metrics of the metrics_set, beginning with mAP."""
     names = sorted((name for name in metrics if not name.startswith("Losses/")), key=_by_interest)
     return ", ".join("{} {:.4f}".format(name.rpartition("/")[2], metrics[name]) for name in names[:2])
 
@@ -147,7 +147,7 @@ def _by_interest(name: str):
 
 
 def _require_ground_truth(metrics: Dict[str, float], images: int) -> None:
-    """The OD API's metrics are -1 (COCO) or NaN (VOC) where there is nothing to find."""
+    """Raises if there was no object to find. The OD API's metrics are then -1 (COCO) or NaN (VOC)."""
     means = {name: value for name, value in metrics.items() if "/mAP" in name and "(" not in name}
     if means and all(value < 0 or np.isnan(value) for value in means.values()):
         raise DataError(
@@ -228,7 +228,7 @@ class _Run(object):
         try:
             return session.run([self._tensors, self._losses])
         except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-            # Why a thread of the input ended says more than that there is no image.
+            # The error that ended a thread of the input says more than the missing image.
             cause = _stop(coordinator, threads) or error
             raise DataError(
                 "cannot read image {} of the eval input".format(number),
@@ -249,7 +249,7 @@ class _Run(object):
     def _metrics(self, losses: Dict[str, List[float]]) -> Dict[str, float]:
         metrics: Dict[str, float] = {}
         for evaluator in self._evaluators:
-            # pycocotools prints a page.
+            # pycocotools prints a page of text.
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 metrics.update(evaluator.evaluate())
             if self._config.export_path and hasattr(evaluator, "dump_detections_to_json_file"):
@@ -270,7 +270,7 @@ class _Run(object):
 
 
 def _stop(coordinator, threads) -> Optional[tf.errors.OpError]:
-    """Stops the threads of the input; returns what had ended one of them before."""
+    """Stops the threads of the input; returns the error that ended one of them before, or None."""
     coordinator.request_stop()
     try:
         coordinator.join(threads, stop_grace_period_secs=10, ignore_live_threads=True)

@@ -1,4 +1,4 @@
-"""Checkpoint and inference graph -> one self-contained GraphDef."""
+"""Turns a checkpoint and an inference graph into one self-contained GraphDef."""
 
 from typing import Dict, Iterable
 
@@ -13,17 +13,17 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
 
     Args:
       checkpoint: prefix, `.../model.ckpt-123`.
-      output_names: op names to keep, with all they need.
-      graph: tf.Graph, default the default graph; rewritten already when it is to be quantised.
+      output_names: names of the ops to keep, with everything that they need.
+      graph: tf.Graph; by default the default graph. To be quantised, it must have been rewritten.
       use_moving_averages: restore trained variables from their moving averages.
 
     Returns:
       GraphDef without variables.
 
     Raises:
-      CheckpointError: naming the variables that the checkpoint lacks.
+      CheckpointError: with the names of the variables that the checkpoint lacks.
       ExportError: for an unknown output, or a graph with a quantization delay.
-      OdQatError: when a quantization range is not finite. (Other doubts about ranges are printed.)
+      OdQatError: if a quantization range is not finite. (Other troubles of ranges are printed.)
     """
     graph = graph or tf.get_default_graph()
     names = list(output_names)
@@ -56,15 +56,15 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
 
 
 def variables_to_restore(use_moving_averages: bool, checkpoint: str) -> Dict[str, object]:
-    """Name in the checkpoint -> variable, for the default graph; the global step is not needed.
+    """Name in the checkpoint -> variable, for the default graph without the global step.
 
     Args:
-      use_moving_averages: take trained variables from their averages. Those that the training did not change
-        (train_config.freeze_variables) have none, and are their own.
-      checkpoint: prefix of one of the training.
+      use_moving_averages: take trained variables from their averages. Variables that the training did not
+        change (train_config.freeze_variables) have no averages, and their values are taken.
+      checkpoint: prefix of a checkpoint of the training.
 
     Raises:
-      CheckpointError: when it cannot be read.
+      CheckpointError: if it cannot be read.
     """
     if use_moving_averages:
         found = tf.train.ExponentialMovingAverage(0.0).variables_to_restore()
@@ -86,5 +86,5 @@ def variables_to_restore(use_moving_averages: bool, checkpoint: str) -> Dict[str
 
 
 def is_quantised(graph_def) -> bool:
-    """Whether a GraphDef holds fake quants."""
+    """Whether a GraphDef has fake quants."""
     return any(node.op in policy.FAKE_QUANT for node in graph_def.node)

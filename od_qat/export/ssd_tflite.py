@@ -1,7 +1,7 @@
-"""An SSD's checkpoint -> detect.tflite, fully quantized and checked, with the JSON beside it.
+"""Converts an SSD's checkpoint to detect.tflite, fully quantized and checked, with the JSON beside it.
 
-The graph of the raw heads is frozen and converted, with its post-processing as one op behind it. Nothing is
-written before all checks have passed.
+The graph of the raw heads is frozen, gets its post-processing as one op at its end, and is converted. Nothing
+is written before all checks have passed.
 """
 
 import functools
@@ -23,7 +23,7 @@ _OUTPUTS = [names.POST_PROCESS] + ["{}:{}".format(names.POST_PROCESS, i) for i i
 
 
 class Options(NamedTuple):
-    """What is asked for; see commands.export_tflite."""
+    """What the user asks for; see commands.export_tflite."""
 
     inference_type: str
     input_type: str
@@ -40,8 +40,8 @@ class _Network(NamedTuple):
     Attributes:
       graph_def: frozen, from the image to the raw boxes and scores.
       anchors: float32 [N, 4], ycenter, xcenter, height, width.
-      height, width: of the image that it takes.
-      method: how images are resized to that.
+      height, width: size of the image that it takes.
+      method: how images are resized to that size.
       mean, std: of the preprocessing, real = (pixel - mean) / std.
       excluded: names of the layers that a rule keeps float.
     """
@@ -88,16 +88,16 @@ def export(
     Args:
       config: TrainEvalPipelineConfig of an SSD.
       config_path: where it was read, for messages.
-      checkpoint: prefix.
-      output_directory: where to.
-      options: what is asked for.
+      checkpoint: prefix of the checkpoint.
+      output_directory: folder for the files.
+      options: what the user asks for.
       hook: rewrites the default graph for evaluation; None for post-training quantization.
 
     Returns:
       path of the .tflite.
 
     Raises:
-      ConfigError, CheckpointError, ExportError: and nothing is written.
+      ConfigError, CheckpointError, ExportError: nothing is written then.
     """
     network = _freeze_network(config, config_path, checkpoint, hook)
     if not options.ptq:
@@ -156,7 +156,7 @@ def _freeze_network(config, config_path: str, checkpoint: str, hook: Optional[Ca
         mean, std = inference.input_statistics(model, height, width)
         if hook:
             excluded = hook().excluded
-        # (One op for what the OD API builds of four, where TensorFlow 1.15's converter finds no range.)
+        # (The OD API builds this resize from four ops, in which TensorFlow 1.15's converter finds no range.)
         graph_transforms.rewrite_nn_resize_op()
         graph_def = freeze.freeze(
             checkpoint, _HEADS, use_moving_averages=config.eval_config.use_moving_averages
@@ -194,10 +194,10 @@ def _post_process(ssd, options: Options, score_threshold: float) -> tflite.PostP
             found=ssd.box_coder.WhichOneof("box_coder_oneof"),
             allowed="faster_rcnn_box_coder",
         )
-    # (Trees of early 2019 know neither field.)
+    # (Trees of early 2019 have neither field.)
     class_agnostic = getattr(nms, "use_class_agnostic_nms", False)
-    # TFLite's fast NMS keeps the best class of each box and suppresses across classes, which is what the OD
-    # API calls class-agnostic, with one class a detection.
+    # TFLite's fast suppression keeps the best class of each box and suppresses across classes. The OD API
+    # calls this class-agnostic, with one class for each detection.
     one_class_a_box = class_agnostic and nms.max_classes_per_detection <= 1
     differing = ["soft_nms_sigma"] if getattr(nms, "soft_nms_sigma", 0) else []
     differing += ["use_class_agnostic_nms"] if class_agnostic and not one_class_a_box else []

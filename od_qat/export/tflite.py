@@ -1,6 +1,6 @@
-"""Frozen GraphDef -> fully quantized .tflite. (What is checked before and after: tflite_checks.py.)
+"""Converts a frozen GraphDef to a fully quantized .tflite. (tflite_checks.py checks both.)
 
-Adds what upstream's export_tflite_ssd_graph adds (anchors, TFLite_Detection_PostProcess), without
+It adds what upstream's export_tflite_ssd_graph adds (anchors, TFLite_Detection_PostProcess), without
 TransformGraph, which TF 2 does not have.
 """
 
@@ -33,12 +33,12 @@ class PostProcess(NamedTuple):
     """Parameters of TFLite_Detection_PostProcess.
 
     Attributes:
-      num_classes: without background.
+      num_classes: number of classes without background.
       y_scale, x_scale, h_scale, w_scale: of the box coder.
       score_threshold, iou_threshold: of the non-maximum suppression.
-      max_detections: in all.
-      detections_per_class: with regular NMS.
-      regular_nms: a suppression per class, as the OD API does it; the fast one costs accuracy.
+      max_detections: number of detections in all.
+      detections_per_class: number of detections in each class, with regular suppression.
+      regular_nms: whether to suppress class by class, as the OD API does; the fast way costs accuracy.
     """
 
     num_classes: int
@@ -53,7 +53,7 @@ class PostProcess(NamedTuple):
     regular_nms: bool
 
     def as_json(self) -> Dict[str, Any]:
-        """For the JSON beside the model."""
+        """The parameters for the JSON beside the model."""
         content: Dict[str, Any] = {
             "kind": "regular" if self.regular_nms else "fast",
             "score_threshold": self.score_threshold,
@@ -80,8 +80,8 @@ def add_post_process(
       boxes, scores: op names of the encodings [1, anchors, 4] and scores [1, anchors, classes + 1].
       anchors: float32 [anchors, 4], centre y, centre x, height, width.
       parameters: see PostProcess.
-      quantised_input: let the op dequantise its inputs itself, which its kernel does for uint8; for int8 the
-        converter has to put DEQUANTIZE ops in front.
+      quantised_input: whether the op dequantises its inputs itself, which its kernel does for uint8. For
+        int8, the converter has to put DEQUANTIZE ops in front.
 
     Returns:
       GraphDef whose output op is TFLite_Detection_PostProcess.
@@ -120,7 +120,7 @@ def add_post_process(
 
 
 def require_types(inference_type: str, input_type: str, ptq: bool) -> None:
-    """Raises unless a network of this type, with images of that type, can be had.
+    """Raises unless a network of this type can be made, with images of that type.
 
     Args:
       inference_type: 'int8' or 'uint8', of weights and activations.
@@ -128,7 +128,7 @@ def require_types(inference_type: str, input_type: str, ptq: bool) -> None:
       ptq: post-training quantization.
 
     Raises:
-      ConfigError: naming the flag.
+      ConfigError: with the name of the flag.
     """
     for flag, value, allowed in (
         ("--inference_type", inference_type, INFERENCE_TYPES),
@@ -174,16 +174,16 @@ def convert(
       output_names: tensor names, without `:0`.
       inference_type: 'int8' or 'uint8', of weights and activations.
       mean, std: of the preprocessing, real = (pixel - mean) / std with pixels 0 to 255.
-      calibration: gives float32 [1, height, width, 3] inputs; then the ranges are taken from them
-        (post-training quantization).
-      input_type: 'int8' or 'uint8', of the input; default is `inference_type`. An int8 network gets a
+      calibration: makes inputs, float32 [1, height, width, 3], from which the ranges are taken (post-training
+        quantization). None takes the ranges of the fake quants.
+      input_type: 'int8' or 'uint8', of the input; by default the `inference_type`. An int8 network gets a
         QUANTIZE op for uint8 images, which changes no value.
 
     Returns:
-      the .tflite.
+      the bytes of the .tflite.
 
     Raises:
-      ExportError: with the converter's own reason.
+      ExportError: with the reason that the converter gives.
     """
     _require_possible(inference_type, ptq=calibration is not None)
     input_type = input_type or inference_type
@@ -202,13 +202,13 @@ def convert(
             converter.inference_input_type = getattr(tf, input_type)
             return _converted_quietly(converter)
         converter.inference_type = getattr(tf, inference_type)
-        # int8 pixels are the uint8 ones less 128.
+        # An int8 pixel is the uint8 pixel less 128.
         shift = 128.0 if inference_type == "int8" else 0.0
         converter.quantized_input_stats = {input_name: (mean - shift, std)}
         if input_type == inference_type:
             return _converted_quietly(converter)
         return _converted_with_other_input(converter, input_type)
-    except ExportError:  # of the calibration's images
+    except ExportError:  # an image of the calibration cannot be read
         raise
     except Exception as error:
         raise ExportError(
@@ -233,10 +233,10 @@ def _require_possible(inference_type: str, ptq: bool) -> None:
 
 
 def _converted_with_other_input(converter, input_type: str) -> bytes:
-    """A network that takes images of another type than it computes in.
+    """Converts to a network that takes images of another type than it computes in.
 
-    Asked for uint8 images, the converter makes a uint8 network. So it is asked for float ones, whose QUANTIZE
-    op is then given the type.
+    If the converter is asked for uint8 images, it makes a uint8 network. So it is asked for float images, and
+    the QUANTIZE op of the input then gets the type.
     """
     from tensorflow.lite.python import util
 
@@ -247,10 +247,10 @@ def _converted_with_other_input(converter, input_type: str) -> bytes:
 
 
 def _with_ends(images: Iterable[np.ndarray], ends: np.ndarray) -> Iterator[np.ndarray]:
-    """The same images, with a black and a white pixel in the corner of the first.
+    """The same images, with a black and a white pixel in the corner of the first one.
 
-    The range of the input is then that of all pixels, so that a pixel is what goes in. Without them pictures
-    that are bright throughout give it another, and cameras' images would have to be scaled.
+    The input then has the range of all pixel values, so that pixels go in as they are. Without them, bright
+    pictures give it a smaller range, and the images of a camera would have to be scaled.
     """
     for number, image in enumerate(images):
         if not number:
@@ -260,6 +260,6 @@ def _with_ends(images: Iterable[np.ndarray], ends: np.ndarray) -> Iterator[np.nd
 
 
 def _converted_quietly(converter) -> bytes:
-    """The MLIR converter writes its progress to the C++ log, whatever the log level."""
+    """Converts without the progress that the MLIR converter writes to the C++ log at any log level."""
     with native_stderr_silenced():
         return converter.convert()

@@ -1,4 +1,4 @@
-"""What is checked around a conversion: that a graph is quantised before, and what its .tflite is after."""
+"""Checks before a conversion that the graph is quantised, and after it that the .tflite is."""
 
 import re
 from typing import Any, Collection, Dict, List, NamedTuple
@@ -13,8 +13,8 @@ from od_qat.quiet import native_stderr_silenced
 from od_qat.rewrite import policy
 from od_qat.rewrite.folding import NORM_AS_LAYER
 
-# Ops whose TFLite kernels take the scales of all their tensors for equal. TensorFlow 1.15's converter does
-# not make them so.
+# The TFLite kernels of these ops assume that all their tensors have the same scale. TensorFlow 1.15's
+# converter does not make them so.
 _COMPARES_INTEGERS = frozenset(["MAXIMUM", "MINIMUM"])
 
 

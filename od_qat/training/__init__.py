@@ -1,1 +1,1 @@
-"""Training: the graph with its towers, the session, what watches it, several processes."""
+"""Training: the graph with its towers, the steps, the session and its hooks, several processes."""

@@ -1,4 +1,4 @@
-"""The training steps: what runs them, what watches them, and what their errors mean."""
+"""Runs the training steps, and says what their errors mean."""
 
 import re
 from typing import List, NamedTuple, Optional
@@ -15,14 +15,14 @@ from od_qat.training.range_gates import RangeGatesHook
 from od_qat.training.session import Place, open_session
 from od_qat.training.signals import StopSignals
 
-# What tf.check_numerics says.
+# What the message of tf.check_numerics names.
 _NOT_FINITE = re.compile(r"\b(Inf|NaN)\b")
-# Ops whose failure is that of a record or of an image in it. (An error of the input's threads has no op.)
+# If one of these ops fails, a record or an image in it is wrong. (An error of the input's threads has no op.)
 _OF_INPUT = re.compile(r"\b(IteratorGetNext|DecodeImage|DecodeJpeg|DecodePng)\b")
 
 
 class TrainResult(NamedTuple):
-    """Where training ended: step, mean loss of the last 50 steps, newest checkpoint."""
+    """The end of a training: the step, the mean loss of the last 50 steps, the newest checkpoint."""
 
     global_step: int
     loss: float
@@ -39,22 +39,22 @@ def run(
     save_secs: int,
     summary_secs: int,
 ) -> TrainResult:
-    """Runs the training steps; with num_steps 0 until a signal comes.
+    """Runs the training steps. With num_steps 0 it runs until a signal comes.
 
     Args:
-      built: the training graph, the default graph.
+      built: the training graph, which is the default graph.
       train_config: train_pb2.TrainConfig.
-      place: of this process.
+      place: the place of this process in the cluster.
       scaffold: tf.train.Scaffold.
-      train_dir: checkpoints and events go here.
-      signals: what ends it early; heard from here on.
+      train_dir: folder for checkpoints and events.
+      signals: the signals that end it early; they are kept from here on.
       save_secs: seconds between checkpoints.
       summary_secs: seconds between summaries.
 
     Raises:
-      OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, a range
-        is not, or train_dir cannot be written.
-      DataError: when an image of the input cannot be read.
+      OdQatError: if a loss is not finite (the message names its tensor and the layer that it comes from), if
+        a range is not finite, or if train_dir cannot be written.
+      DataError: if an image of the input cannot be read.
     """
     progress = ProgressHook(
         train_config.num_steps or None,
@@ -72,7 +72,7 @@ def run(
         with event_writer_silenced(), signals, open_session(
             place, scaffold, train_dir, hooks, save_secs, summary_secs, signals
         ) as session:
-            if place.is_chief:  # the others have nothing to save
+            if place.is_chief:  # the others save nothing
                 signals.listen()
             while not session.should_stop():
                 try:
@@ -88,7 +88,7 @@ def run(
         if explained is None:
             raise
         raise explained from error
-    # (The session takes the end of the input for the end of training, without a word.)
+    # (The session silently takes the end of the input for the end of training.)
     newest = checkpoints.newest(train_dir)
     if newest:
         step = checkpoints.step_of(newest) or step
@@ -96,7 +96,7 @@ def run(
 
 
 def _hooks_of_steps(train_config, place: Place) -> List:
-    """At which step this process starts and ends."""
+    """The hooks that say at which step this process starts and ends."""
     num_steps, wait = train_config.num_steps, train_config.startup_delay_steps
     hooks = [tf.train.StopAtStepHook(last_step=num_steps)] if num_steps else []
     if wait and not place.is_chief and not train_config.sync_replicas:
@@ -105,7 +105,7 @@ def _hooks_of_steps(train_config, place: Place) -> List:
 
 
 def _range_gates(built: Built, place: Place, train_dir: str) -> List:
-    """Behind the hook that stops: the last look then comes before the last checkpoint."""
+    """The hook of the ranges, behind the one that stops: its last look is then before the last save."""
     if not place.is_chief or not tf.get_collection(checkpoints.QUANT_VARIABLES):
         return []
     decay = getattr(built.report, "ema_decay", QatConfig().ema_decay)
@@ -113,7 +113,7 @@ def _range_gates(built: Built, place: Place, train_dir: str) -> List:
 
 
 def _explained(error: BaseException, train_dir: str) -> Optional[OdQatError]:
-    """What to say in place of an error of TensorFlow that a user can put right; None for others."""
+    """The error to raise instead of one of TensorFlow's, if a user can mend its cause; None for others."""
     if not isinstance(error, OdQatError) and files.is_of_writing(error, train_dir):
         return files.cannot_write(train_dir, error)
     damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
@@ -125,7 +125,7 @@ def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train
     lines = error.message.splitlines()  # (the first may be a heading)
     where = next((line for line in lines if "NaN" in line or "Inf" in line), lines[0]).strip()
     try:
-        # The check itself reads variables only, so it works in the failed session.
+        # The check only reads variables, so it works in the failed session.
         bad = finite.bad_variables(session)
     except Exception:  # noqa: BLE001  (the session may be gone; the loss is named all the same)
         bad = []
@@ -161,7 +161,7 @@ def _unreadable(error) -> OdQatError:
 
 
 def input_ended(step: int, num_steps: int) -> OdQatError:
-    """What is said of a training whose records came to an end before num_steps."""
+    """Makes the error for a training whose records ended before num_steps."""
     return OdQatError(
         "the training input ended",
         where="train_input_reader",

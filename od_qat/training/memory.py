@@ -1,4 +1,4 @@
-"""How this process keeps the memory that a training step frees."""
+"""Keeps the memory that a training step frees in the process."""
 
 import ctypes
 
@@ -6,8 +6,8 @@ import ctypes
 def keep_freed_memory() -> None:
     """Lets glibc keep what a step frees for the next one.
 
-    Activations are large enough for malloc to map and unmap each, and the page faults of that are a fifth of
-    a training step's processor time on a CPU.
+    Activations are so large that malloc maps and unmaps each of them. The page faults take a fifth of the
+    processor time of a training step on a CPU.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

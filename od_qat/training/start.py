@@ -1,4 +1,4 @@
-"""What a training starts from: its own newest checkpoint, a fine-tune checkpoint, or fresh variables."""
+"""Decides what a training starts from: its newest checkpoint, a fine-tune checkpoint, or fresh variables."""
 
 import sys
 from typing import Callable, Optional
@@ -9,7 +9,7 @@ from od_qat.errors import CheckpointError, ConfigError
 
 
 def initializer(train_config, detection_model, newest: Optional[str]) -> Optional[Callable]:
-    """Checks what will be restored, before the session starts, and says it in one line.
+    """Checks before the session starts what will be restored, and says so in one line.
 
     Resuming needs every variable; a fine-tune checkpoint needs every backbone variable.
 
@@ -19,10 +19,10 @@ def initializer(train_config, detection_model, newest: Optional[str]) -> Optiona
       newest: the training's own newest checkpoint, which the session restores; None at a start.
 
     Returns:
-      init_fn of a tf.train.Scaffold; None when there is no fine-tune checkpoint to restore.
+      init_fn of a tf.train.Scaffold; None if there is no fine-tune checkpoint to restore.
 
     Raises:
-      CheckpointError: when a checkpoint does not fit the graph.
+      CheckpointError: if a checkpoint does not fit the graph.
       ConfigError: see say_what_starts_fresh.
     """
     if newest:
@@ -83,15 +83,15 @@ def _fine_tuning(train_config, detection_model) -> Callable:
 
 
 def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: str, quantised: bool) -> str:
-    """Words about the model variables that a fine-tune checkpoint does not fill; empty when it fills all.
+    """Describes the model variables that a fine-tune checkpoint does not fill; empty if it fills all.
 
     Raises:
-      ConfigError: when quantised heads would start fresh by mistake: the checkpoint has them as they are
-        needed, and load_all_detection_checkpoint_vars, false when absent, does not say so. Where some have
-        another shape, for another number of classes, fresh heads are what one wants.
+      ConfigError: if quantised heads would start fresh by mistake. That is so if the checkpoint has the heads
+        in the right shapes and load_all_detection_checkpoint_vars is absent, which means false. If some heads
+        have another shape, for another number of classes, fresh heads are wanted.
     """
     field = "load_all_detection_checkpoint_vars"
-    # (false in so many words is a wish; absent it is mostly forgotten.)
+    # (Who writes false means it; who leaves the field out has mostly forgotten it.)
     silent = not train_config.HasField(field)
     if quantised and silent and fresh.fitting and not fresh.other_shapes:
         raise ConfigError(
@@ -115,7 +115,7 @@ def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: s
 
 
 def _averages_from_variables(restored):
-    """Moving averages that the checkpoint has not start from the restored values, not from random ones."""
+    """Lets moving averages that the checkpoint lacks start from the restored values, not from random ones."""
     restored = list(restored)
     known = set(variable.op.name for variable in restored)
     averages = {variable.op.name: variable for variable in tf.global_variables()}
