@@ -125,7 +125,7 @@ def run(
     processes: Optional[int] = None,
     skip_invalid: bool = False,
 ) -> Dict[str, Any]:
-    """Runs the demo and writes `report.json`, `report.md` and `pictures/` into work_dir.
+    """Runs the demo. Its report (`report.html`, `.md`, `.json`), `demo.json` and `pictures/` are in work_dir.
 
     Args:
       data: 'builtin', 'voc:FOLDER' or 'coco:FOLDER'.
@@ -139,7 +139,7 @@ def run(
         area) are left out, listed and counted in any case.
 
     Returns:
-      the report, as written to report.json.
+      what is written to demo.json.
 
     Raises:
       OdQatError: from any step.

@@ -116,8 +116,7 @@ def export(
     model = _convert(graph_def, network, config, options)
     path = os.path.join(output_directory, "detect.tflite")
     _check(model, network, path, options.ptq)
-    beside = _describe(path, network, checkpoint, options.input_type, post_process)
-    beside["nms"] = dict(post_process.as_json(), score_threshold_of_config=threshold.of_config)
+    beside = _describe(path, network, checkpoint, options.input_type, post_process, threshold)
     files.write_together(
         {
             os.path.join(output_directory, "tflite_graph.pb"): graph_def.SerializeToString(),
@@ -235,7 +234,12 @@ def _check(model: bytes, network: _Network, path: str, ptq: bool) -> None:
 
 
 def _describe(
-    path: str, network: _Network, checkpoint: str, input_type: str, post_process: tflite.PostProcess
+    path: str,
+    network: _Network,
+    checkpoint: str,
+    input_type: str,
+    post_process: tflite.PostProcess,
+    threshold: suppression.Threshold,
 ) -> Dict[str, Any]:
     shape = [1, network.height, network.width, 3]
     return description.content(
@@ -253,4 +257,5 @@ def _describe(
         global_step=checkpoints.step_of(checkpoint),
         quantized=True,
         max_detections=post_process.max_detections,
+        nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
     )

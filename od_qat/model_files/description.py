@@ -60,9 +60,10 @@ def content(
     global_step: Optional[int],
     quantized: bool,
     max_detections: Optional[int] = None,
+    nms: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """What is written beside a model; docs/architecture.md shows it."""
-    return {
+    found = {
         "format": FORMAT,
         "model": os.path.basename(model_file),
         "inputs": inputs,
@@ -74,6 +75,9 @@ def content(
         "global_step": global_step,
         "quantized": quantized,
     }
+    if nms is not None:  # of a .tflite: the options of its post-processing
+        found["nms"] = nms
+    return found
 
 
 def describe_model(

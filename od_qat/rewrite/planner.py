@@ -18,7 +18,7 @@ from od_qat.rewrite.layers import Layers
 from od_qat.rewrite.noise import Noise
 from od_qat.rewrite.parts import BatchNorm, Layer, LayerMatch
 from od_qat.rewrite.plan import Plan
-from od_qat.rewrite.quants import Output, Quants, join, scope_of
+from od_qat.rewrite.planned_quants import Output, Quants, join, scope_of
 
 # Where a range starts: contrib's, behind an activation and elsewhere.
 _FROM_0, _FROM_BELOW = 0.0, -6.0

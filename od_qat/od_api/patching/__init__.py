@@ -7,8 +7,8 @@ puts back what was there. A record in the tree has what is needed to restore eve
 Nothing here imports TensorFlow or the OD API.
 """
 
-from od_qat.od_api.patching.edits import apply, take_back
 from od_qat.od_api.patching.generation import Identity, generations, identify
+from od_qat.od_api.patching.hunks import apply, take_back
 from od_qat.od_api.patching.record import RECORD
 from od_qat.od_api.patching.series import FOLDER, Hunk, names_of, read_series, size
 from od_qat.od_api.patching.steps import Outcome, may_lack, patch, unpatch

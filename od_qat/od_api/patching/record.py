@@ -7,7 +7,7 @@ import json
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import od_qat
-from od_qat.od_api.patching.edits import Edit, take_back
+from od_qat.od_api.patching.hunks import Edit, take_back
 from od_qat.od_api.patching.series import digest as series_digest
 from od_qat.od_api.patching.tree import PatchError, Tree, digest, fingerprint
 

@@ -7,8 +7,8 @@ from od_qat import files
 from od_qat.errors import OdQatError
 from od_qat.od_api import protos
 from od_qat.od_api.patching import record as records
-from od_qat.od_api.patching.edits import Edit, apply
 from od_qat.od_api.patching.generation import Identity, generations, identify
+from od_qat.od_api.patching.hunks import Edit, apply
 from od_qat.od_api.patching.record import RECORD
 from od_qat.od_api.patching.series import Hunk, all_series, read_series, size
 from od_qat.od_api.patching.tree import PatchError, Tree, find_tree
