@@ -17,7 +17,7 @@ from typing import List, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tests import tiny  # noqa: E402
+from tests.helpers import tiny_detector  # noqa: E402
 from tests.test_distributed import Cluster  # noqa: E402
 
 _SIZE = "model.ssd.image_resizer.fixed_shape_resizer."
@@ -86,8 +86,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = arguments.config
         if config is None:
-            tiny.write_data(folder)
-            config = tiny.write_config(folder, True, "qat", more=_SMALL_DETECTOR)
+            tiny_detector.write_data(folder)
+            config = tiny_detector.write_config(folder, True, "qat", more=_SMALL_DETECTOR)
         for _ in range(arguments.rounds):
             for workers, found in rates.items():
                 found.append(measure(os.path.abspath(config), workers, arguments.steps))

@@ -14,7 +14,7 @@ from od_qat.compat import IS_TF1, tf
 from od_qat.errors import CheckpointError, ExportError, RewriteError
 from od_qat.export import freeze, tflite_checks
 from od_qat.rewrite import api
-from tests.small_road import (
+from tests.helpers.small_road import (
     SIZE,
     conv,
     converted,

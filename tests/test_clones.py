@@ -12,7 +12,7 @@ compat.enable_tf1_behaviour()
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api  # noqa: E402
-from tests.nets import LAYERS, small_ssd  # noqa: E402
+from tests.helpers.nets import LAYERS, small_ssd  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 

@@ -8,7 +8,7 @@ import pytest
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, RewriteError
 from od_qat.rewrite import api
-from tests import nets
+from tests.helpers import nets
 
 slim = nets.slim
 pytestmark = pytest.mark.tf1

@@ -29,7 +29,7 @@ with open(
 @pytest.mark.parametrize("way, file", [(way, file) for way in WAYS for file in EXPECTED[way]])
 def test_contribs_tests_pass_but_for_what_is_listed(way, file, run_python):
     path = os.path.join(FOLDER, file + ".py")
-    done = run_python("-m", "tests.contrib_runner", way, path, timeout=3000)
+    done = run_python("-m", "tests.helpers.contrib_runner", way, path, timeout=3000)
     assert done.status == 0, done.errors[-2000:]
     result = json.loads(done.output.splitlines()[-1])
     failing = {

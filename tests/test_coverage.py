@@ -23,7 +23,7 @@ def _rows(kinds, may_stay_float=True):
             continue
         marks = tiers.of_model(row)
         if "stays_float" in row and not may_stay_float:
-            marks.append(pytest.mark.xfail(strict=True, reason=row["stays_float"]))
+            marks += [pytest.mark.canary, pytest.mark.xfail(strict=True, reason=row["stays_float"])]
         yield pytest.param(row, id=row["name"], marks=marks)
 
 

@@ -16,7 +16,7 @@ compat.enable_tf1_behaviour()
 from od_qat import checkpoints  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
-from tests.damage import damaged, try_all  # noqa: E402
+from tests.helpers.damaged_files import damaged, try_all  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 

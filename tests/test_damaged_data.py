@@ -9,7 +9,7 @@ import os
 import pytest
 
 from od_qat.datasets import check_records, coco, label_map, read_examples, voc
-from tests.damage import try_all
+from tests.helpers.damaged_files import try_all
 from tests.test_datasets import CAT, DOG, VOC_CAT, VOC_DOG, coco_content, example, image_bytes, write_records
 from tests.test_datasets import write_voc as make_voc
 

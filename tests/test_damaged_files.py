@@ -11,7 +11,7 @@ import pytest
 
 from od_qat import scoring
 from od_qat.model_files import nodes as model_nodes
-from tests.damage import damaged, damaged_in_place, try_all
+from tests.helpers.damaged_files import damaged, damaged_in_place, try_all
 from tests.test_scoring import EXAMPLES
 
 # For a loop in a damaged graph; a file as small as these takes less than a second.

@@ -20,7 +20,7 @@ from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import ConfigError  # noqa: E402
 from od_qat.training import cluster  # noqa: E402
 from od_qat.training import session as training_session  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.helpers import tiny_detector  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -59,7 +59,7 @@ class Cluster(object):
 
     def start(self, job):
         place = {"cluster": self._cluster, "task": {"type": job, "index": 0}}
-        self.processes[job] = tiny.start(
+        self.processes[job] = tiny_detector.start(
             self._arguments, self._log_path(job), env={"TF_CONFIG": json.dumps(place)}
         )
 
@@ -114,7 +114,7 @@ class Cluster(object):
 
 def _tiny_cluster(tmp_path, synchronous, steps):
     """Three processes whose model is one number, a tenth of a second a step."""
-    program = ["-m", "tests.tiny_training"]
+    program = ["-m", "tests.helpers.worker"]
     last = [str(steps), "sync" if synchronous else "async", "0.1"]
     return Cluster(str(tmp_path), lambda train_dir: program + [train_dir] + last)
 
@@ -188,10 +188,10 @@ def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous
 @both_ways
 def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     folder = str(tmp_path)
-    tiny.write_data(folder)
+    tiny_detector.write_data(folder)
     more = ["train_config.sync_replicas={}".format(str(synchronous).lower())]
     more.append("train_config.replicas_to_aggregate={}".format(2 if synchronous else 1))
-    config = tiny.write_config(folder, True, "qat", STEPS, more)
+    config = tiny_detector.write_config(folder, True, "qat", STEPS, more)
     program = ["-m", "od_qat", "train", "--save_interval_secs=1", "--pipeline_config_path", config]
     trained = Cluster(folder, lambda train_dir: program + ["--train_dir", train_dir])
     before = _kill_and_restart(trained)
@@ -206,8 +206,8 @@ def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
 def test_upstreams_command_reads_the_same_tf_config(tmp_path):
     """But for its parameter server, which nobody tells that training has ended."""
     folder = str(tmp_path)
-    tiny.write_data(folder)
-    config = tiny.write_config(folder, True, "qat", STEPS)
+    tiny_detector.write_data(folder)
+    config = tiny_detector.write_config(folder, True, "qat", STEPS)
     program = [
         "-m",
         "od_qat",
@@ -244,8 +244,8 @@ def _require_everything(config, train_dir, folder):
 @pytest.mark.long_on_tf1
 def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
     folder = str(tmp_path)
-    tiny.write_data(folder)
-    config = tiny.write_config(folder, True, "qat", steps=3)
+    tiny_detector.write_data(folder)
+    config = tiny_detector.write_config(folder, True, "qat", steps=3)
     train_dir = os.path.join(folder, "train")
     result = commands.train(config, train_dir, num_clones=2, clone_on_cpu=True, seed=1)
     assert result.global_step == 3
@@ -257,8 +257,8 @@ def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
 
 def test_clones_with_synchronous_workers_are_refused(tmp_path):
     folder = str(tmp_path)
-    tiny.write_data(folder)
-    config = tiny.write_config(folder, True, "qat", more=["train_config.sync_replicas=true"])
+    tiny_detector.write_data(folder)
+    config = tiny_detector.write_config(folder, True, "qat", more=["train_config.sync_replicas=true"])
     with pytest.raises(ConfigError, match="sync_replicas.*one clone.*num_clones=2"):
         commands.train(config, os.path.join(folder, "train"), num_clones=2, clone_on_cpu=True)
 

@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw
 from od_qat import cli
 from od_qat.cli import command_line
 from od_qat.compat import tf
-from tests import tiny
 from tests.conftest import REPOSITORY
+from tests.helpers import tiny_detector
 
 # The guide goes first, since the other pages use what its commands leave.
 PAGES = ["docs/guide.md", "docs/commands.md", "README.md"]
@@ -97,7 +97,7 @@ def write_photos(folder, count=8, size=64):
     for name in names:
         image = Image.fromarray(rng.randint(0, 90, (size, size, 3)).astype(np.uint8))
         objects = ""
-        for kind, width, height in zip(tiny.CLASSES, (20, 30), (20, 12)):
+        for kind, width, height in zip(tiny_detector.CLASSES, (20, 30), (20, 12)):
             left, top = rng.randint(1, size - width), rng.randint(1, size - height)
             ImageDraw.Draw(image).rectangle([left, top, left + width, top + height], fill=(250, 120, 30))
             objects += (
@@ -117,7 +117,7 @@ def write_configs():
     """my.config is the one that the pages tell to copy, with the edits that they tell to make, but tiny."""
     from od_qat.od_api import pipeline
 
-    edits = list(tiny.SMALL) + [
+    edits = list(tiny_detector.SMALL) + [
         "model.ssd.feature_extractor.type=ssd_mobilenet_v1",
         "model.ssd.feature_extractor.num_layers=2",
         "model.ssd.anchor_generator.ssd_anchor_generator.num_layers=2",

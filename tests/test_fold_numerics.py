@@ -13,7 +13,7 @@ import tf_slim as slim
 
 from od_qat.compat import tf
 from od_qat.rewrite import api, fake_quant
-from tests import nets
+from tests.helpers import nets
 
 pytestmark = pytest.mark.tf1
 

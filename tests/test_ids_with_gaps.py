@@ -10,7 +10,7 @@ compat.enable_tf1_behaviour()
 
 from od_qat.datasets import label_map, read_examples, records, sources  # noqa: E402
 from od_qat.errors import ConfigError  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.helpers import tiny_detector  # noqa: E402
 
 try:
     from od_qat import commands
@@ -26,7 +26,7 @@ NUM_CLASSES = "model.ssd.num_classes="
 def folder(tmp_path_factory):
     """The tiny data set under other ids."""
     folder = str(tmp_path_factory.mktemp("gaps"))
-    record, labels = tiny.write_data(folder, images=8)
+    record, labels = tiny_detector.write_data(folder, images=8)
     examples = list(read_examples(record))
     label_map.write_label_map(labels, NAMES)
     ids = label_map.class_ids(NAMES)
@@ -35,7 +35,8 @@ def folder(tmp_path_factory):
             image = sources.EncodedImage(example.encoded, "png", example.width, example.height)
             objects = [
                 sources.SourceObject(
-                    tiny.CLASSES[number - 1], *[float(box[side]) * tiny.SIZE for side in (1, 0, 3, 2)]
+                    tiny_detector.CLASSES[number - 1],
+                    *[float(box[side]) * tiny_detector.SIZE for side in (1, 0, 3, 2)],
                 )
                 for number, box in zip(example.classes, example.boxes)
             ]
@@ -46,7 +47,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("num_classes", [80, 89])
 def test_too_few_classes(folder, num_classes):
-    config = pipeline.load(tiny.write_config(folder, False, "few", more=[NUM_CLASSES + str(num_classes)]))
+    config = pipeline.load(
+        tiny_detector.write_config(folder, False, "few", more=[NUM_CLASSES + str(num_classes)])
+    )
     with pytest.raises(
         ConfigError, match="found 2 classes, highest id 90.*ids up to.*{}".format(num_classes)
     ):
@@ -54,10 +57,10 @@ def test_too_few_classes(folder, num_classes):
 
 
 def test_more_classes_than_ids_are_said(folder, capsys):
-    config = pipeline.load(tiny.write_config(folder, False, "more", more=[NUM_CLASSES + "91"]))
+    config = pipeline.load(tiny_detector.write_config(folder, False, "more", more=[NUM_CLASSES + "91"]))
     models.check_inputs(config, config.train_input_reader)
     assert "num_classes is 91, and the highest id of" in capsys.readouterr().err
-    config = pipeline.load(tiny.write_config(folder, False, "right", more=[NUM_CLASSES + "90"]))
+    config = pipeline.load(tiny_detector.write_config(folder, False, "right", more=[NUM_CLASSES + "90"]))
     models.check_inputs(config, config.train_input_reader)
     assert "num_classes" not in capsys.readouterr().err
 
@@ -67,7 +70,7 @@ def test_whole_road(folder):
     pytest.importorskip("pycocotools")
     from od_qat import scoring
 
-    config = tiny.write_config(folder, True, "qat", steps=2, more=[NUM_CLASSES + "90"])
+    config = tiny_detector.write_config(folder, True, "qat", steps=2, more=[NUM_CLASSES + "90"])
     train_dir = os.path.join(folder, "train")
     commands.train(config, train_dir, seed=1)
     metrics = commands.evaluate(config, train_dir, os.path.join(folder, "eval"), run_once=True)

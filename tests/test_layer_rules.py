@@ -13,7 +13,7 @@ from od_qat.errors import CheckpointError, ConfigError, ExportError, RewriteErro
 from od_qat.export import freeze
 from od_qat.rewrite import api, fake_quant, rules
 from od_qat.rewrite.rules import RuleBook
-from tests import nets, own_gradients
+from tests.helpers import nets, own_gradients
 
 pytestmark = pytest.mark.tf1
 

@@ -8,7 +8,7 @@ import pytest
 from od_qat.compat import tf
 from od_qat.rewrite import api
 from od_qat.training import nan_trace
-from tests import nets
+from tests.helpers import nets
 
 pytestmark = pytest.mark.tf1
 

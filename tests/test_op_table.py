@@ -7,7 +7,7 @@ import pytest
 from od_qat.compat import IS_TF1, tf
 from od_qat.export import freeze, tflite_checks
 from od_qat.rewrite import api, policy
-from tests.small_road import SIZE, conv, converted, distance, frozen, run, run_tflite, trained
+from tests.helpers.small_road import SIZE, conv, converted, distance, frozen, run, run_tflite, trained
 from tests.zoo import build
 
 pytestmark = pytest.mark.tf1
@@ -71,39 +71,52 @@ def test_every_op_of_the_table_is_tried():
     assert set(BETWEEN) == between
 
 
+# Of ranges like these today's converter leaves about half float, behind a split of which one part is read.
+UPPER_ENDS = (
+    1.4259594678878784,
+    0.5493142008781433,
+    1.4318251609802246,
+    1.076993465423584,
+    2.1328558921813965,
+)
+
+
+def _float_tensors_of_splits(kind, helped, tmp_path):
+    """With a fake quant behind the part that is not read, which helps the converter, or without."""
+    found = []
+    for upper in UPPER_ENDS:
+        with tf.Graph().as_default() as graph:
+            images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8], name="images")
+            features = BETWEEN[kind](tf.nn.relu6(conv(images, "one")))
+            tf.reshape(conv(features, "out"), [1, -1], name="result")
+            api.create_eval_graph(graph)
+            values = dict(build.variable_values(graph, symmetric_weights=True))
+            values["one/act_quant/min"], values["one/act_quant/max"] = 0.0, upper
+            with tf.Session() as session:
+                build.assign(session, values)
+                checkpoint = tf.train.Saver().save(session, os.path.join(str(tmp_path), "model.ckpt"))
+            if not helped:
+                (part,) = [op for op in graph.get_operations() if op.type == kind]
+                (output,) = [output for output in part.outputs if output.consumers()]
+                again = output.consumers()[0].outputs[0]
+                for reader in again.consumers():
+                    reader._update_input(0, output)
+            frozen_graph = freeze.freeze(checkpoint, ["result"], graph)
+        found.extend(tflite_checks.inspect(converted(frozen_graph)).float_tensors)
+    return found
+
+
 @pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's converter keeps a split in 8 bits")
 @pytest.mark.parametrize("kind", ["Split", "SplitV"])
 def test_a_split_of_which_one_part_is_read_stays_quantised(kind, tmp_path):
-    """With any range: about half of these the converter leaves float when nothing helps it."""
-    float_with_help, float_without = [], []
-    for upper in (
-        1.4259594678878784,
-        0.5493142008781433,
-        1.4318251609802246,
-        1.076993465423584,
-        2.1328558921813965,
-    ):
-        for helped in (True, False):
-            with tf.Graph().as_default() as graph:
-                images = tf.placeholder(tf.float32, [1, SIZE, SIZE, 8], name="images")
-                features = BETWEEN[kind](tf.nn.relu6(conv(images, "one")))
-                tf.reshape(conv(features, "out"), [1, -1], name="result")
-                api.create_eval_graph(graph)
-                values = dict(build.variable_values(graph, symmetric_weights=True))
-                values["one/act_quant/min"], values["one/act_quant/max"] = 0.0, upper
-                with tf.Session() as session:
-                    build.assign(session, values)
-                    checkpoint = tf.train.Saver().save(session, os.path.join(str(tmp_path), "model.ckpt"))
-                if not helped:
-                    (part,) = [op for op in graph.get_operations() if op.type == kind]
-                    (output,) = [output for output in part.outputs if output.consumers()]
-                    again = output.consumers()[0].outputs[0]
-                    for reader in again.consumers():
-                        reader._update_input(0, output)
-                frozen_graph = freeze.freeze(checkpoint, ["result"], graph)
-            found = tflite_checks.inspect(converted(frozen_graph)).float_tensors
-            (float_with_help if helped else float_without).extend(found)
-    assert float_without and not float_with_help
+    assert _float_tensors_of_splits(kind, True, tmp_path) == []
+
+
+@pytest.mark.canary
+@pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's converter keeps a split in 8 bits")
+@pytest.mark.parametrize("kind", ["Split", "SplitV"])
+def test_the_converter_needs_help_with_a_split(kind, tmp_path):
+    assert _float_tensors_of_splits(kind, False, tmp_path)
 
 
 @pytest.mark.parametrize("kind", sorted(BETWEEN))

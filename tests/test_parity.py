@@ -7,7 +7,6 @@ import subprocess
 import pytest
 
 from od_qat.compat import IS_TF1
-from od_qat.errors import RewriteError
 from od_qat.rewrite import api
 from tests import tiers
 from tests.conftest import REPOSITORY
@@ -82,13 +81,11 @@ def test_contrib_placement_is_what_contrib_did(row, training, tmp_path):
     stored = record_oracle.load(row["name"])
     recorded = record_oracle.recorded_graph(stored, training)
     if recorded is None:
-        # contrib failed: ours works, or refuses.
-        try:
-            record_oracle.rewritten(
-                row, training, lambda graph: rewrite(graph, placement="contrib"), run=False
-            )
-        except RewriteError:
-            pass
+        # contrib failed half-way; ours works.
+        quants, _, _ = record_oracle.rewritten(
+            row, training, lambda graph: rewrite(graph, placement="contrib"), run=False
+        )
+        assert quants
         return
     quants, variables, outputs = record_oracle.rewritten(
         row,

@@ -15,9 +15,9 @@ from od_qat.cli import doctor
 from od_qat.compat import IS_TF1
 from od_qat.errors import OdQatError
 from od_qat.od_api import old_protos, patching, source_changes
-from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.generations import fetch, record, road
+from tests.helpers import tiny_detector
 
 pytestmark = [pytest.mark.tf1, pytest.mark.usefixtures("path_as_it_was")]
 
@@ -550,7 +550,7 @@ runpy.run_path("object_detection/" + script, run_name="__main__")
 
 @needs_od_api
 def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_path):
-    tiny.write_data(str(tmp_path))
+    tiny_detector.write_data(str(tmp_path))
     patching.patch(tree)
     code = (
         "import sys; from object_detection.tpu_exporters import export_saved_model_tpu_lib as exporter; "
@@ -559,7 +559,7 @@ def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_pa
     if not IS_TF1:  # (by itself it cannot be imported there)
         code = "import od_qat.plugin; " + code
     for quantised in (True, False):
-        config = tiny.write_config(str(tmp_path), quantised, "config", steps=2)
+        config = tiny_detector.write_config(str(tmp_path), quantised, "config", steps=2)
         status, text = road.run_python(tree, os.path.join(tree, "slim"), ["-c", code, config])
         refused = "export_saved_model_tpu ignores the graph_rewriter block" in text
         assert (bool(status), refused) == (quantised, quantised), text[-3000:]
@@ -571,7 +571,7 @@ def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_pat
     """It would train or export a float model without a word."""
     if IS_TF1:
         pytest.skip("the TF 2 half needs TensorFlow 2")
-    tiny.write_data(str(tmp_path))
+    tiny_detector.write_data(str(tmp_path))
     patching.patch(tree)
     library, function, *flags = _TF2_COMMANDS[script]
     code = str(tmp_path / "run.py")
@@ -580,7 +580,7 @@ def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_pat
     block = "--config_override=graph_rewriter { quantization { delay: 1 } }"
     cases = [(True, []), (False, [])] + [(True, [block])] * (script != "model_main_tf2.py")
     for quantised, override in cases:
-        config = tiny.write_config(str(tmp_path), quantised and not override, "config", steps=2)
+        config = tiny_detector.write_config(str(tmp_path), quantised and not override, "config", steps=2)
         arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags + override
         status, text = road.run_python(tree, os.path.join(tree, "slim"), arguments)
         reached = "REACHED THE LIBRARY" in text

@@ -10,9 +10,9 @@ import pytest
 from od_qat.cli import doctor
 from od_qat.errors import EnvironmentProblem
 from od_qat.od_api import locate, patching, protos
-from tests import proto_source
 from tests.conftest import REPOSITORY
 from tests.generations import road
+from tests.helpers import proto_source
 from tests.test_patching import KILLED, content, needs_od_api
 
 pytestmark = [pytest.mark.tf1, pytest.mark.usefixtures("path_as_it_was"), needs_od_api]

@@ -14,7 +14,7 @@ from od_qat.errors import OdQatError
 from od_qat.ranges import Range
 from od_qat.rewrite import api
 from od_qat.training import range_gates
-from tests import nets
+from tests.helpers import nets
 
 pytestmark = pytest.mark.tf1
 

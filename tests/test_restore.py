@@ -18,8 +18,8 @@ from od_qat import checkpoints  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.datasets import read_examples, records, sources  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError  # noqa: E402
-from tests import tiny  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
+from tests.helpers import tiny_detector  # noqa: E402
 
 pytestmark = [pytest.mark.tf1, pytest.mark.long_on_tf1]
 
@@ -48,9 +48,9 @@ class Runs(object):
 
     def __init__(self, folder):
         self.folder = folder
-        tiny.write_data(folder)
-        self.float_config = tiny.write_config(folder, False, "float", 2, STILL)
-        self.qat_config = tiny.write_config(folder, True, "qat", 2, STILL)
+        tiny_detector.write_data(folder)
+        self.float_config = tiny_detector.write_config(folder, False, "float", 2, STILL)
+        self.qat_config = tiny_detector.write_config(folder, True, "qat", 2, STILL)
         self.float_dir, self.qat_dir = self.below("float"), self.below("qat")
         commands.train(self.float_config, self.float_dir, seed=1)
         commands.train(self.qat_config, self.qat_dir, seed=1)
@@ -190,7 +190,7 @@ def test_qat_checkpoint_into_qat_fine_tuning_keeps_its_ranges(runs, capsys):
 def test_another_number_of_classes(runs):
     """Backbone from the checkpoint, heads fresh; a resumed or evaluated model has to fit."""
     with open(runs.below("more_classes.pbtxt"), "w") as stream:
-        for number, name in enumerate(tiny.CLASSES + ("other",), 1):
+        for number, name in enumerate(tiny_detector.CLASSES + ("other",), 1):
             stream.write("item {{ id: {} name: '{}' }}\n".format(number, name))
     other = ["model.ssd.num_classes=3"] + [
         "{}.label_map_path={}".format(reader, runs.below("more_classes.pbtxt"))

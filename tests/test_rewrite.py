@@ -14,7 +14,7 @@ from od_qat.errors import ConfigError, RewriteError
 from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import api, fake_quant, passes
-from tests import nets, own_gradients
+from tests.helpers import nets, own_gradients
 
 pytestmark = pytest.mark.tf1
 

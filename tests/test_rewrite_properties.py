@@ -17,7 +17,7 @@ from od_qat.checkpoints import QUANT_VARIABLES  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api, policy  # noqa: E402
-from tests import nets  # noqa: E402
+from tests.helpers import nets  # noqa: E402
 from tests.zoo import build  # noqa: E402
 
 pytestmark = pytest.mark.tf1

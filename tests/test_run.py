@@ -11,8 +11,8 @@ import pytest
 from od_qat import cli
 from od_qat.cli import run
 from od_qat.errors import ConfigError
-from tests import tiny
 from tests.conftest import REPOSITORY
+from tests.helpers import tiny_detector
 
 pytestmark = pytest.mark.tf1
 
@@ -229,10 +229,12 @@ class TestNothingIsIgnoredSilently(object):
         import od_qat.plugin  # noqa: F401
 
         folder = tmp_path_factory.mktemp("refused")
-        tiny.write_data(str(folder))
-        tiny.write_config(str(folder), True, "qat")
-        tiny.write_config(str(folder), False, "float")
-        tiny.write_config(str(folder), True, "late", more=["graph_rewriter.quantization.delay=500000"])
+        tiny_detector.write_data(str(folder))
+        tiny_detector.write_config(str(folder), True, "qat")
+        tiny_detector.write_config(str(folder), False, "float")
+        tiny_detector.write_config(
+            str(folder), True, "late", more=["graph_rewriter.quantization.delay=500000"]
+        )
         return folder
 
     def refused(self, folder, command, config):
@@ -322,8 +324,8 @@ def test_the_od_apis_commands(tmp_path, kind):
     from od_qat.compat import tf
 
     folder = str(tmp_path)
-    tiny.write_data(folder)
-    tiny.write_config(folder, kind == "qat", "my", steps=3)
+    tiny_detector.write_data(folder)
+    tiny_detector.write_config(folder, kind == "qat", "my", steps=3)
     config = "--pipeline_config_path=my.config"
     checkpoint = "--trained_checkpoint_prefix=train/model.ckpt-3"
     for command, flags in (
@@ -340,7 +342,7 @@ def test_the_od_apis_commands(tmp_path, kind):
     assert any("act_quant/max" in name for name in names) == (kind == "qat")
     assert os.path.exists(os.path.join(folder, "eval", "metrics-3.json"))
     for path in ("eval/frozen_eval_graph.pb", "export/frozen_inference_graph.pb", "lite/tflite_graph.pb"):
-        assert (tiny.fake_quants(os.path.join(folder, path)) > 0) == (kind == "qat")
+        assert (tiny_detector.fake_quants(os.path.join(folder, path)) > 0) == (kind == "qat")
 
 
 @needs_od_api
@@ -356,8 +358,8 @@ def test_model_main(tmp_path, kind):
     except ImportError as error:
         pytest.skip("an optional extra: {}".format(error))
     folder = str(tmp_path)
-    tiny.write_data(folder)
-    tiny.write_config(folder, kind == "qat", "my", steps=3)
+    tiny_detector.write_data(folder)
+    tiny_detector.write_config(folder, kind == "qat", "my", steps=3)
     flags = ["--pipeline_config_path=my.config", "--model_dir=model"]
     status, _, errors = od_qat_run(tmp_path, "object_detection.model_main", "--", *flags)
     assert status == 0, errors[-3000:]
@@ -367,5 +369,7 @@ def test_model_main(tmp_path, kind):
     assert any("act_quant/max" in name for name in names) == (kind == "qat")
     assert any(name.startswith("events") for name in os.listdir(os.path.join(folder, "model", "eval_0")))
     (saved,) = os.listdir(os.path.join(folder, "model", "export", "Servo"))
-    exported = tiny.fake_quants(os.path.join(folder, "model", "export", "Servo", saved, "saved_model.pb"))
+    exported = tiny_detector.fake_quants(
+        os.path.join(folder, "model", "export", "Servo", saved, "saved_model.pb")
+    )
     assert exported > 20 if kind == "qat" else exported == 0

@@ -139,10 +139,10 @@ def test_a_training(tmp_path, capsys):
     except Exception as error:  # noqa: BLE001
         pytest.skip("the OD API cannot be imported: {}".format(error))
     pytest.importorskip("object_detection")
-    from tests import tiny
+    from tests.helpers import tiny_detector
 
-    tiny.write_data(str(tmp_path))
-    config = tiny.write_config(str(tmp_path), False, "float", 100000)
+    tiny_detector.write_data(str(tmp_path))
+    config = tiny_detector.write_config(str(tmp_path), False, "float", 100000)
     train_dir = str(tmp_path / "train")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 

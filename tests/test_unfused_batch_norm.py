@@ -6,7 +6,7 @@ import pytest
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.rewrite import api
-from tests import nets
+from tests.helpers import nets
 
 slim = nets.slim
 pytestmark = pytest.mark.tf1

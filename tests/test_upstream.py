@@ -35,7 +35,7 @@ def test_upstreams_tests_pass_but_for_what_is_listed(module, way, patched, run_p
     path = [patched, os.path.join(patched, "slim")] if way == "patches" else []
     path = os.pathsep.join(path + list(filter(None, [os.environ.get("PYTHONPATH")])))
     environment = {"PYTHONPATH": path, "OD_API": ""}
-    done = run_python("-m", "tests.upstream_runner", module, timeout=540, env=environment)
+    done = run_python("-m", "tests.helpers.upstream_runner", module, timeout=540, env=environment)
     assert done.status == 0, done.errors[-2000:]
     result = json.loads(done.output.splitlines()[-1])
     assert result["file"].startswith(patched) == (way == "patches")

@@ -19,7 +19,7 @@ if TIER not in TIERS:
     raise pytest.UsageError("OD_QAT_TESTS: found {!r}, allowed: {}".format(TIER, ", ".join(TIERS)))
 ALL = TIER == "all"
 # Marker -> the tier that runs it.
-_MARKERS = {"zoo": "zoo", "long": "all"}
+_MARKERS = {"zoo": "zoo", "long": "all", "canary": "all"}
 if sys.version_info < (3, 8):  # TensorFlow 1.15's, which takes twice the time to build a graph
     _MARKERS["long_on_tf1"] = "all"
 _MINUTES = float(os.environ.get("OD_QAT_MINUTES") or "inf")

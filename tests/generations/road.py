@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from od_qat.od_api import patching
-from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.generations import record
+from tests.helpers import tiny_detector
 
 # In this order: each needs what those before it left.
 COMMANDS = (
@@ -62,7 +62,7 @@ def prepare(source, folder, work, quantised):
     if source.slim is None:
         slim = record.find(folder, record.MODELS["2019"]).slim
     patching.patch(tree)
-    tiny.write_data(work)
+    tiny_detector.write_data(work)
     of_six_layers = b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py")
     return tree, slim, _config(work, quantised, of_six_layers)
 
@@ -86,7 +86,7 @@ def _config(work, quantised, of_six_layers):
     """
     from od_qat.od_api import layers_proto, pipeline
 
-    path = tiny.write_config(work, quantised, "config", steps=2)
+    path = tiny_detector.write_config(work, quantised, "config", steps=2)
     config = pipeline.load(path)
     if config.HasField("graph_rewriter"):
         config.graph_rewriter.ClearExtension(layers_proto.extension())
@@ -150,7 +150,7 @@ def wrong_graph(work, command, quantised):
     if not found:
         # A float model's evaluation freezes nothing.
         return None if not quantised and command == "legacy/eval.py" else "no " + _GRAPHS[command]
-    count = tiny.fake_quants(found[0])
+    count = tiny_detector.fake_quants(found[0])
     if quantised != (count > 20):
         return "{} fake quants in {}".format(count, os.path.basename(found[0]))
     return None

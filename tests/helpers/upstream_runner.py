@@ -1,4 +1,6 @@
-"""Runs one of the OD API's own test modules with the plugin in place: python -m tests.upstream_runner NAME.
+"""Runs one of the OD API's own test modules with the plugin in place.
+
+    python -m tests.helpers.upstream_runner NAME
 
 The last line is JSON, {"file": path, "passed": [...], "skipped": {test: reason}, "failed": {test: error},
 "in_memory": [modules whose files lack what `od-qat patch` writes, so that the plugin changed them]}, tests as

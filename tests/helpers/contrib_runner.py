@@ -1,6 +1,6 @@
 """Runs one of tf.contrib.quantize's own test files against od_qat (contrib_tests.yaml says which, and how).
 
-    python -m tests.contrib_runner instead|beside FOLDER/quantize_test.py
+    python -m tests.helpers.contrib_runner instead|beside FOLDER/quantize_test.py
 
 instead: with od_qat's functions in contrib's place. beside: with contrib's own, on TensorFlow 1.15, and
 od_qat's on a copy of each graph, which has to get the same fake quants and foldings.

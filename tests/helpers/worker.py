@@ -1,6 +1,6 @@
 """One process of a training whose model is one number.
 
-python -m tests.tiny_training TRAIN_DIR STEPS sync|async SECONDS_A_STEP
+python -m tests.helpers.worker TRAIN_DIR STEPS sync|async SECONDS_A_STEP
 """
 
 import sys

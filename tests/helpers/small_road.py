@@ -10,7 +10,7 @@ from od_qat.export import freeze, tflite
 from od_qat.model_files import interpreter as litert
 from od_qat.rewrite import api
 from od_qat.scoring.images import dequantize
-from tests import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
+from tests.helpers import nets  # noqa: F401  (graph mode, and the names that tf-slim expects)
 
 SIZE = 16
 

@@ -1,0 +1,1 @@
+"""What several tests need: small nets and detectors, data, damaged files, processes, others' tests."""
