@@ -129,7 +129,7 @@ generations: ## fetch the OD API of other years, to test the patches on (GENERAT
 	@$(SOME_PYTHON) -m tests.generations.fetch "$(GENERATIONS)"
 
 test: setup ## the tests, on the current TensorFlow and, where a Python 3.7 is found, on 1.15.5 (TESTS)
-	@TESTS="$(TESTS)" bash tests/run.sh
+	@TESTS='$(TESTS)' ARGS='$(ARGS)' bash tests/run.sh
 
 test-main: setup ## the same on the current TensorFlow only
 	@.venv/bin/python -m pytest $(TESTS) --timeout=$(TIMEOUT) $(ARGS)

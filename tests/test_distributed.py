@@ -125,7 +125,13 @@ def _require_slope(trained):
     assert slope == pytest.approx(3.0, abs=0.1)
 
 
-both_ways = pytest.mark.parametrize("synchronous", [False, True], ids=["asynchronous", "sync_replicas"])
+def both_ways(quick):
+    """Asynchronous steps and those of sync_replicas; one of them in `make test`."""
+    return pytest.mark.parametrize(
+        "synchronous",
+        [pytest.param(one, marks=[] if one == quick else [pytest.mark.long]) for one in (False, True)],
+        ids=["asynchronous", "sync_replicas"],
+    )
 
 
 def _kill_and_restart(trained):
@@ -152,7 +158,8 @@ def _kill_and_restart(trained):
     return before
 
 
-@both_ways
+@pytest.mark.long_on_tf1
+@both_ways(quick=True)
 def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     steps = 250
     trained = _tiny_cluster(tmp_path, synchronous, steps)
@@ -164,7 +171,8 @@ def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     _require_slope(trained)
 
 
-@both_ways
+@pytest.mark.long_on_tf1
+@both_ways(quick=False)
 def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous):
     """Its variables are gone with it: the chief puts in those of its newest checkpoint, and all go on."""
     steps = 400
@@ -185,7 +193,7 @@ def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous
 
 
 @pytest.mark.long
-@both_ways
+@both_ways(quick=True)
 def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
     folder = str(tmp_path)
     tiny_detector.write_data(folder)

@@ -129,6 +129,7 @@ def test_off_the_main_thread_signals_are_left_alone():
     assert (ended, output) == (-signal.SIGTERM, "")
 
 
+@pytest.mark.long_on_tf1
 def test_a_training(tmp_path, capsys):
     """od-qat train on the main thread of this process: what is said is there, and is gone on from."""
     from od_qat import compat
