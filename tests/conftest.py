@@ -1,6 +1,7 @@
 """What all tests share. TensorFlow is not imported here: some tests check that it is not needed."""
 
 import os
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -11,6 +12,8 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)  # for an environment that od_qat is not installed in
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A shell lets its background jobs ignore Ctrl-C, and they their children; the tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import tiers  # noqa: E402
 
