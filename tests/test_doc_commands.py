@@ -32,6 +32,8 @@ PAGES += sorted(
     "docs/" + name for name in os.listdir(os.path.join(REPOSITORY, "docs")) if name.endswith(".md")
 )
 PAGES = list(dict.fromkeys(PAGES)) + ["patches/README.md"]
+# What `make test` hands on in the environment, and a user's shell does not have.
+MAKE_VARIABLES = ("ARGS", "TESTS")
 
 
 def read(page):
@@ -231,8 +233,13 @@ def require_known(words):
     if program == "od-qat":
         require_parsed(words[1:])
     elif program == "make":
+        own = [name for name in os.environ if name.startswith(("MAKE", "MFLAGS")) or name in MAKE_VARIABLES]
         done = subprocess.run(
-            ["make", "-n"] + words[1:], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            ["make", "-n"] + words[1:],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if name not in own},
         )
         text = done.stdout.decode()
         assert done.returncode == 0, text
