@@ -14,6 +14,14 @@ from od_qat.errors import ConfigError
 from od_qat.od_api import config_checks, graph_rewriter, models, pipeline
 
 
+def _load(path: str, overrides: Iterable[str], training: bool = False):
+    """Reads a config and checks it, before anything else is read or built."""
+    config = pipeline.load(path, overrides)
+    config_checks.check(config, path, training)
+    graph_rewriter.check(config, training, where=path)
+    return config
+
+
 def train(
     pipeline_config_path: str,
     train_dir: str,
@@ -42,9 +50,7 @@ def train(
     from od_qat import checkpoints, trainer
     from od_qat.training import cluster
 
-    config = pipeline.load(pipeline_config_path, overrides)
-    config_checks.check(config, pipeline_config_path, training=True)
-    graph_rewriter.check(config, training=True, where=pipeline_config_path)
+    config = _load(pipeline_config_path, overrides, training=True)
     # This comes before the records are read, since a parameter server has none.
     place = cluster.join()
     if place is None:
@@ -103,9 +109,7 @@ def evaluate(
     """
     from od_qat import evaluator
 
-    config = pipeline.load(pipeline_config_path, overrides)
-    config_checks.check(config, pipeline_config_path)
-    graph_rewriter.check(config, training=False, where=pipeline_config_path)
+    config = _load(pipeline_config_path, overrides)
     reader = _eval_reader(config, pipeline_config_path, eval_training_data)
     available = sum(models.check_inputs(config, reader).values())
     if reader.sample_1_of_n_examples > 1:
@@ -182,9 +186,7 @@ def export(
     """
     from od_qat.export import detections
 
-    config = pipeline.load(pipeline_config_path, overrides)
-    config_checks.check(config, pipeline_config_path)
-    graph_rewriter.check(config, training=False, where=pipeline_config_path)
+    config = _load(pipeline_config_path, overrides)
     path, _ = detections.export_detection_graph(
         models.model_fn(config, is_training=False),
         _eval_hook(config),

@@ -211,7 +211,9 @@ def _of_graph(graph_def) -> Nodes:
     answer = output_nodes.find_output_nodes(graph_def)
     read = {source.lstrip("^").split(":")[0] for node in graph_def.node for source in node.input}
     inputs = [node for node in graph_def.node if node.op == "Placeholder" and node.name in read]
-    known = _tensors(graph_def, [node.name + ":0" for node in inputs] + list(answer.tensors))
+    run = allowed_ops.run_by_importing(graph_def)
+    tensors = [node.name + ":0" for node in inputs] + list(answer.tensors)
+    known = {} if run else _tensors(graph_def, tensors)
 
     def row(what, name, tensor, role):
         shape, dtype = known.get(tensor, ("", ""))
@@ -226,23 +228,18 @@ def _of_graph(graph_def) -> Nodes:
         pairs = zip(answer.names, answer.tensors)
         nodes.extend(row("output", name, tensor, _role(name) or told) for name, tensor in pairs)
     reason = answer.reason
-    run = allowed_ops.run_by_importing(graph_def)
     if run:
         reason += "; no shapes, as TensorFlow would run {} to find them".format(", ".join(run[:3]))
     return Nodes(tuple(nodes), answer.kind, reason)
 
 
 def _tensors(graph_def, names: Sequence[str]) -> Dict[str, Tuple[str, str]]:
-    """Tensor name -> shape and dtype.
+    """Tensor name -> shape and dtype; empty if the graph has an op that this TensorFlow does not know.
 
-    The result is empty if the graph has an op that this TensorFlow does not know, or one that importing the
-    graph could run and that is not allowed (graph/allowed_ops.py).
+    Importing a graph may run its ops: ask allowed_ops first.
     """
     from od_qat.compat import tf
-    from od_qat.graph import allowed_ops
 
-    if allowed_ops.run_by_importing(graph_def):
-        return {}
     try:
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(graph_def, name="")
