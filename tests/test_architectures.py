@@ -576,7 +576,7 @@ def test_layers_of_other_types_are_named(dtype):
         assert report.stays_float == {"two/conv": reason}
     with tf.Graph().as_default() as graph:
         build([("one", dtype)])
-        with pytest.raises(RewriteError, match="nothing to quantise.*one/conv: " + reason):
+        with pytest.raises(RewriteError, match="nothing to quantize.*one/conv: " + reason):
             api.create_training_graph(graph)
 
 

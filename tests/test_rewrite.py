@@ -584,7 +584,7 @@ def test_refusals_leave_the_graph_as_it_was():
     with tf.Graph().as_default() as graph:
         tf.add(tf.placeholder(tf.float32, [2]), 1.0)
         before = graph.as_graph_def()
-        with pytest.raises(RewriteError, match="nothing to quantise"):
+        with pytest.raises(RewriteError, match="nothing to quantize"):
             api.create_training_graph(graph)
         assert graph.as_graph_def() == before
     with tf.Graph().as_default() as graph:

@@ -1,6 +1,8 @@
-"""The rewriter: plan first (match, decide, name), draft the edits, commit them all at once.
+"""Rewrites a graph for quantization: plans first, then drafts all edits, then commits them at once.
 
-What is there:       policy -> parts, tensors -> unfused_norms -> batch_norms -> layers; noise
-What is to be done:  layers, noise -> matches, between_layers; clones, rules -> quants -> planner -> plan
-How it is done:      plan -> fake_quant, folding -> passes; report -> api
+The modules in reading order:
+
+Recognising:  policy -> parts, tensors -> unfused_norms -> batch_norms -> layers; noise
+Planning:     matches, between_layers; clones, rules -> plan -> planned_quants -> planner
+Editing:      fake_quant, folding -> passes; report -> api
 """

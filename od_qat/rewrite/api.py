@@ -1,6 +1,7 @@
 """The four public functions, with the names, parameters, order and defaults of tf.contrib.quantize (TF 1.15).
 
-contrib returned None; these return a RewriteReport. New options are keyword-only.
+contrib's functions returned None; these return a RewriteReport. Options that contrib did not have are
+keyword-only.
 """
 
 import contextlib
@@ -30,23 +31,23 @@ def create_training_graph(
 ) -> RewriteReport:
     """Rewrites a training graph in place for simulated quantization.
 
-    Call it once the losses are built and before the gradients are.
+    Call it after the losses are built and before the gradients are.
 
     Args:
-      input_graph: tf.Graph, default the default graph.
-      quant_delay: the optimiser step, counted from 1, from which quantization is simulated; 0, as 1, is from
-        the first, and suits fine-tuning.
-      placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantises.
-      per_channel: convolutions' weights with a range for each output channel, for int8.
-      rules: od_qat.config.LayerRule, for settings of some layers; the later wins.
+      input_graph: tf.Graph; by default the default graph.
+      quant_delay: the optimizer step, counted from 1, from which quantization is simulated. 0 and 1 both mean
+        from the first step, which suits fine-tuning.
+      placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantizes.
+      per_channel: whether the weights of convolutions get a range for each output channel, for int8.
+      rules: od_qat.config.LayerRule, settings of some layers; if several match, the later wins.
 
     Returns:
       RewriteReport.
 
     Raises:
-      RewriteError: when there is nothing to quantise, gradients are there already, a rule matches nothing, or
-        the graph has been rewritten; the graph is then as it was.
-      ConfigError: for an argument that is not what it has to be. Both are ValueErrors.
+      RewriteError: if there is nothing to quantize, if the graph has gradients or has been rewritten already,
+        or if a rule matches nothing; the graph is then unchanged.
+      ConfigError: if an argument is not valid. Both errors are ValueErrors.
     """
     config = QatConfig(quant_delay=quant_delay, placement=placement, per_channel=per_channel, rules=rules)
     return rewrite(config, training=True, input_graph=input_graph)
@@ -59,17 +60,17 @@ def create_eval_graph(
     per_channel: bool = False,
     rules: Iterable[LayerRule] = (),
 ) -> RewriteReport:
-    """Rewrites an eval graph in place: batch norms folded, fake quants with the trained ranges.
+    """Rewrites an eval graph in place: folds batch norms, and adds fake quants with the trained ranges.
 
     Args:
-      input_graph: tf.Graph, default the default graph.
-      placement, per_channel, rules: as the training graph's.
+      input_graph: tf.Graph; by default the default graph.
+      placement, per_channel, rules: as for the training graph.
 
     Returns:
       RewriteReport.
 
     Raises:
-      RewriteError, ConfigError: as create_training_graph.
+      RewriteError, ConfigError: see create_training_graph.
     """
     config = QatConfig(placement=placement, per_channel=per_channel, rules=rules)
     return rewrite(config, training=False, input_graph=input_graph)
@@ -89,23 +90,23 @@ def experimental_create_training_graph(
     rules: Iterable[LayerRule] = (),
     ema_decay: float = 0.999,
 ) -> RewriteReport:
-    """create_training_graph with all options.
+    """Does what create_training_graph does, with all options.
 
     Args:
-      input_graph: tf.Graph, default the default graph.
+      input_graph: tf.Graph; by default the default graph.
       weight_bits, activation_bits: 2 to 8; TFLite takes 8.
-      symmetric: ranges symmetric around zero.
-      quant_delay: the optimiser step, counted from 1, from which quantization is simulated.
-      freeze_bn_delay: the optimiser step from which batch norms use their moving statistics; None for never.
-      scope: only ops below this name scope.
-      placement, per_channel, rules: as create_training_graph's.
-      ema_decay: decay of the activation ranges' moving average.
+      symmetric: whether ranges are symmetric around zero.
+      quant_delay: the optimizer step, counted from 1, from which quantization is simulated.
+      freeze_bn_delay: the optimizer step from which batch norms use their moving statistics; None for never.
+      scope: rewrite only the ops below this name scope.
+      placement, per_channel, rules: as for create_training_graph.
+      ema_decay: decay of the moving average of activation ranges.
 
     Returns:
       RewriteReport.
 
     Raises:
-      RewriteError, ConfigError: as create_training_graph.
+      RewriteError, ConfigError: see create_training_graph.
     """
     config = QatConfig(
         weight_bits=weight_bits,
@@ -134,7 +135,7 @@ def experimental_create_eval_graph(
     per_channel: bool = False,
     rules: Iterable[LayerRule] = (),
 ) -> RewriteReport:
-    """create_eval_graph with all options; see experimental_create_training_graph."""
+    """Does what create_eval_graph does, with all options; see experimental_create_training_graph."""
     config = QatConfig(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
@@ -149,18 +150,18 @@ def experimental_create_eval_graph(
 
 
 def rewrite(config: QatConfig, training: bool, input_graph=None) -> RewriteReport:
-    """What all four functions do, for callers that have a QatConfig.
+    """Does what all four functions do, for callers that have a QatConfig.
 
     Args:
-      config: options. The delays hold in an eval graph too: QatConfig.for_evaluation() is without.
-      training: which rewrite.
-      input_graph: tf.Graph, default the default graph.
+      config: options. Delays apply in an eval graph too; QatConfig.for_evaluation() has none.
+      training: whether this is a training graph.
+      input_graph: tf.Graph; by default the default graph.
 
     Returns:
       RewriteReport.
 
     Raises:
-      RewriteError: as create_training_graph.
+      RewriteError: see create_training_graph.
     """
     graph = input_graph if input_graph is not None else tf.get_default_graph()
     if not isinstance(graph, tf.Graph):
@@ -169,7 +170,7 @@ def rewrite(config: QatConfig, training: bool, input_graph=None) -> RewriteRepor
             where="input_graph",
             found=type(graph).__name__,
             allowed="a tf.Graph, or None for the default graph",
-            fix="build the model in the graph; a GraphDef holds no variables to quantise",
+            fix="build the model in the graph; a GraphDef holds no variables to quantize",
         )
     with _no_garbage_collection():
         return _rewrite_graph(graph, training, config)
@@ -177,9 +178,9 @@ def rewrite(config: QatConfig, training: bool, input_graph=None) -> RewriteRepor
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keeps Python from looking for cycles among objects that nearly all stay.
+    """Turns Python's garbage collection off, since nearly all objects that a rewrite makes stay alive.
 
-    A graph is a million of them: two walks over all took 0.7 of the 4.4 s of rewriting one of 25,000 ops.
+    A graph has a million objects. For one of 25,000 ops, two collections took 0.7 of the rewrite's 4.4 s.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -196,7 +197,7 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
     plan = build_plan(index, config)
     if not plan.weights and not plan.activations:
         raise RewriteError(
-            "nothing to quantise in this graph",
+            "nothing to quantize in this graph",
             where="scope {}".format(config.scope) if config.scope else None,
             found=_instead(plan.stays_float)
             or "{} ops, none of them a {} with variable weights".format(
@@ -210,13 +211,13 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
         draft = Draft(index)
         passes.run(plan, draft, config, training)
         draft.commit()
-    # (In creation order: what is new comes last.)
+    # Operations come in creation order, so the new ones are last.
     added = graph.get_operations()[len(index.operations) :]
     return RewriteReport.from_plan(plan, index, added, config)
 
 
 def _instead(stays_float: Dict[str, str]) -> str:
-    """Why the first layers stay float; '' where there are none."""
+    """Why the first layers stay float; '' if there are no layers."""
     return "; ".join("{}: {}".format(*one) for one in itertools.islice(stays_float.items(), 3))
 
 
@@ -230,8 +231,8 @@ def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
     for operation in index.operations:
         if operation.type.startswith(policy.TRAINING_OPS_PREFIXES) or policy.is_gradient(operation):
             raise RewriteError(
-                # (The first words are tf.contrib.quantize's, which its callers may look for.)
-                "Training op found in graph: it holds gradients already, which would stay the float model's",
+                # The first words are tf.contrib.quantize's, since callers may look for them.
+                "Training op found in graph: it holds gradients already, those of the float model",
                 where=operation.name,
                 found=operation.type,
                 fix="rewrite before the optimizer's minimize(), compute_gradients() or tf.gradients()",

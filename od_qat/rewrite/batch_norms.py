@@ -1,8 +1,8 @@
-"""Finding batch norms, of three kinds: fused ones, a fully connected layer's, and unfused ones.
+"""Finds the batch norms of a graph: fused ones, unfused ones, and those of fully connected layers.
 
-A fully connected layer's fused batch norm, which takes four dimensions, stands between two Reshapes. An
-Identity behind a batch norm that waits for the moving averages (tf-slim's in-place updates) is in no eval
-graph: it counts as part of the batch norm.
+The batch norm of a fully connected layer is a fused one between two Reshapes, as a fused one takes four
+dimensions. In training, tf-slim may put an Identity behind a batch norm that waits for the updates of the
+moving averages (updates_collections=None). No eval graph has it, so it counts as part of the batch norm.
 """
 
 from typing import Dict, FrozenSet, List, Optional, Tuple
@@ -16,15 +16,15 @@ from od_qat.rewrite.tensors import averaged_into, is_variable_value
 class BatchNorms(object):
     """All batch norms of a graph.
 
-    A batch norm is asked for by its last op: a fused one itself, an unfused one's last Add, and the Reshape
-    behind a fully connected layer's.
+    A batch norm is looked up by its last op: the fused op itself, the last Add of an unfused one, or the
+    Reshape behind that of a fully connected layer.
 
     Args:
       index: the graph before any edit.
-      as_contrib: find what contrib finds.
+      as_contrib: whether to find what contrib finds.
 
     Attributes:
-      switched: names of batch norms that a tensor, not the graph, puts into training mode.
+      switched: names of the batch norms that a tensor switches between training and evaluation.
     """
 
     def __init__(self, index: GraphIndex, as_contrib: bool) -> None:
@@ -35,14 +35,14 @@ class BatchNorms(object):
         self.switched: Tuple[str, ...] = tuple(_fused_and_switched(index) + switched)
         self._unfused: Dict[str, BatchNorm] = {norm.op.name: norm for norm in unfused}
         self._reshaped: Dict[str, Tuple[object, object]] = {last.name: (last, op) for last, op in reshaped}
-        self._last_ops: Dict[str, List[object]] = {}  # name of the data -> those of more than one op
+        self._last_ops: Dict[str, List[object]] = {}  # name of the data -> those of several ops
         for norm in unfused:
             self._last_ops.setdefault(norm.data.name, []).append(norm.op)
         for last, fused in reshaped:
             self._last_ops.setdefault(_in_front(index, fused).name, []).append(last)
 
     def behind(self, tensor) -> List[object]:
-        """The last ops of all batch norms that normalise a tensor."""
+        """Returns the last ops of all batch norms that normalise a tensor."""
         fused = [op for op, at in self._index.consumers(tensor) if at == 0 and op.type in policy.BATCH_NORM]
         return fused + self._last_ops.get(tensor.name, [])
 
@@ -51,7 +51,7 @@ class BatchNorms(object):
         return operation.type in policy.BATCH_NORM or self.is_last_of_several(operation)
 
     def is_last_of_several(self, operation) -> bool:
-        """Whether an op is the last one of a batch norm that is more than one op."""
+        """Whether an op is the last one of a batch norm that has several ops."""
         return operation.name in self._unfused or self.is_reshape_behind(operation)
 
     def is_reshape_behind(self, operation) -> bool:
@@ -59,7 +59,7 @@ class BatchNorms(object):
         return operation.name in self._reshaped
 
     def ending_in(self, operation) -> Optional[BatchNorm]:
-        """The batch norm of a last op; None where its moving averages are not found."""
+        """Returns the batch norm whose last op this is; None if its moving averages are not found."""
         if operation.name in self._unfused:
             return self._unfused[operation.name]
         if operation.name in self._reshaped:
@@ -68,7 +68,7 @@ class BatchNorms(object):
         return _of_fused(self._index, operation)
 
     def reading_data(self, norm: BatchNorm) -> FrozenSet[str]:
-        """Names of the ops of a batch norm that read what it normalises."""
+        """Returns the names of the batch norm's ops that read the data it normalises."""
         if norm.reshape is not None:
             return frozenset([self._index.inputs(norm.op)[0].op.name])
         if norm.unfused is not None:
@@ -76,7 +76,7 @@ class BatchNorms(object):
         return frozenset([norm.op.name])
 
     def is_only_reader(self, tensor) -> bool:
-        """Whether nothing but one batch norm reads a tensor."""
+        """Whether a batch norm is the only reader of a tensor."""
         consumers = self._index.consumer_ops(tensor)
         last_ops = self._last_ops.get(tensor.name)
         if not last_ops:
@@ -87,12 +87,12 @@ class BatchNorms(object):
         return all(op.name in inside for op in consumers)
 
     def end_of(self, operation) -> object:
-        """The op whose output is a batch norm's: the Identity that updates its averages, or itself."""
+        """Returns the Identity that waits behind a batch norm's last op, or else the last op itself."""
         waiting = _waiting_behind(self._index, operation) if self._may_wait(operation) else None
         return waiting or operation
 
     def updates_averages(self, operation) -> bool:
-        """Whether an op is the Identity behind a batch norm that has to wait for its averages' updates."""
+        """Whether an op is the Identity that waits for the updates of a batch norm's moving averages."""
         if not _waits(operation):
             return False
         source = self._index.inputs(operation)[0]
@@ -103,12 +103,15 @@ class BatchNorms(object):
 
 
 def _of_fused(index: GraphIndex, operation, reshape=None) -> Optional[BatchNorm]:
-    """None where the variables of its statistics are not found; `reshape` is a fully connected layer's."""
+    """Returns the batch norm of a fused op; None if the variables of its statistics are not found.
+
+    `reshape` is the Reshape behind it, for a fully connected layer.
+    """
     data, gamma, beta, mean, variance = index.inputs(operation)[:5]
     training = bool(operation.get_attr("is_training"))
     if training:
-        # TF 1 gives a training batch norm empty constants here: the statistics' variables are where the
-        # batch's own are averaged into.
+        # In TF 1, a batch norm in training mode has empty constants as these inputs. The variables are
+        # those that the statistics of the batch are averaged into.
         mean = _moving_average(index, mean, operation.outputs[1])
         variance = _moving_average(index, variance, operation.outputs[2])
     if variance is None or mean is None:
@@ -132,7 +135,7 @@ def _moving_average(index: GraphIndex, given, statistic) -> Optional[object]:
 
 
 def _between_reshapes(index: GraphIndex, as_contrib: bool) -> List[Tuple[object, object]]:
-    """[batch, channels] -> Reshape -> fused batch norm -> Reshape: the last Reshapes and the batch norms."""
+    """Finds [batch, channels] -> Reshape -> fused batch norm -> Reshape; (last Reshape, batch norm) pairs."""
     found = []
     for operation in index.operations:
         if operation.type not in policy.BATCH_NORM:
@@ -148,12 +151,12 @@ def _between_reshapes(index: GraphIndex, as_contrib: bool) -> List[Tuple[object,
 
 
 def _in_front(index: GraphIndex, fused) -> object:
-    """What the Reshape in front of a fused batch norm reads."""
+    """Returns the input of the Reshape in front of a fused batch norm."""
     return index.inputs(index.inputs(fused)[0].op)[0]
 
 
 def _keeps_channels(norm, data, reshaped, result) -> bool:
-    """Whether a batch norm's channels, in four dimensions, are those of the two that come in and go out."""
+    """Whether the channels of the four-dimensional batch norm are those of its 2-D input and result."""
     shapes = [tensor.get_shape() for tensor in (data, reshaped, result)]
     if [shape.ndims for shape in shapes] != [2, 4, 2]:
         return False
@@ -164,7 +167,7 @@ def _keeps_channels(norm, data, reshaped, result) -> bool:
 
 
 def _waiting_behind(index: GraphIndex, operation) -> Optional[object]:
-    """The one reader of an op, where that is an Identity that waits for something else."""
+    """Returns the only reader of an op if that is an Identity with control inputs; else None."""
     consumers = index.consumer_ops(operation.outputs[0]) if operation.outputs else ()
     return consumers[0] if len(consumers) == 1 and _waits(consumers[0]) else None
 
@@ -174,7 +177,10 @@ def _waits(operation) -> bool:
 
 
 def _fused_and_switched(index: GraphIndex) -> List[str]:
-    """Names of fused batch norms in a branch of a tf.cond, or of that, whose data comes from outside it."""
+    """Returns the names of fused batch norms in a branch of a tf.cond whose data comes from outside it.
+
+    If the branches are functions (TF 2's tf.cond), the name is that of the tf.cond.
+    """
     found = []
     for operation in index.operations:
         if operation.type in policy.BATCH_NORM and in_control_flow(operation):

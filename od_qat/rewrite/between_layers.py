@@ -1,4 +1,4 @@
-"""What stands between layers and is part of none: which of it keeps quantised values so, and how."""
+"""Classifies the ops between layers: which need a range of their own, and which keep their input's."""
 
 import enum
 from typing import Iterable, List, NamedTuple, Optional
@@ -14,21 +14,21 @@ from od_qat.rewrite.parts import BatchNorm
 
 
 class Kind(enum.Enum):
-    """What an op that reads quantised values does with them."""
+    """What an op that reads quantized values does with them."""
 
     OWN_RANGE = "it needs a range of its own"
     HANDS_ON = "its output has its input's range, or a fixed one"
     FLOAT = "it leads to layers, and no range is trained for it"
-    END = "quantised values end here: what reads it is no part of the network, or stays as it is"
+    END = "quantized values end here: its readers are no part of the network, or stay as they are"
 
 
 class Between(NamedTuple):
-    """An op that reads quantised values, or ends a layer.
+    """An op that reads quantized values, or ends a layer.
 
     Attributes:
       op: the op.
-      kind: what it does with them.
-      norm: the batch norm behind no layer that it is; None for others.
+      kind: what it does with the values.
+      norm: the batch norm, if the op is one that is behind no layer; else None.
     """
 
     op: object
@@ -37,16 +37,16 @@ class Between(NamedTuple):
 
 
 def classify(index: GraphIndex, layers: Layers, noise: Noise, quantised: Iterable[str]) -> List[Between]:
-    """Follows quantised values through the graph.
+    """Follows quantized values through the graph.
 
     Args:
       index: the graph before any edit.
-      layers: its layers.
-      noise: what is noise in it.
+      layers: the layers of the graph.
+      noise: tells which ops add noise.
       quantised: names of the tensors that have a range.
 
     Returns:
-      each op that quantised values reach, in the order of the graph.
+      each op that quantized values reach, in graph order.
     """
     quantised, found = set(quantised), []
     for operation in index.operations:
@@ -58,9 +58,9 @@ def classify(index: GraphIndex, layers: Layers, noise: Noise, quantised: Iterabl
             continue
         norm = layers.norm_alone(operation)
         if noise.is_part(operation):
-            kind = Kind.HANDS_ON  # (in training only)
+            kind = Kind.HANDS_ON  # noise exists in training only
         elif ends_layer or norm is not None or _has_own_range(index, operation):
-            # (A layer's end counts where it is read by more than its activation.)
+            # The planner gives the last op of a layer no range if only a ReLU reads it.
             kind = Kind.OWN_RANGE
         elif operation.type in policy.OWN_RANGE:
             kind = Kind.END
@@ -75,7 +75,10 @@ def classify(index: GraphIndex, layers: Layers, noise: Noise, quantised: Iterabl
 
 
 def _has_own_range(index: GraphIndex, operation) -> bool:
-    """Not the inside of a batch norm that stays as it is: vectors, and means over the batch."""
+    """Whether an op needs a range of its own.
+
+    Vectors and means over the batch do not: they are inside a batch norm that is not folded.
+    """
     if operation.type not in policy.OWN_RANGE or operation.outputs[0].get_shape().ndims == 1:
         return False
     if operation.type != "Mean":
@@ -91,7 +94,7 @@ def _is_float_between(index: GraphIndex, layers: Layers, operation) -> bool:
         consumer.type == "Mean" and not _has_own_range(index, consumer)
         for consumer in index.consumer_ops(operation.outputs[0])
     ):
-        return False  # (a batch norm's variance in training)
+        return False  # the variance of a batch norm in training
     return any(
         output.name in layers.leading_to_layers and output.dtype.base_dtype == tf.float32
         for output in operation.outputs

@@ -1,9 +1,9 @@
-"""Names without the scopes of clones.
+"""Names ops without the scopes of clones.
 
-Of a model that slim's model_deploy builds once for each device, the scopes `clone_0/`, `clone_1/`, ... are no
-part of a fake quant's name: clones share their variables, so they share their ranges too, and a checkpoint
-holds what a graph of one clone asks for. (With contrib each clone had variables of its own, and no export
-found them.)
+slim's model_deploy builds a model once for each device, in scopes `clone_0/`, `clone_1/`, ... These scopes
+are not part of a fake quant's name. Clones share their variables, so they share their ranges too, and the
+checkpoint fits a graph with one clone. (With contrib, each clone had variables of its own, which no export
+found.)
 """
 
 import re
@@ -22,7 +22,7 @@ class Clones(object):
       index: the graph.
 
     Attributes:
-      scopes: `clone_0/`, `clone_1/`, ... when these hold a model several times, over variables outside of
+      scopes: `clone_0/`, `clone_1/`, ... if these are clones of one model, whose variables are outside of
         them; else ().
     """
 
@@ -30,20 +30,20 @@ class Clones(object):
         self.scopes = _scopes(index)
 
     def name(self, operation) -> str:
-        """An operation's name without the scope of its clone."""
+        """Returns an operation's name without the scope of its clone."""
         for clone in self.scopes:
             if operation.name.startswith(clone):
                 return operation.name[len(clone) :]
         return operation.name
 
     def other_of(self, operation) -> str:
-        """The scope of its clone; '' in the first, and without clones."""
+        """Returns the scope of an operation's clone; '' for the first clone, and if there are no clones."""
         return next((clone for clone in self.scopes[1:] if operation.name.startswith(clone)), "")
 
 
 def _scopes(index: GraphIndex) -> Tuple[str, ...]:
     if any(_CLONE.match(v.op.name) for v in index.graph.get_collection("trainable_variables")):
-        return ()  # a model's own scopes, with variables of their own
+        return ()  # these are scopes of the model itself, which hold its variables
     found = {}
     for operation in index.operations:
         match = _CLONE.match(operation.name) if operation.type in policy.WEIGHTED else None

@@ -1,9 +1,9 @@
-"""Fake-quant nodes and the variables that hold their ranges.
+"""Makes fake quant nodes and the variables that hold their ranges.
 
-Arithmetic and names are contrib's (quant_ops.py, TF 1.15): weights take the range of their last value,
-activations an exponential moving average with zero debias (Jacob et al. 2018, section 3.1); a range always
-contains 0, as TFLite requires. What is ours: a range behind a ReLU has no minimum to track, and one behind a
-ReLU6 never passes 6.
+Arithmetic and names are those of contrib (quant_ops.py, TF 1.15). Weights have the range of their current
+values, activations an exponential moving average with zero debias (Jacob et al. 2018, section 3.1). A range
+always contains 0, as TFLite requires. Unlike contrib's, a range behind a ReLU does not track a minimum, and
+one behind a ReLU6 never exceeds 6.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -20,17 +20,17 @@ from od_qat.rewrite.plan import ActivationQuant, WeightQuant
 PASS_THROUGH_GRADIENT = "OdQatPassThrough"
 RELU_GRADIENT = "OdQatFakeQuantOfRelu"
 RELU6_GRADIENT = "OdQatFakeQuantOfRelu6"
-# A channel's range is at least this wide: that of zeros alone would be [0, 0].
+# The range of a channel goes to at least this value; that of a channel of zeros would be [0, 0].
 _SMALLEST_RANGE = 1e-6
-# An average that is this part of a ReLU6's ceiling has reached it.
+# An average of at least this part of a ReLU6's ceiling counts as the ceiling.
 _REACHED = 1.0 - 1e-4
-# A channel's range is at least this part of the tensor's largest. The bias of a channel is kept in steps of
-# (input step * weight step), 32 bits of them: TFLite loses the bias of a channel whose weights are all but 0.
+# The range of a channel is at least this part of the tensor's largest. TFLite stores a bias in 32 bits, as a
+# number of steps of (input step * weight step), and loses the bias of a channel whose weights are nearly 0.
 _SMALLEST_CHANNEL = 1e-3
 
 
 class Range(NamedTuple):
-    """Where a fake quant stands and the tensors that hold its range, by name."""
+    """The name scope of a fake quant, and the names of the tensors that hold its range."""
 
     scope: str
     low: str
@@ -39,30 +39,32 @@ class Range(NamedTuple):
 
 @tf.RegisterGradient(PASS_THROUGH_GRADIENT)
 def _pass_through_gradient(operation, gradient):
-    """For products, quotients and fake quants that hand their gradient on to their first input.
+    """Hands the gradient of a product, a quotient or a fake quant on to its first input.
 
-    Straight-through (Bengio et al. 2013, section 3.1). Of weights it is the kernel's own: the gradient of
-    `fq(W * s) / s` with regard to W is the incoming one where W is in range, and a symmetric range of the
-    last value holds every weight. Of activations the kernel's is 0 beyond the range. That is an average of
-    the batches' extremes, so the few values beyond it change with the batch; to tell them apart the whole
-    tensor would have to be kept and gone over three times, a tenth of a MobileNet V3's training step.
+    This is the straight-through estimator (Bengio et al. 2013, section 3.1). For weights it equals the
+    kernel's gradient: that of `fq(W * s) / s` with respect to W is the incoming gradient wherever W is in
+    range, and a symmetric range of the current weights contains each of them. For activations it differs,
+    since the kernel's gradient is 0 outside of the range. The range is an average of the batches' extremes,
+    so the few values outside of it change from batch to batch. Finding them would mean to keep the whole
+    tensor and to read it three times, which takes a tenth of a training step of MobileNet V3.
     """
     return (gradient,) + (None,) * (len(operation.inputs) - 1)
 
 
 @tf.RegisterGradient(RELU_GRADIENT)
 def _relu_gradient(operation, gradient):
-    """Of a fake quant that stands for a ReLU: the ReLU's own. Straight-through beyond its range, as above."""
+    """The gradient of a fake quant that replaces a ReLU: that of the ReLU, also outside of the range."""
     return tf.raw_ops.ReluGrad(gradients=gradient, features=operation.inputs[0]), None, None
 
 
 @tf.RegisterGradient(RELU6_GRADIENT)
 def _relu6_gradient(operation, gradient):
-    """Of a fake quant that stands for a ReLU6: the ReLU6's own, told from the quantised values.
+    """The gradient of a fake quant that replaces a ReLU6: that of the ReLU6, at the quantized values.
 
-    So the tensor in front, as large, need not be kept for it: a sixth of a MobileNet's memory. What differs:
-    values within half a step of 0 and of 6 count as 0 and 6 (of 8 bits 0.012; fewer bits have larger steps,
-    so there the tensor in front is kept), and beyond a range that ends below 6, gradients pass as above.
+    The input of the fake quant, which is as large, then need not be kept. This saves a sixth of the memory of
+    a MobileNet. There are two differences from the ReLU6. Values within half a step of 0 or 6 (0.012 at 8
+    bits) count as 0 or 6; with fewer bits the steps are larger, so the input is kept and used. And if the
+    range ends below 6, gradients pass outside of it, as in `_pass_through_gradient`.
     """
     told_from = operation.outputs[0] if operation.get_attr("num_bits") == 8 else operation.inputs[0]
     return tf.raw_ops.Relu6Grad(gradients=gradient, features=told_from), None, None
@@ -77,16 +79,16 @@ def quantise(
     gradient: Optional[str] = None,
     per_channel: bool = False,
 ) -> str:
-    """The fake-quant node itself.
+    """Adds a fake quant node; returns its output.
 
     Args:
-      draft: where to.
+      draft: receives the node.
       tensor: float32 data.
-      range_: its range.
-      bits: width.
-      narrow_range: whether the lowest value is left out, as TFLite's weights do.
-      gradient: name of a registered gradient in the kernel's place.
-      per_channel: the range has a value for each index of the tensor's last dimension.
+      range_: the range of the data.
+      bits: the width.
+      narrow_range: whether the lowest value is not used, as in TFLite's weights.
+      gradient: name of a registered gradient that replaces the kernel's.
+      per_channel: whether the range has a value for each index of the tensor's last dimension.
     """
     kind = policy.FAKE_QUANT_PER_CHANNEL if per_channel else policy.FAKE_QUANT_PER_TENSOR
     return draft.op(
@@ -109,26 +111,27 @@ def last_value(
     when: Optional[str] = None,
     shared: Optional[Range] = None,
 ) -> Tuple[Range, str]:
-    """Fake quant of weights: range of the last value, narrow range (-128 is never used).
+    """Adds the fake quant of weights. Its range is that of their current values, narrow (-128 is not used).
 
     Args:
-      draft: where to.
+      draft: receives the nodes.
       tensor: float32 weights, already scaled by the folded batch norm.
       weight_quant: name, width, and whether each output channel has a range.
-      symmetric: ranges around zero.
+      symmetric: whether the range is symmetric around zero.
       training: whether the range is updated.
-      gradient: name of a registered gradient in the kernel's place.
-      when: bool scalar; the fake quant (not the range's update) runs when it is true.
+      gradient: name of a registered gradient that replaces the kernel's.
+      when: bool scalar; the fake quant (not the update of the range) runs only if it is true.
       shared: the range of the same weights in another clone, which updates it.
 
     Returns:
-      the range and the fake-quantised tensor.
+      the range, and the output of the fake quant.
     """
     shape = weight_quant.layer.weights.get_shape().as_list()
     apart = weight_quant.per_channel and weight_quant.layer.op.type == "DepthwiseConv2dNative"
-    # The per-channel op takes the last dimension for the channels. Depthwise weights [height, width, in,
-    # multiplier] have in * multiplier of them and are reshaped to [height, width, in * multiplier] and back:
-    # the converter (TensorFlow 2.21) folds that away. From [height * width, in * multiplier] it cannot.
+    # For the per-channel op, channels are the last dimension. Depthwise weights [height, width, in,
+    # multiplier] have in * multiplier channels, and are reshaped to [height, width, in * multiplier] and
+    # back. The converter (TensorFlow 2.21) removes these Reshapes; with [height * width, in * multiplier] it
+    # cannot.
     flat = shape[:2] + [shape[2] * shape[3]] if apart else shape
     channels = (flat[-1],) if weight_quant.per_channel else ()
     scope, low, high = shared or _range_variables(draft, weight_quant.name, -6.0, channels)
@@ -158,7 +161,7 @@ def last_value(
 def _range_of_weights(
     draft: Draft, scope: str, tensor: str, rank: int, weight_quant: WeightQuant, symmetric: bool
 ) -> Tuple[str, str]:
-    """Range of the weights as they are now, of all of them or (symmetric ones) of each channel."""
+    """Returns the range of the current weights: of all of them, or of each channel (always symmetric)."""
     if weight_quant.per_channel:
         absolute = _op(draft, "Abs", scope + "/Abs", tensor)
         high = _reduce_axes(draft, "Max", scope + "/BatchMax", absolute, list(range(rank - 1)))
@@ -183,16 +186,16 @@ def moving_average(
     training: bool,
     ceiling: Optional[float],
 ) -> Range:
-    """The range of an activation: a moving average of its batches' ranges.
+    """Adds the range of an activation: a moving average of the ranges of its batches.
 
     Args:
-      draft: where to.
-      tensor: float32, any shape; for an absorbed ReLU the tensor before it.
-      activation_quant: name, width and where the range starts.
+      draft: receives the nodes.
+      tensor: float32, of any shape; for an absorbed ReLU, its input.
+      activation_quant: name, width and initial range.
       config: options.
       training: whether the range is updated.
-      ceiling: None for a tensor as it is; infinity for an absorbed ReLU, 6 for an absorbed ReLU6. The range
-        then starts at 0 and ends at the ceiling at most, so the fake quant clips as the ReLU did.
+      ceiling: None if no ReLU is absorbed; infinity for an absorbed ReLU, 6 for an absorbed ReLU6. The range
+        then starts at 0 and ends at or below the ceiling, so the fake quant clips as the ReLU does.
     """
     scope, low, high = _range_variables(draft, activation_quant.name, activation_quant.initial_min)
     if not training:
@@ -206,7 +209,7 @@ def moving_average(
         )
         low_now = _average(draft, scope, "AssignMinEma", low, new_low, config.ema_decay, None)
     else:
-        # Behind a ReLU the minimum is 0 and stays so.
+        # Behind a ReLU the minimum is always 0.
         low_now = low + "/read:0"
         new_high = _op(draft, "Maximum", scope + "/Maximum", batch_max, draft.constant(0.0))
         if np.isfinite(ceiling):
@@ -220,7 +223,7 @@ def _around_zero(
 ) -> Tuple[str, str]:
     """Widens a range to contain 0, or to be symmetric around it."""
     if symmetric:
-        # Two's complement has one more negative value.
+        # Two's complement has one more negative than positive value.
         ratio = -((1 << bits) - 2) / float(1 << bits)
         at_most = _op(draft, "RealDiv", scope + "/truediv", batch_max, draft.constant(ratio))
         at_least = _op(draft, "Mul", scope + "/mul", batch_min, draft.constant(ratio))
@@ -233,7 +236,7 @@ def _around_zero(
 
 
 def _assign(draft: Draft, name: str, variable: str, value: str) -> str:
-    """Sets a variable; returns its new value."""
+    """Assigns to a variable; returns its new value."""
     return draft.update(
         "Assign", name, variable + ":0", value, tf.float32, use_locking=False, validate_shape=True
     )
@@ -242,7 +245,7 @@ def _assign(draft: Draft, name: str, variable: str, value: str) -> str:
 def _range_variables(
     draft: Draft, name: str, initial_min: float, shape: Tuple[int, ...] = ()
 ) -> Tuple[str, str, str]:
-    """Name scope of a fake quant, and the names of its variables `min` and `max`."""
+    """Adds the variables `min` and `max`; returns the name scope of the fake quant, and their names."""
     variables, scope = draft.variable_scope(name)
     low, high = (
         draft.variable(
@@ -262,8 +265,9 @@ def _average(
 ) -> str:
     """Updates a variable with a zero-debiased moving average; returns its new value.
 
-    The average starts at 0, so what it lacks after n steps, a factor of 1 - decay ** n, is divided out
-    (Kingma and Ba 2015, section 3). Both helpers are variables of contrib's names and have to be restored.
+    The average starts at 0, so after n steps it is too small by the factor 1 - decay ** n, and is divided by
+    it (Kingma and Ba 2015, section 3). The two helper variables have contrib's names, and checkpoints hold
+    them.
     """
     here = "{}/{}".format(scope, name)
     helpers = []
@@ -287,8 +291,8 @@ def _average(
     there = _op(draft, "Sub", here + "/sub_1", one, lacking)
     debiased = _op(draft, "RealDiv", here + "/truediv", average, there)
     if ceiling is not None and np.isfinite(ceiling):
-        # An average of sixes is 6: rounding in the debiasing takes it to 6.00004, and rounding of the small
-        # changes keeps it at 5.9998. The gradient knows what a ReLU6 cut off by its being 6.
+        # An average of sixes must be exactly 6, as _relu6_gradient takes values of 6 as cut off. Rounding
+        # would make it 6.00004 (in the debiasing) or 5.9998 (in the small changes).
         reached = _op(draft, "GreaterEqual", here + "/reached", debiased, draft.constant(ceiling * _REACHED))
         debiased = _op(draft, "SelectV2", here + "/SelectV2", reached, draft.constant(ceiling), debiased)
     return _assign(draft, here, variable, debiased)
@@ -299,7 +303,7 @@ def _op(draft: Draft, kind: str, name: str, *inputs) -> str:
 
 
 def _reduce(draft: Draft, kind: str, name: str, tensor, rank: Optional[int]) -> str:
-    """Min or Max over the whole tensor, of any rank where that is None."""
+    """Adds a Min or Max over the whole tensor; `rank` is None if it is not known."""
     if rank is None:
         return _reduce_axes(draft, kind, name, _reshape(draft, name + "/flat", tensor, [-1]), [0])
     return _reduce_axes(draft, kind, name, tensor, list(range(rank)))

@@ -1,39 +1,40 @@
-"""Batch norm folding: into weights and bias in an eval graph, into the weights' fake quant in training.
+"""Folds batch norms: into weights and bias in an eval graph, around the weights' fake quant in training.
 
-Eval (Jacob et al. 2018, section 3.2; contrib's fold_batch_norms.py)::
+In an eval graph (Jacob et al. 2018, section 3.2; contrib's fold_batch_norms.py)::
 
     s = gamma / sqrt(moving_variance + epsilon)
     y = conv(x, fq(W * s)) + (beta - moving_mean * s)
 
-Training: a convolution is linear in its weights, so `conv(x, fq(W * s) / s)` is the unfolded result of the
-quantised weights; the layer's own batch norm, left as it is, takes the batch statistics from it. One
-convolution a layer, where contrib runs two, and the only extra work is on the weights. Same idea as the
-approximate path of PyTorch's torch/ao/nn/intrinsic/qat/modules/conv_fused.py, which divides the output.
+In training, the layer computes `conv(x, fq(W * s) / s)`. A convolution is linear in its weights, so this is
+the unfolded result of the quantized weights. The layer's own batch norm is not changed, and takes the batch
+statistics from it. A layer runs one convolution, where contrib runs two, and the only extra work is on the
+weights. PyTorch's torch/ao/nn/intrinsic/qat/modules/conv_fused.py does the same in its approximate path, but
+divides the output.
 """
 
 from od_qat.compat import tf
 from od_qat.graph.draft import Draft
 from od_qat.rewrite.parts import BatchNorm, Layer
 
-# Below this a channel contributes nothing at 8 bits; dividing by less would make infinities out of the
-# gamma == 0 channels of pruned or badly initialised nets (PyTorch met NaN there).
+# A channel with a smaller scale contributes nothing at 8 bits. Division by less would make infinities in
+# channels with gamma == 0, which pruned or badly initialised nets have (PyTorch had NaNs there).
 _SMALLEST_SCALE = 1e-6
-# Op name of a batch norm that has become a layer; its weights are exact in int8 and have no fake quant.
+# Op name of a batch norm that became a layer. Its weights are exact in int8 and have no fake quant.
 NORM_AS_LAYER = "norm_as_layer"
 
 
 def scope_prefix(layer: Layer) -> str:
-    """`scope/` of a layer's ops, '' at the top."""
+    """Returns the scope of a layer's ops with a slash, `scope/`; '' if they have none."""
     return layer.op.name[: layer.op.name.rfind("/") + 1]
 
 
 def fold_scope(layer: Layer) -> str:
-    """Where the nodes of a layer's folded batch norm stand."""
+    """Returns the scope of the nodes that fold a layer's batch norm."""
     return scope_prefix(layer) + "BatchNorm_Fold/"
 
 
 def scale(draft: Draft, norm: BatchNorm, here: str) -> str:
-    """s = gamma / sqrt(moving_variance + epsilon), float32 [channels]; nodes are named `here...`."""
+    """Adds s = gamma / sqrt(moving_variance + epsilon), float32 [channels]; node names begin with `here`."""
     variance = draft.op(
         "AddV2", here + "add", (norm.moving_variance, draft.constant(norm.epsilon)), T=tf.float32
     )
@@ -44,10 +45,10 @@ def scale(draft: Draft, norm: BatchNorm, here: str) -> str:
 
 
 def safe_scale(draft: Draft, layer: Layer) -> str:
-    """`scale` kept away from 0.
+    """Adds `scale`, kept away from 0.
 
-    No gradient goes through it (the ops that read it pass theirs on to the weights): gamma gets its gradient
-    from the batch norm behind the layer.
+    No gradient goes through it, as the ops that read it hand theirs on to the weights. gamma gets its
+    gradient from the batch norm behind the layer.
     """
     here = fold_scope(layer)
     smallest = draft.constant(_SMALLEST_SCALE)
@@ -58,7 +59,7 @@ def safe_scale(draft: Draft, layer: Layer) -> str:
 
 
 def folded_bias(draft: Draft, norm: BatchNorm, here: str, scale_: str, in_front=None) -> str:
-    """beta - (moving_mean - in_front) * s, float32 [channels]; `in_front` is the layer's own bias."""
+    """Adds beta - (moving_mean - in_front) * s, float32 [channels]; `in_front` is the layer's own bias."""
     mean = norm.moving_mean
     if in_front is not None:
         mean = draft.op("Sub", here + "mean", (mean, in_front), T=tf.float32)
@@ -69,10 +70,10 @@ def folded_bias(draft: Draft, norm: BatchNorm, here: str, scale_: str, in_front=
 
 
 def per_output_channel(draft: Draft, layer: Layer, value: str) -> str:
-    """Shapes a [channels] vector so that it multiplies the layer's weights along their output channels.
+    """Reshapes a [channels] vector so that it multiplies the layer's weights along their output channels.
 
-    Conv2D weights [h, w, in, out] and MatMul weights [in, out] broadcast as they are; depthwise weights are
-    [h, w, in, multiplier] with channels = in * multiplier.
+    Conv2D weights [h, w, in, out] and MatMul weights [in, out] broadcast with the vector. Depthwise weights
+    are [h, w, in, multiplier] with channels = in * multiplier, and need it as [in, multiplier].
     """
     if layer.op.type != "DepthwiseConv2dNative":
         return value
@@ -90,14 +91,14 @@ def fold_for_eval(draft: Draft, layer: Layer, data: str, quantised_weights: str,
     """Copies the layer with folded weights and adds the folded bias.
 
     Args:
-      draft: where to.
+      draft: receives the nodes.
       layer: a layer with a batch norm.
-      data: what the copy reads.
+      data: the tensor that the copy reads.
       quantised_weights: fq(W * s).
-      bias: of `folded_bias`.
+      bias: the result of `folded_bias`.
 
     Returns:
-      the output that takes the place of the batch norm's.
+      the output that replaces that of the batch norm.
     """
     prefix = scope_prefix(layer)
     output = draft.copy(layer.op, layer.op.name + "_Fold", (data, quantised_weights))
@@ -112,10 +113,10 @@ def fold_for_eval(draft: Draft, layer: Layer, data: str, quantised_weights: str,
 
 
 def norm_as_layer(draft: Draft, norm: BatchNorm) -> str:
-    """A batch norm behind no layer as one: depthwise convolution, 1x1, weights s, and a bias.
+    """Turns a batch norm behind no layer into one: a 1x1 depthwise convolution with weights s, and a bias.
 
-    The converter would make a product and a sum of it, and has no range for what is between them. int8 has a
-    scale for each channel, so that it holds the one weight of each exactly: there is nothing to fake.
+    The converter would make a product and a sum of the batch norm, without a range for the product. int8
+    weights have a scale for each channel, so the one weight of each channel is exact and needs no fake quant.
     """
     here = norm.op.name + "_Fold/"
     scale_ = scale(draft, norm, here)

@@ -1,13 +1,13 @@
-"""Finding layers: an op with weights, its batch norm, and the bias in front of that or instead of it.
+"""Finds layers: an op with weights, its batch norm, and the bias in front of that or instead of it.
 
-The shapes, written as graphs (square brackets: optional)::
+These are the patterns (square brackets: optional)::
 
     weights -> [conv|depthwise|matmul] -> [BatchToSpaceND] [-> Identity] -> batch norm     (batch norm layer)
                                                            -> BiasAdd|Add                  (biased layer)
                                                            -> BiasAdd|Add -> batch norm    (not contrib's)
 
-contrib matches layers after it has folded the batch norms; here they are matched before anything is touched,
-so a batch norm stands where contrib sees its `add_fold`.
+contrib matches layers after it has folded the batch norms. Here they are matched before any edit, so a batch
+norm is where contrib finds its `add_fold`.
 """
 
 from typing import Dict, Optional, Tuple
@@ -25,8 +25,8 @@ class Layers(object):
 
     Args:
       index: the graph before any edit.
-      as_contrib: find what contrib finds, also where its training and eval graphs disagree (MnasFPN: what it
-        has trained there it does not find in evaluation).
+      as_contrib: whether to find what contrib finds, even if its training and eval graphs disagree (in
+        MnasFPN it does not find in evaluation what it trained).
 
     Attributes:
       norms: the graph's batch norms.
@@ -38,10 +38,14 @@ class Layers(object):
         self._as_contrib = as_contrib
         self.norms = BatchNorms(index, as_contrib)
         self.leading_to_layers = leading_to_layers(index)
-        self._layers: Dict[str, Optional[Layer]] = {}  # of ops with weights; built when first asked for
+        self._layers: Dict[str, Optional[Layer]] = {}  # by name of the op with weights
 
     def of(self, operation) -> Optional[Layer]:
-        """The layer of an op with weights; None when its second input is not a variable's value."""
+        """Returns the layer of an op with weights; None for other ops, and if the op is not a layer.
+
+        It is not one if its second input is not a variable's value, if it is in a loop or a branch, or if it
+        does not compute in float32.
+        """
         if operation.type not in policy.WEIGHTED:
             return None
         if operation.name not in self._layers:
@@ -49,14 +53,14 @@ class Layers(object):
         return self._layers[operation.name]
 
     def making(self, tensor) -> Optional[Layer]:
-        """The layer whose last op makes a tensor, bias and batch norm left aside."""
+        """Returns the layer whose op with weights, or BatchToSpaceND, makes a tensor; else None."""
         operation = tensor.op
         if operation.type == "BatchToSpaceND":
             operation = self._index.inputs(operation)[0].op
         return self.of(operation)
 
     def with_bias_or_norm(self, operation) -> Optional[Layer]:
-        """The layer whose bias (BiasAdd or Add) or batch norm an op is."""
+        """Returns the layer whose bias (BiasAdd or Add) or batch norm this op is; else None."""
         if self.norms.is_last(operation):
             return self._with_norm(operation)
         if operation.type not in policy.BIAS_ADD:
@@ -80,14 +84,14 @@ class Layers(object):
         return len(consumers) != 1 or self.with_bias_or_norm(consumers[0]) is None
 
     def norm_alone(self, operation) -> Optional[BatchNorm]:
-        """A batch norm behind no layer, such as a pre-activation (ResNet V2); None for any other op."""
+        """Returns a batch norm behind no layer, as in a pre-activation (ResNet V2); None for other ops."""
         if operation.type not in policy.BATCH_NORM or self.ends_layer(operation):
             return None
         behind = self._index.consumer_ops(self.norms.end_of(operation).outputs[0])
         if any(self.norms.is_reshape_behind(op) and self.ends_layer(op) for op in behind):
             return None
         if operation.get_attr("data_format") != b"NHWC":
-            return None  # (it would become a convolution, which the converter knows in this layout only)
+            return None  # it would become a convolution, and the converter knows these in NHWC only
         return self.norms.ending_in(operation)
 
     def _build(self, operation) -> Optional[Layer]:
@@ -103,11 +107,12 @@ class Layers(object):
         return Layer(operation, weights, batch_to_space, norm, bias)
 
     def _norm_and_bias_behind(self, operation, output) -> Tuple[Optional[BatchNorm], Optional[object]]:
-        """The batch norm behind a layer's output, and the bias in front of that; each or None."""
+        """Returns the batch norm behind a layer's output, and the bias in front of it; either may be None."""
         bias = None
         norms = self.norms.behind(output)
         if not norms:
-            # An Identity in place of the layer's own normaliser; weight-shared predictors add one per level.
+            # Weight-shared predictors give the layer an Identity as its normaliser, and add a batch norm for
+            # each level behind it.
             behind = self._index.consumer_ops(output)
             if len(behind) == 1 and behind[0].type == "Identity":
                 output = behind[0].outputs[0]
@@ -126,7 +131,7 @@ class Layers(object):
         return norm, bias
 
     def _bias_in_front(self, operation, output) -> Tuple[Optional[object], object]:
-        """What is added to each channel of a layer's output, and the sum; None and the output without."""
+        """Returns the bias behind a layer's output, and the sum; None and the output if there is no bias."""
         behind = self._index.consumer_ops(output)
         if len(behind) == 1 and behind[0].type in policy.BIAS_ADD:
             for data, bias in both_ways(self._index, behind[0]):
@@ -137,9 +142,9 @@ class Layers(object):
         return None, output
 
     def _is_read_beside(self, output, norm: BatchNorm) -> bool:
-        """Whether a batch norm is one of several ways from a layer to others, as in pre-activation blocks.
+        """Whether other ops that lead to layers read the batch norm's input too, as in pre-activation blocks.
 
-        Folded into the layer it would change what the others read, so it is no part of the layer then.
+        Folding the batch norm would change what these ops read, so it is then no part of the layer.
         """
         of_norm = self.norms.reading_data(norm)
         return any(
@@ -150,7 +155,7 @@ class Layers(object):
         )
 
     def _with_norm(self, operation) -> Optional[Layer]:
-        """The layer whose batch norm ends in an op."""
+        """Returns the layer whose batch norm's last op this is; else None."""
         tensor = self._index.inputs(operation)[0]
         if self.norms.is_last_of_several(operation):
             norm = self.norms.ending_in(operation)
@@ -168,12 +173,15 @@ class Layers(object):
         return layer
 
     def _is_bias(self, operation, tensor) -> bool:
-        """Whether what is added to a layer is a parameter, not another layer's output. (contrib: always.)"""
+        """Whether a tensor that is added to a layer is a parameter, not another layer's output.
+
+        contrib takes each such tensor for a bias.
+        """
         if operation.type == "BiasAdd" or self._as_contrib:
             return True
         shape = tensor.get_shape()
         if shape.ndims is not None and sum(size != 1 for size in shape.as_list()) > 1:
-            return False  # (Of several dimensions, a learned position: no layer's bias in TFLite.)
+            return False  # several dimensions, such as a learned position; a bias in TFLite has one
         while not is_variable_value(self._index, tensor):
             if tensor.op.type not in ("ExpandDims", "Identity", "Reshape"):
                 return tensor.op.type == "Const"
@@ -181,7 +189,7 @@ class Layers(object):
         return True
 
     def _scaled_and_added_to(self, operation) -> Optional[Layer]:
-        """The layer of `layer * x + y + z`, which contrib takes for a batch norm that it has folded."""
+        """Returns the layer of `layer * x + y + z`, which contrib mistakes for a batch norm it has folded."""
         for correction, _ in both_ways(self._index, operation):
             if correction.op.type not in policy.ADD:
                 continue
@@ -196,9 +204,9 @@ class Layers(object):
 
 
 def _has_channels_last(operation) -> bool:
-    """Whether a vector multiplied with a layer's output has a value for each output channel.
+    """Whether output channels are the last dimension of a layer's output and of its weights.
 
-    And so for each value of the weights' last dimension, but for depthwise ones.
+    (Depthwise weights have them in their last two dimensions.)
     """
     if operation.type == "MatMul":
         return not operation.get_attr("transpose_b")

@@ -1,10 +1,11 @@
-"""Matching each layer with the ops behind it that are quantised together with it::
+"""Matches each layer with the ops behind it that are quantized with it::
 
     layer -> [bypass Add] -> Relu|Relu6|Identity -> [post-activation bypass Add]
 
-Which of several overlapping matches of a layer wins is contrib's order: those with a post-activation bypass,
-those that end in an activation, bare biases and batch norms, and last a separable convolution's bare
-depthwise. A layer that is none of contrib's patterns, with nothing behind it, comes after all of these.
+If a layer has several matches, the first in contrib's order counts: those with a post-activation bypass,
+those that end in an activation, bare biases and batch norms, and last the depthwise half of a separable
+convolution without anything behind it. After these come layers that match no pattern of contrib's and have
+nothing behind them.
 """
 
 from typing import Dict, Iterator, NamedTuple, Optional, Tuple
@@ -18,11 +19,11 @@ from od_qat.rewrite.parts import Layer, LayerMatch
 
 
 class Matches(NamedTuple):
-    """All layers of a graph, each once, and what has weights but is none.
+    """All layers of a graph, each once, and the ops with weights that are no layers.
 
     Attributes:
-      found: as contrib in contrib's order; else in the order of the graph, which is the same in training and
-        evaluation, though what a layer is matched as may differ.
+      found: one match for each layer. With placement 'contrib' they are in contrib's order; else in graph
+        order, which is the same in training and evaluation, even if a layer is matched differently there.
       unmatched: name of an op with weights, or of a call of a function that holds some -> the reason.
     """
 
@@ -35,9 +36,9 @@ def find(index: GraphIndex, layers: Layers, noise: Noise, as_contrib: bool) -> M
 
     Args:
       index: the graph before any edit.
-      layers: its layers.
-      noise: what is noise in it.
-      as_contrib: match what contrib matches, and as it does.
+      layers: the layers of the graph.
+      noise: tells which ops add noise.
+      as_contrib: whether to match what contrib matches, in the same way.
     """
     return _Matcher(index, layers, noise, as_contrib).matches()
 
@@ -71,7 +72,7 @@ class _Matcher(object):
         return Matches(tuple(ordered), unmatched)
 
     def _candidates(self) -> Iterator[Optional[LayerMatch]]:
-        """A layer's first match is the one that counts."""
+        """Yields matches in contrib's order; the first of each layer counts."""
         operations = self._index.operations
         for operation in operations:
             if operation.type in policy.ADD:
@@ -104,7 +105,7 @@ class _Matcher(object):
         tensor = self._index.inputs(operation)[0]
         source, end = self._noise.data(tensor).op, operation
         if operation.type == "Identity" and not self._as_contrib:
-            # It may be there to name a graph's output, which a fake quant behind it would not reach.
+            # An Identity may name an output of the graph, which a fake quant behind it would not change.
             if len(self._index.consumers(tensor)) == 1 and tensor.name == source.outputs[0].name:
                 end = source
             elif not self._index.consumers(operation.outputs[0]):
@@ -125,7 +126,7 @@ class _Matcher(object):
         return layer and LayerMatch(layer, operation)
 
     def _first_of_separable(self, operation) -> Optional[LayerMatch]:
-        """The first of two layers with nothing between them, matched at the second."""
+        """Matches the first of two layers with nothing between them; `operation` is the second."""
         if operation.type in policy.WEIGHTED:
             for tensor in self._index.inputs(operation):
                 layer = self._layers.making(tensor)
@@ -134,15 +135,15 @@ class _Matcher(object):
         return None
 
     def _with_nothing_behind(self, operation) -> Optional[LayerMatch]:
-        """A layer that nothing of contrib's patterns follows.
+        """Matches a layer with none of the ops of contrib's patterns behind it.
 
-        NASNet's factorised reductions are such: two convolutions, their concat, and a batch norm behind it.
+        NASNet's factorised reductions have such layers: two convolutions, a concat of both, and a batch norm.
         """
         layer = None if self._as_contrib else self._layers.of(operation)
         return LayerMatch(layer, layer.last) if layer is not None and layer.batch_norm is None else None
 
     def _ended_by(self, operation) -> Optional[Tuple[Layer, object]]:
-        """A layer and the op that ends it: bias, batch norm, or the Identity of a batch norm."""
+        """Returns the layer that ends in an op, and its last op: a bias, or a batch norm or its Identity."""
         layer = self._layers.with_bias_or_norm(operation)
         if layer is not None:
             return layer, operation
@@ -150,14 +151,14 @@ class _Matcher(object):
             source = self._index.inputs(operation)[0].op
             if self._norms.is_last(source):
                 layer = self._layers.with_bias_or_norm(source)
-                # (contrib's pattern of this wants the corrections that it adds in training: behind a batch
-                # norm that is in training mode it looks past any Identity.)
+                # contrib's pattern for this has the corrections that it adds in training, so it looks past
+                # an Identity only behind a batch norm in training mode.
                 if layer is not None and (layer.batch_norm.training or not self._as_contrib):
                     return layer, self._norms.end_of(source)
         return None
 
     def _added_to_by(self, operation) -> Optional[Tuple[Layer, object]]:
-        """The same of a layer that an Add is the bypass of."""
+        """Returns the same for the layer in front of an Add, if the op is the bypass of one."""
         if operation.type in policy.ADD:
             for tensor in self._index.inputs(operation):
                 found = self._ended_by(self._noise.data(tensor).op)
@@ -166,7 +167,7 @@ class _Matcher(object):
         return None
 
     def _feeds_only_a_batch_norm(self, operation) -> bool:
-        """conv -> Identity -> batch norm: nothing to quantise there."""
+        """Whether an op is the Identity of conv -> Identity -> batch norm, which is not quantized."""
         if operation.type != "Identity" or len(operation.outputs) != 1:
             return False
         return self._norms.is_only_reader(operation.outputs[0])
@@ -182,7 +183,7 @@ class _Matcher(object):
 
 
 def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
-    """Calls of functions that hold layers -> the reason why these stay float."""
+    """Maps the calls of functions that hold layers to the reason why these stay float."""
     found = {}
     for operation in index.operations:
         if operation.type not in policy.CALLS:
@@ -190,7 +191,7 @@ def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
         layers = sum(kind in policy.WEIGHTED for kind in index.types_in_functions(operation))
         if layers:
             found[operation.name] = (
-                "{} of its ops with weights are in a function; "
-                "tf.compat.v1.disable_control_flow_v2() before the model is built names them".format(layers)
+                "{} of its ops with weights are in a function; to see them by name, call "
+                "tf.compat.v1.disable_control_flow_v2() before the model is built".format(layers)
             )
     return found

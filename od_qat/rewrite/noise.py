@@ -1,4 +1,4 @@
-"""Dropouts, drop paths and added noise: what training has and an eval graph has not."""
+"""Finds dropouts, drop paths and added noise, which training graphs have and eval graphs do not."""
 
 from typing import Iterator, Optional
 
@@ -6,18 +6,18 @@ from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import policy
 from od_qat.rewrite.tensors import both_ways
 
-# How many ops are looked at on the way to random numbers: a dropout has six.
+# How many ops are searched for random numbers; a dropout has six.
 _STEPS_TO_RANDOM = 10
 
 
 class Noise(object):
-    """Tells what random numbers are put onto data, so that training and eval graphs are matched alike.
+    """Tells which ops put random numbers onto data, so that training and eval graphs are matched alike.
 
-    contrib knows no noise, and its two graphs disagree about NASNet's drop paths.
+    contrib does not look for noise, and its two graphs differ at NASNet's drop paths.
 
     Args:
       index: the graph before any edit.
-      as_contrib: find none.
+      as_contrib: whether to find none, as contrib.
     """
 
     def __init__(self, index: GraphIndex, as_contrib: bool) -> None:
@@ -25,11 +25,11 @@ class Noise(object):
         self._as_contrib = as_contrib
 
     def data(self, tensor):
-        """What a dropout, a drop path or noise is applied to; any other tensor as it is."""
+        """Returns the data that a dropout, a drop path or noise is applied to; any other tensor unchanged."""
         data = None if self._as_contrib else self._without_noise(tensor.op)
         if data is None:
             return tensor
-        # What a mask leaves is scaled up by a scalar, first.
+        # A dropout first scales the data up by a scalar.
         if tensor.op.type not in policy.ADDS_NOISE and data.op.type in ("Mul", "RealDiv"):
             for kept, factor in both_ways(self._index, data.op):
                 if factor.get_shape().ndims == 0:
@@ -37,7 +37,7 @@ class Noise(object):
         return data
 
     def is_part(self, operation) -> bool:
-        """Whether an op puts noise onto data, or scales the data for a mask in front of that."""
+        """Whether an op puts noise onto data, or scales the data in front of a mask."""
         if self._as_contrib or operation.type not in policy.NOISY:
             return False
         if self._without_noise(operation) is not None:
@@ -52,7 +52,7 @@ class Noise(object):
         )
 
     def _without_noise(self, operation) -> Optional[object]:
-        """The data of a product with a random mask, a selection by one, or a sum with noise; else None."""
+        """Returns the data of a product with, or selection by, a random mask, or of a sum with noise."""
         if operation.type in policy.ADDS_NOISE or operation.type == "Mul":
             is_noise = self._is_random if operation.type == "Mul" else self._is_nothing_but_random
             for data, noise in both_ways(self._index, operation)[: 1 if operation.type == "Sub" else None]:
@@ -65,16 +65,16 @@ class Noise(object):
         return None
 
     def _is_random(self, tensor) -> bool:
-        """Whether a tensor is made of random numbers, by a few ops."""
+        """Whether a tensor is computed from random numbers by a few ops."""
         return any(kind in policy.RANDOM for kind in self._made_of(tensor))
 
     def _is_nothing_but_random(self, tensor) -> bool:
-        """Whether random numbers, scaled and shifted by constants, are all that a tensor is made of."""
+        """Whether a tensor is computed from random numbers and constants only, by a few ops."""
         kinds = set(self._made_of(tensor))
         return bool(kinds & policy.RANDOM) and kinds <= policy.RANDOM | {"Const"}
 
     def _made_of(self, tensor) -> Iterator[str]:
-        """Types of the ops from which others make a mask or noise of a tensor; '' last when they are many."""
+        """Yields the types of the ops that a mask or noise is computed from; '' last if they are many."""
         pending = [tensor.op]
         for _ in range(_STEPS_TO_RANDOM):
             if not pending:

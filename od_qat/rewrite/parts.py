@@ -1,4 +1,4 @@
-"""The parts of a network that are recognised, as what finds them hands them on to what plans and edits."""
+"""The parts of a network that the rewriter recognises: batch norms, layers, and matches of layers."""
 
 from typing import FrozenSet, NamedTuple, Optional
 
@@ -7,9 +7,9 @@ class UnfusedParts(NamedTuple):
     """The inside of an unfused batch norm.
 
     Attributes:
-      mean, variance: [channels], what it normalises with.
+      mean, variance: [channels], the statistics that it normalises with.
       product: name of the op that scales the data.
-      moments: names of the ops that read the data for the batch's statistics; empty out of training.
+      moments: names of the ops that read the data for the batch's statistics; empty if not in training.
     """
 
     mean: object
@@ -19,18 +19,18 @@ class UnfusedParts(NamedTuple):
 
 
 class BatchNorm(NamedTuple):
-    """A batch norm. Tensors are [channels] float32, but for `data`.
+    """A batch norm. All tensors except `data` are [channels] float32.
 
     Attributes:
       op: a fused batch norm, or the last Add of an unfused one.
-      data: what is normalised, a layer's output with the layer's dimensions.
-      gamma, beta: None where an unfused one has none.
-      moving_mean, moving_variance: the statistics' variables, as they are read.
-      epsilon: added to the variance.
+      data: the tensor that is normalised, with the dimensions of the layer's output.
+      gamma, beta: scale and offset; None if an unfused batch norm has none.
+      moving_mean, moving_variance: the values of the variables with the moving statistics.
+      epsilon: the constant that is added to the variance.
       training: whether the batch's own statistics are used.
       channels_first: whether `data` is NCHW.
-      unfused: what an unfused one is made of; None for a fused one.
-      reshape: behind a fully connected layer's, the Reshape to [batch, channels]; None for others.
+      unfused: the parts of an unfused batch norm; None for a fused one.
+      reshape: the Reshape to [batch, channels] behind the batch norm of a fully connected layer; else None.
     """
 
     op: object
@@ -47,18 +47,18 @@ class BatchNorm(NamedTuple):
 
     @property
     def last(self) -> object:
-        """The op whose first output is the result."""
+        """The op whose first output is the result of the batch norm."""
         return self.op if self.reshape is None else self.reshape
 
 
 class Layer(NamedTuple):
-    """An op with weights and what belongs to it.
+    """An op with weights, and its batch norm with the bias in front of it.
 
     Attributes:
-      op, weights: the op and its second input, a variable's value.
-      batch_to_space: an atrous convolution's last op; None for others.
-      batch_norm: None where none follows.
-      bias_in_front: [channels], what is added in front of the batch norm; None where nothing is.
+      op, weights: the op and its second input, the value of a variable.
+      batch_to_space: the last op of an atrous convolution; else None.
+      batch_norm: the batch norm behind the op; None if there is none.
+      bias_in_front: [channels], the bias that is added in front of the batch norm; None if there is none.
     """
 
     op: object
@@ -69,20 +69,20 @@ class Layer(NamedTuple):
 
     @property
     def last(self) -> object:
-        """The op with weights, or what puts an atrous convolution's output together."""
+        """The op with weights, or the BatchToSpaceND behind it in an atrous convolution."""
         return self.batch_to_space or self.op
 
 
 class LayerMatch(NamedTuple):
-    """A layer and the ops whose outputs are quantised with it; each may be None.
+    """A layer and the ops whose outputs are quantized with it; all except the layer may be None.
 
     Attributes:
       layer: the layer.
-      activation: the op behind it, or its own last one where none is behind it.
+      activation: the activation behind the layer, or the layer's last op if there is none.
       bypass: the Add in front of the activation.
       post_activation_bypass: the Add behind the activation.
-      bias: in front of a bypass or an activation, what ends the layer: bias, batch norm, or the Identity of
-        a batch norm.
+      bias: the op that ends the layer in front of a bypass or an activation: bias, batch norm, or the
+        Identity of a batch norm.
     """
 
     layer: Layer

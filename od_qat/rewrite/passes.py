@@ -1,8 +1,8 @@
-"""Drafting the edits that were planned.
+"""Drafts the edits that were planned, in passes.
 
-Two ordered tables, one for training and one for eval; each row says why it stands where it does. A pass takes
-the plan and the state of the rewrite and writes into the draft; nothing here decides, and nothing is in the
-graph before the draft is committed.
+There are two ordered tables of passes, for training and for evaluation; each row says why it has its place. A
+pass takes the plan and the state of the rewrite, and writes into the draft. It decides nothing, and the graph
+does not change before the draft is committed.
 """
 
 from typing import Callable, Dict, FrozenSet, Optional, Tuple
@@ -18,49 +18,49 @@ from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
 
 
 class _State(object):
-    """What passes share: the draft, options, where tensors have gone, and whether quantization is on yet."""
+    """What passes share: the draft, the options, replaced tensors, ranges, and the delay."""
 
     def __init__(self, draft: Draft, config: QatConfig, training: bool) -> None:
         self.draft = draft
         self.config = config
         self.training = training
-        self.moved = {}  # tensor name -> what stands in its place: an eval fold's `add_fold`
+        self.moved = {}  # tensor name -> what replaces it, such as `add_fold`
         self._ranges: Dict[str, fake_quant.Range] = {}  # by the name of the fake quant
         self._step: Optional[str] = None
         self._quantising: Optional[str] = None
 
     def keep_range(self, quant, range_: fake_quant.Range) -> None:
-        """Lets the other clones find the first one's range."""
+        """Keeps the range of a fake quant of the first clone, for the other clones."""
         if not quant.clone:
             self._ranges[quant.name] = range_
 
     def shared_range(self, quant) -> Optional[fake_quant.Range]:
-        """The range that a clone's fake quant shares with the first clone's; None for the first clone's own.
+        """Returns the first clone's range for the same fake quant of another; None in the first clone.
 
         Raises:
-          RewriteError: when the clones differ.
+          RewriteError: if the clones differ.
         """
         clone, name = quant.clone, quant.name
         if not clone:
             return None
         if name not in self._ranges:
             raise RewriteError(
-                "the clones differ: there is a fake quant that the first clone has not",
+                "the clones differ: the first clone lacks a fake quant",
                 where=clone + name,
                 fix="build every clone with the same function",
             )
         return self._ranges[name]._replace(scope=self.draft.unique_name(clone + name))
 
     def replace(self, original, new: str) -> None:
-        """Lets all readers of a tensor of the graph read a new one, and later passes find it."""
+        """Lets all readers of a tensor of the graph read a new one, which later passes then find."""
         self.draft.reroute(original, new)
         self.moved[original.name] = new
 
     def step(self) -> str:
-        """int64 scalar: the optimiser step that runs now, from 1.
+        """Returns the current optimizer step, from 1, an int64 scalar.
 
-        Follows the global step where there is one (several workers then agree); the variable has contrib's
-        name, so that contrib's checkpoints resume here with the delay where it was.
+        It follows the global step if there is one, so that several workers agree. The variable has contrib's
+        name, so that a run resumed from contrib's checkpoint continues the delay.
         """
         if self._step is None:
             with self.draft.on(""):
@@ -89,7 +89,7 @@ class _State(object):
         return draft.op("Identity", QUANT_STEP + "/Identity", (update,), T=int64)
 
     def reached(self, delay: int, name: str) -> str:
-        """bool scalar: whether `delay` optimiser steps have passed."""
+        """Returns a bool scalar: whether the current optimizer step is at least `delay`."""
         with self.draft.on(""):
             return self.draft.op(
                 "GreaterEqual",
@@ -99,14 +99,14 @@ class _State(object):
             )
 
     def quantising(self) -> Optional[str]:
-        """bool scalar: whether quant_delay has passed; None without a delay."""
+        """Returns a bool scalar: whether quantization is simulated yet; None if there is no delay."""
         if self._quantising is None and self.config.quant_delay:
             self._quantising = self.reached(self.config.quant_delay, "quantising")
         return self._quantising
 
 
 def quantise_training_weights(plan: Plan, state: _State) -> None:
-    """Layers read fq(W * s) / s, or fq(W) where no batch norm follows."""
+    """Lets layers read fq(W * s) / s, or fq(W) if they have no batch norm."""
     with_norm = _layers_with_norm(plan)
     for weight_quant in plan.weights:
         with state.draft.on(weight_quant.layer.op.device):
@@ -118,10 +118,10 @@ def _quantise_training_weight(
 ) -> None:
     draft, layer = state.draft, weight_quant.layer
     symmetric = state.config.symmetric_weights
-    # Multiplied by the scale and divided by it again, a gradient is what it was.
+    # The product with the scale and the quotient by it cancel each other in the gradient.
     through = fake_quant.PASS_THROUGH_GRADIENT
-    # A range that is not symmetric is moved to put 0 on a step, which can leave out weights at its ends:
-    # there the kernel's own gradient is needed.
+    # A range that is not symmetric is moved to put 0 on a step. Weights at its ends can then be outside of
+    # it, and these need the kernel's own gradient.
     gradient = through if symmetric else None
     source, scale = layer.weights, None
     if layer.batch_norm is not None:
@@ -157,7 +157,7 @@ def _quantise_training_weight(
 
 
 def _layers_with_norm(plan: Plan) -> Dict[str, FrozenSet[str]]:
-    """Weights -> the layers with a batch norm that read them, all by name."""
+    """Maps weights to the layers with a batch norm that read them, all by name."""
     found: Dict[str, FrozenSet[str]] = {}
     for layer in plan.folds:
         name = layer.weights.name
@@ -166,7 +166,11 @@ def _layers_with_norm(plan: Plan) -> Dict[str, FrozenSet[str]]:
 
 
 def _weights_readers(layer: Layer, with_norm: Dict[str, FrozenSet[str]]) -> Callable[[Reader], bool]:
-    """With a batch norm this layer alone: the scale is its own. Else all without one on these weights."""
+    """Picks the readers of a layer's quantized weights.
+
+    They are for this layer only if it has a batch norm, as the scale is its own; else for all layers without
+    a batch norm that share them.
+    """
     if layer.batch_norm is not None:
         return lambda reader: reader.name == layer.op.name and reader.position == 1
     others = with_norm.get(layer.weights.name, frozenset())
@@ -174,7 +178,7 @@ def _weights_readers(layer: Layer, with_norm: Dict[str, FrozenSet[str]]) -> Call
 
 
 def freeze_batch_norms(plan: Plan, state: _State) -> None:
-    """After freeze_bn_delay a batch norm uses its moving statistics and no longer changes them."""
+    """Lets batch norms use their moving statistics, without updates, after freeze_bn_delay."""
     if state.config.freeze_bn_delay is None:
         return
     frozen = state.reached(state.config.freeze_bn_delay, "batch_norm_frozen")
@@ -187,7 +191,7 @@ def freeze_batch_norms(plan: Plan, state: _State) -> None:
 def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
     draft = state.draft
     here = norm.op.name + "_freeze/"
-    # All that a branch reads goes through a switch: a gradient must be as alive or dead as its branch.
+    # All inputs of a branch go through a switch, so that gradients are dead if their branch is.
     still = []
     for position, name in enumerate(("data", "gamma", "beta")):
         tensor = draft.current_input(norm.op, position)
@@ -202,7 +206,7 @@ def _freeze_batch_norm(norm: BatchNorm, state: _State, frozen: str) -> None:
 
 
 def _freeze_unfused(norm: BatchNorm, state: _State, frozen: str) -> None:
-    """The batch statistics are no longer computed; their averages stand in for them and do not move."""
+    """Replaces the batch statistics, which are then not computed, by their averages, which stay fixed."""
     draft, parts = state.draft, norm.unfused
     here = norm.op.name + "_freeze/"
     training, _ = draft.switch(here + "data", norm.data, frozen)
@@ -216,9 +220,9 @@ def _freeze_unfused(norm: BatchNorm, state: _State, frozen: str) -> None:
 
 
 def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
-    """Layers are copied with folded weights; their batch norms are left without readers.
+    """Copies layers with folded and quantized weights, and turns batch norms behind no layer into layers.
 
-    So are batch norms behind no layer, which become layers.
+    All these batch norms then have no readers.
     """
     draft, config = state.draft, state.config
     folded, biases, with_norm = {}, {}, _layers_with_norm(plan)
@@ -262,9 +266,10 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
 
 
 def leave_out_identities(plan: Plan, state: _State) -> None:
-    """Readers of an IdentityN, which tf.nn.swish ends in, read what it hands on: there are no gradients here.
+    """Lets readers of an IdentityN, in which tf.nn.swish ends, read its input.
 
-    TensorFlow 1.15's converter does not know the op, and finds no range behind it.
+    The op is for gradients, which an eval graph does not have. The converter of TensorFlow 1.15 does not know
+    it, and finds no range behind it.
     """
     if state.config.placement != "full":
         return
@@ -275,7 +280,7 @@ def leave_out_identities(plan: Plan, state: _State) -> None:
 
 
 def negatives_as_products(plan: Plan, state: _State) -> None:
-    """Products with -1 stand for negatives, which the converter knows in float only (PReLU has one)."""
+    """Replaces Neg, which the converter knows in float only, by a product with -1. (PReLU has a Neg.)"""
     draft = state.draft
     for operation in plan.negatives:
         inputs = (draft.current_input(operation, 0), draft.constant(-1.0))
@@ -285,7 +290,10 @@ def negatives_as_products(plan: Plan, state: _State) -> None:
 
 
 def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
-    """In an eval graph both are computed: nothing there is in a hurry, and the converter knows Select."""
+    """Selects the quantized value after the delay, in an eval graph; returns it if there is no delay.
+
+    Both values are computed. This costs time, but the converter knows Select.
+    """
     condition = state.quantising()
     if not condition:
         return quantised
@@ -293,12 +301,12 @@ def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
 
 
 def quantise_activations(plan: Plan, state: _State) -> None:
-    """Readers of each planned tensor read its fake quant instead.
+    """Lets the readers of each planned tensor read its fake quant.
 
-    In training a ReLU in front is absorbed: the fake quant's range starts at 0 and ends at the ReLU's own
-    ceiling, so it clips the same and the ReLU is no longer computed.
+    In training, the fake quant of a ReLU absorbs it: its range starts at 0 and ends at or below the ceiling
+    of the ReLU, so it clips as the ReLU does, and the ReLU is not computed.
     """
-    # In the order of the graph: what a fake quant in front gives is what an absorbed ReLU reads.
+    # In graph order, so that an absorbed ReLU's input is already the fake quant in front of it.
     position = state.draft.index.position
     for activation_quant in sorted(plan.activations, key=lambda quant: position(quant.tensor.op)):
         with state.draft.on(activation_quant.tensor.op.device):
@@ -309,7 +317,7 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     draft, config = state.draft, state.config
     original = activation_quant.tensor
     tensor = state.moved.get(original.name, original.name)
-    # (A symmetric range reaches below 0 and would not clip as the ReLU does.)
+    # A symmetric range reaches below 0, so its fake quant does not clip as a ReLU does.
     absorb = state.training and not config.symmetric and tensor == original.name
     ceiling, gradient = _ABSORBED.get(original.op.type, _NONE_ABSORBED) if absorb else _NONE_ABSORBED
     source = tensor if ceiling is None else draft.current_input(original.op, 0)
@@ -321,12 +329,12 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     plain, data = source, source
     if condition and state.training:
         plain, data = draft.switch(range_.scope + "/delay", source, condition)
-    # (No gradients in an eval graph, whose attributes go to the converter.)
+    # An eval graph has no gradients, and its attributes go to the converter.
     gradient = gradient if state.training else None
     result = fake_quant.quantise(draft, data, range_, activation_quant.bits, False, gradient)
     if condition and state.training:
         if ceiling is not None:
-            # In the branch: the ReLU outside of it would run in every step.
+            # The ReLU is copied into the branch, as outside of it, it would run in every step.
             plain = draft.op(original.op.type, range_.scope + "/plain", (plain,), T=tf.float32)
         result = draft.merge(range_.scope + "/delayed_quant", plain, result)
     else:
@@ -337,8 +345,8 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     if original.op.type in policy.JOINS and not state.training:
         _keep_in_front_of_reshapes(draft, range_.scope, result)
     for part in () if state.training else activation_quant.parts:
-        # For some ranges the converter (TensorFlow 2.21) leaves a split float of which an output is not read,
-        # unless it finds the range behind it too.
+        # If an output of a split is not read, the converter (TensorFlow 2.21) leaves the split float for some
+        # ranges, unless it finds the range behind the split too.
         again = fake_quant.quantise(draft, part, range_, activation_quant.bits, False)
         draft.reroute(part, _delayed(state, range_.scope, part.name, again))
 
@@ -346,9 +354,9 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
 def _keep_in_front_of_reshapes(draft: Draft, scope: str, result: str) -> None:
     """Lets a Reshape read a concat's fake quant through two ops that cancel each other.
 
-    The converter moves a fake quant behind a Reshape that reads it. A concat whose own is gone takes an
-    input's range: in TensorFlow 2.15 the first one's, so the others clip; in 2.21 the widest, and a QUANTIZE
-    op follows. What it finds here it leaves in place, and makes no op of it.
+    The converter moves a fake quant behind a Reshape that reads it. The concat then has the range of one of
+    its inputs: in TensorFlow 2.15 of the first, so that the others clip; in 2.21 the widest, and a QUANTIZE
+    op follows. With these two ops in between, it leaves the fake quant in place, and it removes the two.
     """
     if not any(reader.type == "Reshape" for reader in draft.readers(result)):
         return
@@ -358,9 +366,9 @@ def _keep_in_front_of_reshapes(draft: Draft, scope: str, result: str) -> None:
     draft.reroute(result, same, lambda reader: reader.type == "Reshape")
 
 
-# A fake quant that stands for no activation: no ceiling, and the gradient goes straight through.
+# For a fake quant that absorbs no activation: no ceiling, and the straight-through gradient.
 _NONE_ABSORBED = (None, fake_quant.PASS_THROUGH_GRADIENT)
-# Of the activations that a fake quant can stand for: where they end, and the gradient.
+# The activations that a fake quant can absorb: their ceiling and gradient.
 _ABSORBED = {
     "Relu6": (6.0, fake_quant.RELU6_GRADIENT),
     "Relu": (float("inf"), fake_quant.RELU_GRADIENT),
@@ -369,20 +377,20 @@ _ABSORBED = {
 Pass = Callable[[Plan, _State], None]
 
 TRAINING_PASSES: Tuple[Tuple[Pass, str], ...] = (
-    (quantise_training_weights, "first: reads the layers' own inputs, which later passes leave alone"),
-    (freeze_batch_norms, "before activations, which must see the output that is used"),
-    (quantise_activations, "last: its readers are those that are left"),
+    (quantise_training_weights, "first: it reads the layers' own inputs, which later passes do not change"),
+    (freeze_batch_norms, "before activations: their fake quants must read the output that is used"),
+    (quantise_activations, "last: it moves all readers that are left"),
 )
 EVAL_PASSES: Tuple[Tuple[Pass, str], ...] = (
-    (leave_out_identities, "first: what reads through them is then found by all others"),
+    (leave_out_identities, "first: all other passes then find the ops that read through them"),
     (negatives_as_products, "before activations: some of the products get a range"),
-    (fold_and_quantise_eval_weights, "before activations: copies layers, whose inputs these then reroute"),
-    (quantise_activations, "last: its readers include the copies"),
+    (fold_and_quantise_eval_weights, "before activations: it copies layers, whose inputs these then reroute"),
+    (quantise_activations, "last: it moves readers that are copies, too"),
 )
 
 
 def run(plan: Plan, draft: Draft, config: QatConfig, training: bool) -> None:
-    """Writes all passes into the draft, in order."""
+    """Runs all passes in order, which writes them into the draft."""
     state = _State(draft, config, training)
     for one_pass, _ in TRAINING_PASSES if training else EVAL_PASSES:
         one_pass(plan, state)

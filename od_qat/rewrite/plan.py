@@ -1,4 +1,4 @@
-"""What a rewrite will do, as data: the planner decides it, the passes carry it out, the report tells it."""
+"""What a rewrite will do, as data. The planner makes it, the passes carry it out, the report shows it."""
 
 from typing import Dict, FrozenSet, NamedTuple, Tuple
 
@@ -9,11 +9,11 @@ class WeightQuant(NamedTuple):
     """A fake quant on a layer's (scaled) weights.
 
     Attributes:
-      name: of its variable scope.
-      layer: whose weights.
+      name: its variable scope.
+      layer: the layer of the weights.
       bits: its width.
-      per_channel: a range for each output channel.
-      clone: scope of the clone it is in when that takes the first clone's range, `clone_1/`; else ''.
+      per_channel: whether each output channel has a range.
+      clone: scope of its clone, such as `clone_1/`, if that is not the first, whose range it shares; else ''.
     """
 
     name: str
@@ -27,14 +27,14 @@ class ActivationQuant(NamedTuple):
     """A fake quant on a tensor.
 
     Attributes:
-      name: of its variable scope.
-      tensor: what it quantises.
-      initial_min: contrib's: 0 behind an activation, else -6.
-      pattern: what it was recognised as, the last part of its name.
+      name: its variable scope.
+      tensor: the tensor that it quantizes.
+      initial_min: contrib's initial value: 0 behind an activation, else -6.
+      pattern: what the tensor was recognised as; the last part of the name.
       bits: its width.
       twins: other tensors with the same value; their readers read this fake quant too.
-      clone: scope of the clone it is in when that takes the first clone's range, `clone_1/`; else ''.
-      parts: of it, what splits give that have an output which nobody reads.
+      clone: scope of its clone, such as `clone_1/`, if that is not the first, whose range it shares; else ''.
+      parts: outputs of splits of the tensor, of those splits that have an output without readers.
     """
 
     name: str
@@ -48,17 +48,17 @@ class ActivationQuant(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything that the passes will do, in order, and what stays float with its reason.
+    """Everything that the passes will do, in order, and what stays float, with the reason.
 
     Attributes:
       folds: layers with a batch norm to fold.
       norms: batch norms behind no layer, which become layers in an eval graph.
       weights, activations: the fake quants.
-      stays_float: op with weights, or between layers -> reason.
-      excluded: names of those of them that a rule keeps float.
-      clones: scopes of the clones but the first, `clone_1/` and so on.
-      read_on: names of the folded layers whose copies in an eval graph read what the layers read before
-        anything was folded.
+      stays_float: name of an op with weights, or between layers -> the reason.
+      excluded: names of those of these ops that a rule keeps float.
+      clones: scopes of all clones but the first, such as `clone_1/`.
+      read_on: names of the folded layers whose copies in an eval graph read what the layers read before any
+        folding, as with contrib.
       negatives: Neg ops between layers, which become products in an eval graph.
     """
 
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     negatives: Tuple[object, ...] = ()
 
     def of_first_clone(self) -> "Plan":
-        """What is done to the first clone; all there is without clones."""
+        """Returns the plan of the first clone, or the whole plan if there are no clones."""
         if not self.clones:
             return self
 

@@ -1,4 +1,4 @@
-"""The fake quants that are planned so far: how each is called and set, and which tensors have one."""
+"""Collects the planned fake quants, with their names and settings, and tells which tensors have one."""
 
 from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -14,7 +14,7 @@ from od_qat.rewrite.rules import RuleBook, Settings
 
 
 class Output(NamedTuple):
-    """A tensor that gets a fake quant; see ActivationQuant."""
+    """A tensor that gets a fake quant; the attributes are those of ActivationQuant."""
 
     name: str
     tensor: object
@@ -25,18 +25,18 @@ class Output(NamedTuple):
 
 
 class Quants(object):
-    """Takes what is to be quantised, unless it is already, out of scope, or a rule excludes it.
+    """Plans fake quants, except for what has one already, is out of scope, or is excluded by a rule.
 
     Names are made unique as `tf.variable_scope(None, name)` does: `name`, `name_1`, ... in the order in which
-    things are added, in each clone by itself.
+    they are added, separately in each clone.
 
     Args:
       index: the graph before any edit.
       config: options, rules included.
 
     Attributes:
-      excluded: name of an op with weights -> the reason why a rule keeps it float.
-      outside: name of an op with weights -> that it is outside of the scope.
+      excluded: name of an op with weights that a rule keeps float -> the reason.
+      outside: name of an op with weights outside of the scope -> the reason.
     """
 
     def __init__(self, index: GraphIndex, config: QatConfig) -> None:
@@ -46,36 +46,36 @@ class Quants(object):
         self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
         self._names = set()  # (clone, name)
         self._weights: List[WeightQuant] = []
-        self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights that layers may share -> first layer
+        self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights -> first layer that has them
         self._quantised_weights = set()  # names of weights; of layers with a batch norm, of their ops
         self._outputs: List[Output] = []
-        self._quantised: Dict[str, Output] = {}  # tensor name -> the output that it is, or is a twin of
+        self._quantised: Dict[str, Output] = {}  # tensor name -> its own output, or its twin's
         self._twins: Dict[str, List[object]] = {}  # tensor name of an output -> its twins
         self.excluded: Dict[str, str] = {}
         self.outside: Dict[str, str] = {}
 
-    # What is asked of an op or a tensor.
+    # Questions about an op or a tensor.
 
     def in_scope(self, operation) -> bool:
-        """Whether an op is below the name scope that was asked for."""
+        """Whether an op is below the config's name scope."""
         return self._clones.name(operation).startswith(self._scope)
 
     def name_of(self, operation) -> str:
-        """An op's name as it is in a fake quant's: without the scope of its clone."""
+        """Returns an op's name as fake quants use it, without the scope of its clone."""
         return self._clones.name(operation)
 
     def output_of(self, tensor) -> Optional[Output]:
-        """The output whose fake quant a tensor has, its own or its twin's; None where it has none."""
+        """Returns the output whose fake quant a tensor has, its own or its twin's; None if it has none."""
         return self._quantised.get(tensor.name)
 
     def are_weights(self, tensor) -> bool:
-        """Whether a tensor is the quantised weights of a layer without a batch norm."""
+        """Whether a tensor is the weights of a layer without a batch norm, and gets a fake quant."""
         return tensor.name in self._quantised_weights
 
-    # What is added.
+    # Additions.
 
     def add_weights(self, layer: Layer) -> None:
-        """The fake quant of a layer's weights; layers that share weights share it."""
+        """Adds the fake quant of a layer's weights. Layers without a batch norm share it with the weights."""
         if not self.in_scope(layer.op):
             self.outside[layer.op.name] = "it is outside of scope {}".format(self._scope)
             return
@@ -93,7 +93,7 @@ class Quants(object):
             self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel, clone))
 
     def add_output(self, context: str, pattern: str, operation, initial_min: float) -> None:
-        """The fake quant `context/pattern` of an op's first output."""
+        """Adds the fake quant `context/pattern` of an op's first output."""
         tensor = operation.outputs[0]
         if not self.in_scope(operation) or self._followed_by_quant(tensor) or tensor.dtype != tf.float32:
             return
@@ -107,24 +107,24 @@ class Quants(object):
             self._quantised[tensor.name] = output
 
     def add_twin(self, tensor, output: Output) -> None:
-        """A tensor with the value of an output, whose fake quant it takes."""
+        """Adds a tensor with the value of an output; it shares the output's fake quant."""
         self._twins.setdefault(output.tensor.name, []).append(tensor)
         self._quantised[tensor.name] = output
 
     def count_name(self, operation, name: str) -> None:
-        """A name that nothing gets, so that the next one is `name_1`."""
+        """Reserves a name that no fake quant gets, so that the next one is `name_1`."""
         self._names.add((self._clones.other_of(operation), name))
 
-    # What comes of it.
+    # Results.
 
     def require_rules_used(self, unmatched: Iterable[str]) -> None:
-        """Raises for a rule that matches nothing, when everything has been added.
+        """Raises if a rule matches nothing. Call it after everything has been added.
 
         Args:
-          unmatched: names of ops that stay float in any case; a rule that says so is right all the same.
+          unmatched: names of ops that stay float in any case; a rule may match these too.
 
         Raises:
-          RewriteError: naming the rule and some scopes that exist.
+          RewriteError: the message names the rule and some scopes that exist.
         """
         for operation in self._index.operations:
             if operation.name in unmatched and self.in_scope(operation):
@@ -132,15 +132,15 @@ class Quants(object):
         self._rules.require_all_used()
 
     def tensors(self) -> FrozenSet[str]:
-        """Names of the tensors that have a fake quant."""
+        """Returns the names of the tensors that have a fake quant."""
         return frozenset(self._quantised)
 
     def weights(self) -> Tuple[WeightQuant, ...]:
-        """For the plan, in the order in which they were added."""
+        """Returns the fake quants of weights for the plan, in the order in which they were added."""
         return tuple(self._weights)
 
     def activations(self, parts: Dict[str, List[object]]) -> Tuple[ActivationQuant, ...]:
-        """For the plan, in the order in which they were added; `parts` are by an output's tensor name."""
+        """Returns those of activations, in the same order; `parts` are by the name of an output's tensor."""
         return tuple(
             ActivationQuant(
                 output.name,
@@ -156,14 +156,17 @@ class Quants(object):
         )
 
     def clones_but_first(self) -> Tuple[str, ...]:
-        """Scopes of the clones that take the first one's ranges."""
+        """Returns the scopes of all clones but the first, whose ranges they share."""
         return self._clones.scopes[1:]
 
     def _weights_name(self, operation) -> str:
         return join(scope_of(self._clones.name(operation)), "weights_quant")
 
     def _require_one_setting(self, layer: Layer, settings: Settings) -> None:
-        """Layers that share weights share their fake quant (with a batch norm, each scales its own copy)."""
+        """Raises if rules disagree about layers without a batch norm that share weights, and so a fake quant.
+
+        (Each layer with a batch norm scales its own copy of the weights.)
+        """
         first, decided = self._of_weights.setdefault(layer.weights.name, (layer.op.name, settings))
         if decided._replace(reason="") != settings._replace(reason=""):
             raise RewriteError(
@@ -179,7 +182,7 @@ class Quants(object):
         return unique
 
     def _followed_by_quant(self, tensor) -> bool:
-        """By one that is planned, or by a model's own (Spaghettinet's)."""
+        """Whether a tensor has a planned fake quant, or one of the model's own (Spaghettinet)."""
         pending = [tensor]
         while pending:
             current = pending.pop()

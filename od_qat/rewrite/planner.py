@@ -1,10 +1,10 @@
-"""Deciding what is quantised and how it is called, before anything is touched.
+"""Decides which tensors are quantized and how their fake quants are named, before any edit.
 
-Names follow tf.contrib.quantize (TF 1.15): `<layer scope>/weights_quant`, `<layer scope>/act_quant`,
-`<layer scope>/conv_quant` before a bypass, `<block scope>/add_quant`,
-`<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`, so that checkpoints are
-exchanged without renaming. What `placement='full'` adds is called `<op>/output_quant`, `<source>/relu_quant`
-and `<first source>/concat_quant`.
+Names follow tf.contrib.quantize (TF 1.15), so that checkpoints fit without renaming:
+`<layer scope>/weights_quant`, `<layer scope>/act_quant`, `<layer scope>/conv_quant` before a bypass,
+`<block scope>/add_quant`, `<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`.
+placement='full' adds `<op>/output_quant`, `<source>/relu_quant` (or `relu6_quant`) and
+`<first source>/concat_quant`.
 """
 
 from typing import Dict, List, Optional, Tuple
@@ -20,21 +20,22 @@ from od_qat.rewrite.parts import BatchNorm, Layer, LayerMatch
 from od_qat.rewrite.plan import Plan
 from od_qat.rewrite.planned_quants import Output, Quants, join, scope_of
 
-# Where a range starts: contrib's, behind an activation and elsewhere.
+# contrib's initial minimum of a range, behind an activation and elsewhere.
 _FROM_0, _FROM_BELOW = 0.0, -6.0
 
 
 def build_plan(index: GraphIndex, config: QatConfig) -> Plan:
-    """Matches the graph and decides; reads only.
+    """Makes the plan of a rewrite. Only reads the graph.
 
     Raises:
-      RewriteError: for what cannot be done.
+      RewriteError: if a batch norm is switched inside the graph, or if a rule matches nothing, sets nothing
+        for what it matches, takes too long, or disagrees with another about shared weights.
     """
     return _Planner(index, config).plan()
 
 
 class _Planner(object):
-    """What is decided so far, and the steps in which it is."""
+    """The decisions so far, and the steps that make them."""
 
     def __init__(self, index: GraphIndex, config: QatConfig) -> None:
         self._index = index
@@ -42,7 +43,7 @@ class _Planner(object):
         self._layers = Layers(index, self._as_contrib)
         self._noise = Noise(index, self._as_contrib)
         self._quants = Quants(index, config)
-        self._in_patterns = set()  # names of ops that contrib counts as quantised already
+        self._in_patterns = set()  # names of ops that contrib counts as quantized already
         self._norms: List[BatchNorm] = []
         self._negatives: List[object] = []
         self._float_between: Dict[str, str] = {}  # name of an op between layers -> the reason
@@ -89,7 +90,7 @@ class _Planner(object):
                 "(Keras layers: call them with training=True and with False)",
             )
 
-    # The layers, and what is quantised with each.
+    # The layers, and what is quantized with each.
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
@@ -116,10 +117,10 @@ class _Planner(object):
             self._quants.add_output(context, pattern, operation, initial_min)
 
     def _number_as_contrib(self, layer: Layer, context: str) -> None:
-        """fully connected -> Identity -> fused batch norm: contrib's first names are those of what it leaves.
+        """Reserves the names of the unfolded layer in front of an Identity and a batch norm, as contrib does.
 
-        It folds the layer and finds the Identity behind the unfolded one, which nothing but the batch's
-        statistics needs any more, before the copy.
+        After contrib has folded such a fully connected layer, only the batch's statistics need the unfolded
+        one. It finds that first, by the Identity, so the folded copy gets the second names.
         """
         norm = layer.batch_norm
         if norm is not None and norm.reshape is not None and norm.data.op.type == "Identity":
@@ -137,18 +138,18 @@ class _Planner(object):
         )
 
     def _passed_over(self, folds: Tuple[Layer, ...]) -> Dict[str, str]:
-        """Layer -> the folded layer whose bare batch norm it reads, where contrib lets it read on.
+        """Maps each layer that directly reads the batch norm of a folded layer to that layer.
 
-        contrib looks for all fused batch norms before it folds the first: the copy of a layer behind it reads
-        the unfolded batch norm, and nothing reads the folded one. The layer in front is float in the eval
-        graph then, whatever was trained (fold_batch_norms.py of TensorFlow 1.15, _FoldFusedBatchNorms).
+        contrib finds all fused batch norms before it folds the first. So the copy of the layer behind reads
+        the unfolded batch norm, and nothing reads the folded one. The layer in front is then float in the
+        eval graph, whatever was trained (fold_batch_norms.py of TensorFlow 1.15, _FoldFusedBatchNorms).
         """
         fused = [layer for layer in folds if layer.batch_norm.unfused is None]
         by_output = {layer.batch_norm.last.outputs[0].name: layer.op.name for layer in fused}
         data = {layer.op.name: self._index.inputs(layer.op)[0].name for layer in fused}
         return {name: by_output[tensor] for name, tensor in data.items() if tensor in by_output}
 
-    # Sums and products of quantised values, where contrib looks for them.
+    # Sums and products of quantized values, as contrib finds them.
 
     def _plan_adds_and_muls(self) -> None:
         for operation in self._index.operations:
@@ -176,19 +177,20 @@ class _Planner(object):
         return False
 
     def _is_quantised(self, tensor) -> bool:
-        """Weights count with contrib, which so quantises what a regulariser makes of them, too."""
+        """Whether a tensor is quantized. In contrib weights are, so it quantizes regularisers' terms too."""
         return self._quants.output_of(tensor) is not None or (
             self._as_contrib and self._quants.are_weights(tensor)
         )
 
-    # What stands between layers (placement='full').
+    # Ops between layers (placement='full').
 
     def _plan_between_layers(self) -> None:
-        """Arithmetic on quantised values that no pattern covers, such as a ReLU behind a sum of sums.
+        """Plans ranges for arithmetic that no pattern covers, such as a ReLU behind a sum of sums.
 
-        Without a range the converter leaves it float, or takes a range that was not trained. Only between
-        layers: what comes after the heads (decoding, scores) is not the network's, but for the activation of
-        what is quantised (FCOS' boxes). What stands there and can have no range is reported.
+        Without a range the converter leaves such an op float, or uses a range that was not trained. Only ops
+        between layers get one. What follows the heads (decoding, scores) is no part of the network, except
+        an activation of quantized values (FCOS' boxes). Ops between layers that can have no range are
+        reported as float.
         """
         quantised = self._quants.tensors()
         for between in between_layers.classify(self._index, self._layers, self._noise, quantised):
@@ -204,7 +206,7 @@ class _Planner(object):
         return operation.outputs[0].name in self._layers.leading_to_layers
 
     def _is_activation_at_the_end(self, operation) -> bool:
-        """Whether an op is the activation of quantised values, or of their sum or product."""
+        """Whether an op is the activation of quantized values, or of their sum, product or concat."""
         if operation.type not in policy.RELU | policy.LEAKY_RELU:
             return False
         source = self._index.inputs(operation)[0]
@@ -225,11 +227,11 @@ class _Planner(object):
             self._quants.add_twin(operation.outputs[0], twin)
             return
         if operation.type in policy.RELU:
-            # Named after its source: which of several twins comes first differs between training and eval.
+            # It is named after its source, as the first of several twins differs between training and eval.
             source, pattern = self._index.inputs(operation)[0].op, operation.type.lower() + "_quant"
         else:
             source, pattern = operation, "output_quant"
-        # (A batch norm's op is called by its type, which differs between versions.)
+        # The op of a batch norm is named after its type, which differs between versions of TensorFlow.
         context = self._quants.name_of(source)
         if source.type in policy.BATCH_NORM or self._layers.norms.is_reshape_behind(source):
             context = scope_of(context)
@@ -237,9 +239,9 @@ class _Planner(object):
         self._quants.add_output(context, pattern, operation, initial_min)
 
     def _twin_of(self, operation) -> Optional[Output]:
-        """The output of another ReLU of what a ReLU reads, whose fake quant it shares.
+        """Returns the output of another ReLU of the same type with the same input; None if there is none.
 
-        NASNet has several of each; the converter computes them once, and then there can be one range only.
+        They share a fake quant: the converter merges them (NASNet has many), so there can be only one range.
         """
         if operation.type not in policy.RELU or self._quants.output_of(operation.outputs[0]) is not None:
             return None
@@ -248,12 +250,13 @@ class _Planner(object):
         return next((output for output in found if output is not None), None)
 
     def _plan_concats(self) -> None:
-        """A concat needs one range for all its inputs; untrained, the converter takes one of theirs.
+        """Plans a range for each concat, which needs one range for all inputs.
 
-        Named after its first quantised source, not after itself: `concat_3` in a training graph is `concat`
-        in the eval graph of the same model. In front of layers the others need no range (coordinates, the
-        image, what a rule leaves float). A concat on the side, of feature maps that go on into layers while
-        it does not (the OD API's `detection_features`), is no part of the network and is left alone: it
+        Without one the converter uses that of an input. The fake quant is named after the first quantized
+        source, as `concat_3` in a training graph may be `concat` in the eval graph of the same model. If the
+        concat leads to layers, inputs without a range may stand beside quantized ones (coordinates, the
+        image, what a rule keeps float). If it does not, all inputs must be quantized, and none may lead to
+        layers. Otherwise it is no part of the network: the OD API's `detection_features`, for instance,
         exists in one of the two graphs only.
         """
         to_layers = self._layers.leading_to_layers
@@ -271,7 +274,7 @@ class _Planner(object):
             self._quants.add_output(context, "concat_quant", operation, _FROM_BELOW)
 
     def _joined(self, operation) -> Tuple[object, ...]:
-        """The tensors that a concat or a stack puts together; () for other ops and of one several times."""
+        """Returns the inputs of a concat or a stack; () for other ops, and for a stack of one tensor."""
         inputs = self._index.inputs(operation)
         if operation.type in policy.CONCAT:
             return inputs[:-1]
@@ -280,7 +283,7 @@ class _Planner(object):
         return ()
 
     def _quantised_source(self, tensor) -> Optional[object]:
-        """The quantised tensor whose range a tensor has; None where it has none."""
+        """Returns the quantized tensor whose range a tensor has; None if it has none."""
         tensor = self._noise.data(tensor)
         while self._quants.output_of(tensor) is None:
             kind, inputs = tensor.op.type, self._index.inputs(tensor.op)
@@ -291,7 +294,7 @@ class _Planner(object):
         return tensor
 
     def _parts(self) -> Dict[str, List[object]]:
-        """Tensor name of an output -> what splits give of it, of those with an output that nobody reads."""
+        """Maps the tensor name of an output to its parts; see ActivationQuant."""
         parts: Dict[str, List[object]] = {}
         for operation in self._index.operations:
             if operation.type in policy.SPLIT and not all(map(self._index.consumers, operation.outputs)):

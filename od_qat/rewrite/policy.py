@@ -1,4 +1,4 @@
-"""Which op types the rewriter quantises, walks through, or leaves float: exact sets, one home.
+"""Lists the op types that the rewriter quantizes, passes through, or leaves float.
 
 The sets of the layer patterns are contrib's (tensorflow/contrib/quantize/python/quantize.py, TF 1.15).
 """
@@ -7,17 +7,17 @@ import functools
 import re
 
 WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
-# ... whose weights can have a range for each output channel. Not MatMul: TensorFlow 2.21's converter fails on
-# it ("'tfl.transpose' op has mismatched quantized axes").
+# Those whose weights can have a range for each output channel. For MatMul, TensorFlow 2.21's converter fails
+# ("'tfl.transpose' op has mismatched quantized axes").
 PER_CHANNEL = frozenset(["Conv2D", "DepthwiseConv2dNative"])
 # Ops with weights that no pattern covers; the report names them.
 WEIGHTED_UNSUPPORTED = frozenset(
     ["Conv2DBackpropInput", "Conv3D", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"]
 )
-# TensorFlow 2's tf.cond, and what the value of either's comes from.
+# TensorFlow 2's tf.cond, and the ops that make the result of a tf.cond of either version.
 BRANCHES = frozenset(["If", "StatelessIf"])
 BRANCH_ENDS = BRANCHES | frozenset(["Merge"])
-# Ops that run functions, in whose bodies nothing is rewritten: TensorFlow 2's control flow.
+# Ops that call functions, as TensorFlow 2's control flow does. Function bodies are not rewritten.
 CALLS = BRANCHES | frozenset(["PartitionedCall", "StatefulPartitionedCall", "StatelessWhile", "While"])
 ADD = frozenset(["Add", "AddV2"])
 BIAS_ADD = frozenset(["BiasAdd"]) | ADD
@@ -25,29 +25,29 @@ RELU = frozenset(["Relu", "Relu6"])
 LEAKY_RELU = frozenset(["LeakyRelu"])
 ACTIVATION = RELU | frozenset(["Identity"])
 BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
-# What tf.nn.moments is made of, which an unfused batch norm takes its batch's statistics from.
+# The ops of tf.nn.moments, with which an unfused batch norm computes the statistics of a batch.
 OF_MOMENTS = frozenset(["Identity", "Mean", "Reshape", "SquaredDifference", "Squeeze", "StopGradient"])
 VARIABLE = frozenset(["Variable", "VariableV2", "VarHandleOp"])
-# The two that a rewrite makes, and what a model may have of its own beside them.
+# The two fake quants that a rewrite adds, and all that a model may have itself.
 FAKE_QUANT_PER_TENSOR = "FakeQuantWithMinMaxVars"
 FAKE_QUANT_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 FAKE_QUANT = frozenset([FAKE_QUANT_PER_TENSOR, FAKE_QUANT_PER_CHANNEL, "FakeQuantWithMinMaxArgs"])
-# A range passes through these unchanged when contrib looks for a quantised source of an Add or Mul ...
+# contrib looks through these for a quantized source of an Add or Mul ...
 RANGE_KEEPING = frozenset(["Reshape", "Identity", "BatchToSpaceND", "SpaceToBatchND", "MaxPool", "Max"])
-# ... and through these when contrib looks for a fake quant that is there already.
+# ... and through these for a fake quant that exists already.
 ALREADY_QUANTISED_THROUGH = frozenset(["Reshape", "Identity"])
 INTERMEDIATE = ADD | frozenset(["Mul"])
 CONCAT = frozenset(["ConcatV2"])
-# ... and what else needs one range for all its inputs. (One tensor several times has it: an upsampling.)
+# All ops that need one range for all inputs. (A Pack of one tensor has it anyway; upsamplings have these.)
 JOINS = CONCAT | frozenset(["Pack"])
-# placement='full': between layers, the output of these gets a range of its own where no pattern gave it one
+# With placement='full', between layers: the output of these gets a range of its own if no pattern has one,
 OWN_RANGE = (
     RELU
     | LEAKY_RELU
     | INTERMEDIATE
     | frozenset(["Maximum", "Mean", "Minimum", "Neg", "PadV2", "RealDiv", "Sub"])
 )
-# and these hand on values whose range is trained elsewhere: their input's, which their TFLite kernels keep.
+# and the output of these has the range of the input, which their TFLite kernels keep.
 HANDS_ON_RANGE = frozenset(
     [
         "AvgPool",
@@ -78,21 +78,21 @@ HANDS_ON_RANGE = frozenset(
     ]
 )
 SPLIT = frozenset(["Split", "SplitV"])
-# ... of this not its first input's (and of JOINS of several).
+# The input whose range it is, if that is not the first. (For JOINS see the planner.)
 DATA_INPUT = {"Split": 1}
-# The output range of these TFLite kernels is fixed.
+# The TFLite kernels of these have a fixed output range.
 FIXED_RANGE = frozenset(["Sigmoid", "Softmax", "Tanh"])
-# What keeps quantised values so, without a range of its own: those of a network's inside too, whose gates'
-# products have quantised inputs.
+# Ops whose output is quantized without a range of its own. Sigmoid and Tanh are among them, so that products
+# with gates inside a network have quantized inputs.
 STAYS_QUANTISED = HANDS_ON_RANGE | FIXED_RANGE - frozenset(["Softmax"])
-# What these read is not data.
+# These read the shape of a tensor, not its data.
 OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
 
-# What may stand between layers without a range of its own, but for what hands one on.
+# Besides STAYS_QUANTISED, the ops that need no range of their own between layers.
 NEEDS_NO_RANGE = WEIGHTED | WEIGHTED_UNSUPPORTED | FIXED_RANGE | FAKE_QUANT | OF_SHAPES
 
-# A dropout's mask or added noise: random numbers, the ops that make ones and zeros of them or scale them, and
-# those that put them onto data.
+# The ops of a dropout's mask or of added noise: those that make random numbers, those that turn them into
+# ones and zeros or scale them, and those that apply them to data.
 RANDOM = frozenset(
     [
         "RandomStandardNormal",
@@ -109,8 +109,8 @@ ADDS_NOISE = ADD | frozenset(["Sub"])
 NOISY = ADDS_NOISE | frozenset(["Mul", "RealDiv", "Select", "SelectV2"])
 
 TRAINING_OPS_PREFIXES = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
-# What only gradients are made of; besides, all whose type ends in Grad, GradV2, ..., and what tf.gradients
-# starts from: those of some nets (a softplus, a sum of bias-free layers) hold no op of such a type.
+# Ops that only gradients have. Others are all types that end in Grad, GradV2, ..., and the op that
+# tf.gradients starts with: some gradients (of a softplus, of a sum of layers without bias) have no such type.
 GRADIENT_OPS = frozenset(["Conv2DBackpropFilter", "DepthwiseConv2dNativeBackpropFilter"])
 _GRADIENT_TYPE = re.compile(r"Grad(V\d+)?$")
 _GRADIENT_NAME = re.compile(r"(^|/)gradients(_\d+)?/grad_ys_\d+")
@@ -129,20 +129,20 @@ def _is_gradient_type(kind: str) -> bool:
 
 
 _SUPPORT = (
-    (WEIGHTED, "a layer, where its weights are a variable: weights quantised, per tensor or per channel"),
-    (WEIGHTED - PER_CHANNEL, "per tensor only: the converter takes nothing else"),
-    (BATCH_NORM, "folded into its layer; behind no layer (pre-activation) one of its own"),
-    (BIAS_ADD | ACTIVATION, "behind a layer: quantised with it; its fake quant absorbs a ReLU in training"),
-    (OWN_RANGE, "between layers: a range of its own"),
-    (JOINS, "one range for all its inputs"),
-    (HANDS_ON_RANGE - JOINS, "its input's range"),
-    (FIXED_RANGE, "none needed: the range of its TFLite kernel is fixed"),
-    (WEIGHTED_UNSUPPORTED, "stays float; the report names it, and what else is between layers"),
+    (WEIGHTED, "a layer, if its weights are a variable: weights quantized, per tensor or per channel"),
+    (WEIGHTED - PER_CHANNEL, "weights per tensor only: the converter takes nothing else"),
+    (BATCH_NORM, "folded into its layer; behind no layer (pre-activation) it becomes one"),
+    (BIAS_ADD | ACTIVATION, "behind a layer: quantized with it; in training the fake quant absorbs a ReLU"),
+    (OWN_RANGE, "between layers: gets a range of its own"),
+    (JOINS, "gets one range for all its inputs"),
+    (HANDS_ON_RANGE - JOINS, "has its input's range"),
+    (FIXED_RANGE, "needs none: the range of its TFLite kernel is fixed"),
+    (WEIGHTED_UNSUPPORTED, "stays float; the report names it, and all other ops between layers that do"),
 )
 
 
 def table() -> str:
-    """The table of ops in docs/supported_ops.md, as Markdown (placement='full')."""
+    """Returns the table of ops in docs/supported_ops.md, as Markdown (placement='full')."""
     lines = ["| op | what is done |", "| --- | --- |"]
     for ops, text in _SUPPORT:
         lines.append("| {} | {} |".format(" ".join("`{}`".format(op) for op in sorted(ops)), text))

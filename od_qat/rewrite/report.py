@@ -1,4 +1,4 @@
-"""What a rewrite did: for a line, for a screen and as JSON (docs/architecture.md has the layout)."""
+"""Reports what a rewrite did, as one line, as a table and as JSON (docs/architecture.md has its layout)."""
 
 from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
@@ -11,26 +11,26 @@ from od_qat.rewrite.plan import Plan
 
 FORMAT = "od_qat/rewrite/1"
 
-# A table fits a screen, whatever the graph's size: at most this many rows of a kind, lines this wide.
+# The table fits on a screen for every graph: at most this many rows of a kind, and lines of this width.
 _ROWS = 12
 _LINE = 110
-# What may stand between a layer's op and a tensor that is quantised with it.
+# The ops that may be between a layer's op and a tensor that is quantized with it.
 _OF_A_LAYER = (
     policy.ACTIVATION | policy.BIAS_ADD | policy.BATCH_NORM | frozenset(["BatchToSpaceND"]) | policy.WEIGHTED
 )
-# What an unfused batch norm is called in a pattern.
+# The name of an unfused batch norm in a pattern.
 UNFUSED = "batch norm (unfused)"
 _LAYER_PATTERNS = frozenset(["act_quant", "conv_quant", "add_quant", "post_activation_bypass_quant"])
 
 
 class LayerEntry(NamedTuple):
-    """One layer with what is quantised of it.
+    """One layer and its fake quants.
 
     Attributes:
       op: name of its op with weights.
-      type: of that op.
-      weights: name of the fake quant on its weights, None where they stay float.
-      activations: names of the fake quants on its output, in the order they were planned.
+      type: type of that op.
+      weights: name of the fake quant on its weights; None if they stay float.
+      activations: names of the fake quants on its output, in the order in which they were planned.
       pattern: the op types that it was matched as, first to last.
     """
 
@@ -46,13 +46,13 @@ class RewriteReport(NamedTuple):
 
     Attributes:
       weights, activations: names of the fake quants on weights and on activations.
-      patterns: how many activations each pattern gave (act_quant, add_quant, concat_quant, ...).
-      folded: layers whose batch norm was folded.
-      stays_float: ops with weights or between layers that stay float, with the reason.
-      ops_before, ops_after: size of the graph.
-      ops_added: how many of each op type the rewrite put in; it takes none out.
-      layers: each quantised layer, in the order they were matched.
-      ema_decay: of the activation ranges' moving average, for who reads its helper variables.
+      patterns: number of fake quants on activations by kind (act_quant, add_quant, concat_quant, ...).
+      folded: number of layers whose batch norm was folded.
+      stays_float: name of an op with weights or between layers that stays float -> the reason.
+      ops_before, ops_after: number of ops in the graph.
+      ops_added: number of ops that the rewrite added, by type; it removes none.
+      layers: the quantized layers, in the order in which they were matched.
+      ema_decay: decay of the moving average of activation ranges, for readers of its helper variables.
       excluded: names of those of `stays_float` that a rule keeps float.
     """
 
@@ -72,15 +72,15 @@ class RewriteReport(NamedTuple):
     def from_plan(
         cls, plan: Plan, index: GraphIndex, added: Iterable[object], config: QatConfig
     ) -> "RewriteReport":
-        """What a plan has done.
+        """Makes the report of a plan that was carried out.
 
-        Of several clones the first counts: the others have its fake quants once more.
+        Of several clones only the first counts, as the others have the same fake quants.
 
         Args:
-          plan: what was planned.
-          index: the graph as it was before.
-          added: the ops that are new in it.
-          config: what was asked for.
+          plan: the plan.
+          index: the graph before the rewrite.
+          added: the ops that the rewrite added.
+          config: the options of the rewrite.
         """
         plan = plan.of_first_clone()
         ops_added = Counter(operation.type for operation in added)
@@ -100,7 +100,7 @@ class RewriteReport(NamedTuple):
         )
 
     def as_dict(self) -> Dict[str, Any]:
-        """For JSON, in a stable order."""
+        """Returns the report for JSON, in a stable order."""
         return {
             "format": FORMAT,
             "summary": str(self),
@@ -116,7 +116,7 @@ class RewriteReport(NamedTuple):
         }
 
     def table(self) -> str:
-        """A screenful: layers by pattern, activations by kind, and what stays float with its reason."""
+        """Returns a table: layers by pattern, activations by kind, and what stays float with the reason."""
         groups: Dict[str, List[LayerEntry]] = {}
         for layer in self.layers:
             groups.setdefault(layer.pattern, []).append(layer)
@@ -151,7 +151,7 @@ class RewriteReport(NamedTuple):
         return "\n".join(line if len(line) <= _LINE else line[: _LINE - 3] + "..." for line in lines)
 
     def __str__(self) -> str:
-        text = "quantised {} weights and {} activations, folded {} batch norms".format(
+        text = "quantized {} weights and {} activations, folded {} batch norms".format(
             len(self.weights), len(self.activations), self.folded
         )
         if self.stays_float:
@@ -174,7 +174,7 @@ def _layers(plan: Plan, index: GraphIndex) -> Tuple[LayerEntry, ...]:
             continue
         layer = chain[0]
         ops.setdefault(layer.name, layer)
-        # A kernel that several layers read is quantised once.
+        # Weights that several layers share are quantized once.
         weights.setdefault(layer.name, shared.get(index.inputs(layer)[1].name))
         activations.setdefault(layer.name, []).append(activation.name)
         if len(chain) > len(chains.get(layer.name, ())):
@@ -192,7 +192,7 @@ def _layers(plan: Plan, index: GraphIndex) -> Tuple[LayerEntry, ...]:
 
 
 def _norms_of_several_ops(plan: Plan) -> Dict[str, BatchNorm]:
-    """By the name of their last op. Each is one step of a chain, from its data to its last op."""
+    """Returns batch norms of several ops by the name of their last op. Each is one step of a chain."""
     norms = [layer.batch_norm for layer in plan.folds]
     return {norm.last.name: norm for norm in norms if norm.unfused or norm.reshape is not None}
 
@@ -210,9 +210,9 @@ def _up_to_the_norm(layer: Layer) -> Tuple[object, ...]:
 
 
 def _chain_to(index: GraphIndex, tensor, several: Dict[str, BatchNorm]) -> Optional[Tuple[object, ...]]:
-    """The ops from a layer to a tensor of it, the layer first; None where no layer leads there.
+    """Returns the ops from a layer to a tensor, the layer's op first; None if there is no layer.
 
-    A residual add is where two layers meet: it belongs to the nearer one, and of two equally near to the
+    A residual add has two layers in front. It belongs to the nearer one, or if both are equally near, to the
     later.
     """
     level, seen = [(tensor.op,)], {tensor.op.name}

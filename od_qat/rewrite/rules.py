@@ -1,4 +1,4 @@
-"""Which settings hold for a fake quant: those of QatConfig and of its rules, the later over the earlier."""
+"""Decides the settings of each fake quant: those of QatConfig and of its rules, of which the later win."""
 
 import time
 from typing import Any, Dict, Iterator, List, NamedTuple
@@ -10,21 +10,21 @@ from od_qat.errors import RewriteError
 from od_qat.rewrite import policy
 
 _NAMES_SHOWN = 8
-# For a rule and all names of a graph together; usual patterns take milliseconds.
+# The time limit of one rule for all names of a graph together; usual patterns take milliseconds.
 _SECONDS = 5.0
-# Which of a rule's fields say something about weights, and which about activations.
+# The fields of a rule that apply to weights, and those that apply to activations.
 _WEIGHT_FIELDS = ("quantize", "weight_bits", "per_channel")
 _ACTIVATION_FIELDS = ("quantize", "activation_bits")
 
 
 class Settings(NamedTuple):
-    """What holds for one fake quant.
+    """The settings of one fake quant.
 
     Attributes:
-      quantise: False when a rule excludes it.
+      quantise: False if a rule excludes it.
       bits: its width.
-      per_channel: a range for each output channel; of weights only.
-      reason: why it is not quantised; empty when it is.
+      per_channel: whether each output channel has a range; for weights only.
+      reason: why it is not quantized; empty if it is.
     """
 
     quantise: bool
@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 
 
 class RuleBook(object):
-    """Answers for each fake quant by its name, and keeps count of which rules found something.
+    """Looks up the settings of each fake quant by its name, and keeps track of which rules were used.
 
     Args:
       config: options, rules included.
@@ -45,10 +45,10 @@ class RuleBook(object):
         self._patterns = [regex.compile(rule.scope) for rule in config.rules]
         self._seconds_left = [_SECONDS] * len(config.rules)
         self._used = [False] * len(config.rules)
-        self._names: Dict[str, None] = {}  # of all that was asked for, in that order
+        self._names: Dict[str, None] = {}  # all names that were looked up, in that order
 
     def weights(self, name: str, op_type: str) -> Settings:
-        """Settings of `<layer>/weights_quant`, of an op with weights."""
+        """Returns the settings of `<layer>/weights_quant`, for an op with weights."""
         can_be_per_channel = op_type in policy.PER_CHANNEL
         fields = [f for f in _WEIGHT_FIELDS if f != "per_channel" or can_be_per_channel]
         found = self._resolve(name, fields)
@@ -56,15 +56,15 @@ class RuleBook(object):
         return self._settings(found, found.get("weight_bits", self._config.weight_bits), per_channel)
 
     def activation(self, name: str) -> Settings:
-        """Settings of `<layer>/act_quant` and the like."""
+        """Returns the settings of `<layer>/act_quant` and other fake quants on activations."""
         found = self._resolve(name, _ACTIVATION_FIELDS)
         return self._settings(found, found.get("activation_bits", self._config.activation_bits), False)
 
     def require_all_used(self) -> None:
-        """Raises for a rule that says nothing about any fake quant that was asked about.
+        """Raises if a rule was not used for any fake quant.
 
         Raises:
-          RewriteError: naming the rule and some scopes that exist.
+          RewriteError: the message names the rule, and what it matches or some scopes that exist.
         """
         for number, rule in enumerate(self._config.rules):
             if self._used[number]:
@@ -107,7 +107,7 @@ class RuleBook(object):
         return any(self._matches_whole(number, scope) for scope in _scopes_of(name))
 
     def _matches_whole(self, number: int, scope: str) -> bool:
-        """Whether a rule's pattern matches a scope; `(a|a)*b` and the like would be tried for days."""
+        """Whether a rule's pattern matches a scope. Without a limit, `(a|a)*b` could take days."""
         started = time.time()
         try:
             return self._patterns[number].fullmatch(scope, timeout=self._seconds_left[number]) is not None
@@ -124,7 +124,7 @@ class RuleBook(object):
 
 
 def _some(names: List[str]) -> str:
-    """A few, from all over the graph: the first alone would be the backbone's."""
+    """Joins a few names from all over the graph; the first ones would all be the backbone's."""
     every = max(1, -(-len(names) // _NAMES_SHOWN))
     return ", ".join(names[::every]) + (", ..." if every > 1 else "")
 

@@ -1,4 +1,4 @@
-"""What a tensor is, told from the ops that make it and those that read it."""
+"""Tells from a tensor's producers and readers what it is: a variable's value, a statistic, data."""
 
 from typing import FrozenSet, Optional, Tuple
 
@@ -7,13 +7,16 @@ from od_qat.rewrite import policy
 
 
 def both_ways(index: GraphIndex, operation) -> Tuple[Tuple[object, object], Tuple[object, object]]:
-    """The two inputs of an op, and the same two the other way round."""
+    """Returns the two inputs of an op in both orders."""
     first, second = index.inputs(operation)
     return (first, second), (second, first)
 
 
 def is_variable_value(index: GraphIndex, tensor) -> bool:
-    """Variable -> Identity, VarHandleOp -> ReadVariableOp, or partitions of one put together."""
+    """Whether a tensor is the value of a variable, or of a partitioned variable.
+
+    That is Variable -> Identity, VarHandleOp -> ReadVariableOp, or a concat of these.
+    """
     operation = tensor.op
     if operation.type == "ReadVariableOp":
         return True
@@ -26,12 +29,12 @@ def is_variable_value(index: GraphIndex, tensor) -> bool:
 
 
 def averaged_into(index: GraphIndex, statistic, not_behind: FrozenSet[str] = frozenset()) -> Optional[object]:
-    """The value of the variable that a batch's statistic is averaged into; None where there is none.
+    """Returns the value of the variable that a statistic is averaged into; None if there is none.
 
     Args:
       index: the graph.
       statistic: [channels], a mean or variance of the batch.
-      not_behind: names of ops that are not searched through.
+      not_behind: names of ops where the search ends.
     """
     pending, seen = [statistic], set(not_behind)
     while pending:
@@ -49,7 +52,7 @@ def averaged_into(index: GraphIndex, statistic, not_behind: FrozenSet[str] = fro
 
 
 def _averaged_by(index: GraphIndex, operation, statistic) -> Optional[object]:
-    """average - statistic, or decay * average + (1 - decay) * statistic: the average's variable."""
+    """Returns the average's variable of average - statistic, or decay * average + (1 - decay) * statistic."""
     others = [tensor for tensor in index.inputs(operation) if tensor.name != statistic.name]
     if operation.type == "Sub":
         return next((one for one in others if is_variable_value(index, one)), None)
@@ -62,13 +65,13 @@ def _averaged_by(index: GraphIndex, operation, statistic) -> Optional[object]:
 
 
 def leading_to_layers(index: GraphIndex) -> FrozenSet[str]:
-    """Names of all tensors from which data flows into an op with weights."""
+    """Returns the names of all tensors from which data flows into an op with weights."""
     pending = [index.inputs(op)[0] for op in index.operations if op.type in policy.WEIGHTED]
     found = set()
     while pending:
         tensor = pending.pop()
         if tensor.name not in found:
             found.add(tensor.name)
-            # (The range of a model's own fake quant is no data.)
+            # The range of a model's own fake quant is not data.
             pending.extend(index.inputs(tensor.op)[: 1 if tensor.op.type in policy.FAKE_QUANT else None])
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""Finding batch norms that are arithmetic, as tf.nn.batch_normalization builds them::
+"""Finds batch norms that are built of single ops, as tf.nn.batch_normalization builds them::
 
 s = Rsqrt(variance + epsilon) [* gamma];   y = x * s + (beta - mean * s), or + (-mean) * s
 """
@@ -27,15 +27,15 @@ class _Arithmetic(NamedTuple):
 
 
 def find(index: GraphIndex, as_contrib: bool) -> Tuple[List[BatchNorm], List[str]]:
-    """All unfused batch norms of a graph.
+    """Finds all unfused batch norms of a graph.
 
     Args:
       index: the graph before any edit.
-      as_contrib: those alone that contrib finds, by their names.
+      as_contrib: whether to find only those that contrib finds, by their names.
 
     Returns:
-      them, in the order of the graph, and the names (of the last op) of those that a tensor, not the graph,
-      puts into training mode.
+      the batch norms in graph order, and the names (of the last op) of those that a tensor switches between
+      training and evaluation.
     """
     norms, switched = [], []
     for operation in index.operations:
@@ -66,7 +66,7 @@ def _arithmetic_ending_in(index: GraphIndex, operation) -> Optional[_Arithmetic]
 
 
 def _scaling(index: GraphIndex, tensor) -> Optional[Tuple[object, float, Optional[object]]]:
-    """variance, epsilon and gamma (or None) of Rsqrt(variance + epsilon) [* gamma]; None for others."""
+    """Returns variance, epsilon and gamma (or None) of Rsqrt(variance + epsilon) [* gamma]; else None."""
     if tensor.get_shape().ndims != 1:
         return None
     if tensor.op.type == "Mul":
@@ -84,7 +84,7 @@ def _scaling(index: GraphIndex, tensor) -> Optional[Tuple[object, float, Optiona
 
 
 def _shifting(index: GraphIndex, tensor, scale) -> Optional[Tuple[object, Optional[object]]]:
-    """mean and beta (or None) of beta - mean * scale or -mean * scale; None for any other tensor."""
+    """Returns mean and beta (or None) of beta - mean * scale or -mean * scale; else None."""
     if tensor.op.type == "Sub":
         beta, product = index.inputs(tensor.op)
         mean = _multiplied_by(index, product, scale)
@@ -96,7 +96,7 @@ def _shifting(index: GraphIndex, tensor, scale) -> Optional[Tuple[object, Option
 
 
 def _multiplied_by(index: GraphIndex, tensor, scale) -> Optional[object]:
-    """What is multiplied by `scale` to give a tensor."""
+    """Returns the other factor if a tensor is a product with `scale`; else None."""
     if tensor.op.type != "Mul":
         return None
     return next((other for other, factor in both_ways(index, tensor.op) if factor.name == scale.name), None)
@@ -112,12 +112,12 @@ def _is_switched(index: GraphIndex, parts: _Arithmetic) -> bool:
 
 
 def _batch_norm(index: GraphIndex, parts: _Arithmetic) -> Optional[BatchNorm]:
-    """None for arithmetic whose mean and variance are neither the batch's nor their averages."""
+    """Returns the batch norm; None if mean and variance are neither the batch's nor moving averages."""
     moving_mean, moving_variance, moments = parts.mean, parts.variance, frozenset()
     training = _is_training(index, parts)
     if training:
         moments = _moments(index, parts.data, parts.mean) | _moments(index, parts.data, parts.variance)
-        # (Behind these mean and variance are on their way to the result, not to their averages.)
+        # Through these ops, mean and variance lead to the result, not to their averages.
         inside = frozenset(op.name for op in index.consumer_ops(parts.scale)) | {parts.scale.op.name}
         moving_mean = _moving_average(index, parts.mean, inside)
         moving_variance = _moving_average(index, parts.variance, inside)
@@ -138,16 +138,16 @@ def _batch_norm(index: GraphIndex, parts: _Arithmetic) -> Optional[BatchNorm]:
 
 
 def _moving_average(index: GraphIndex, statistic, inside: FrozenSet[str]) -> Optional[object]:
-    """The variable that a statistic is averaged into, or is the value of."""
+    """Returns the value of the variable that a statistic is averaged into, or the statistic if it is one."""
     if is_variable_value(index, statistic):
         return statistic
-    while statistic.op.type == "Identity":  # (It waits for its average: updates_collections=None.)
+    while statistic.op.type == "Identity":  # it waits for its average (updates_collections=None)
         statistic = index.inputs(statistic.op)[0]
     return averaged_into(index, statistic, inside)
 
 
 def _moments(index: GraphIndex, data, statistic) -> FrozenSet[str]:
-    """Names of the ops that read `data` for a batch statistic, as tf.nn.moments does."""
+    """Returns the names of the ops that read `data` for a statistic of the batch, as tf.nn.moments does."""
     found, pending = set(), [statistic]
     while pending:
         operation = pending.pop().op

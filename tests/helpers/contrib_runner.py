@@ -154,7 +154,7 @@ def _compare(theirs, copy, rewrite, folds_alone=False):
     try:
         rewrite()
     except RewriteError as error:
-        if "nothing to quantise" not in str(error):
+        if "nothing to quantize" not in str(error):
             raise
     found = [_inserted(graph, folds_alone) for graph in (theirs, copy)]
     if found[0] != found[1]:
