@@ -1,4 +1,4 @@
-"""Checkpoints: which there are, what has to be in one, and what one that is fine-tuned leaves fresh."""
+"""Checkpoints: finds them, requires what a graph needs, and plans what a fine-tuning restores."""
 
 from od_qat.checkpoints.fine_tune import (
     FineTunePlan,

@@ -1,4 +1,4 @@
-"""What a checkpoint fills when a training starts from it, and what starts fresh."""
+"""Decides which variables a fine-tune checkpoint fills, and which start fresh."""
 
 import re
 from typing import Dict, Iterable, List, NamedTuple, Tuple
@@ -12,7 +12,13 @@ _END_NUMBER = re.compile(r"_\d+$")
 
 
 class FineTunePlan(NamedTuple):
-    """What a fine-tune checkpoint fills and what starts fresh, of the restore map."""
+    """The variables of the restore map that a fine-tune checkpoint fills, and those that start fresh.
+
+    Attributes:
+      restored: name in the checkpoint -> variable.
+      fresh_quant: names of quantization variables that start fresh.
+      fresh_other: names of other variables that start fresh.
+    """
 
     restored: Dict[str, object]
     fresh_quant: Tuple[str, ...]
@@ -20,12 +26,14 @@ class FineTunePlan(NamedTuple):
 
 
 class FreshModel(NamedTuple):
-    """Model variables that a fine-tune checkpoint does not fill: the restore map's choice, or not there.
+    """Model variables that a fine-tune checkpoint does not fill.
+
+    Either the restore map leaves them out, or the checkpoint does not have them in that shape.
 
     Attributes:
-      names: of all of them.
-      fitting: those of them that the checkpoint has, in the same shape.
-      other_shapes: those that it has in another.
+      names: all their names.
+      fitting: those that the checkpoint has in the same shape.
+      other_shapes: those that the checkpoint has in another shape.
     """
 
     names: Tuple[str, ...]
@@ -45,13 +53,14 @@ def plan_fine_tune(
     Args:
       name_to_variable: the model's restore map (name in the checkpoint -> variable).
       prefix: checkpoint prefix.
-      quant_names: variables of the rewriter; they may start fresh.
-      backbone: scope whose variables must all be there (heads may differ: another num_classes).
-      whole_backbone: False for a classifier's checkpoint, which lacks the feature maps that a detector adds:
-        half of the variables must then be there.
+      quant_names: names of the rewriter's variables, which may start fresh.
+      backbone: scope whose variables the checkpoint must have (heads may differ, for another num_classes).
+      whole_backbone: False for a classifier's checkpoint, which lacks the feature maps that a detector adds.
+        At least as many variables must then be restored as backbone variables are missing.
 
     Raises:
-      CheckpointError: when backbone variables are missing or have other shapes.
+      CheckpointError: if backbone variables are missing or have other shapes, or if the checkpoint is missing
+        or damaged.
     """
     available = shapes(prefix)
     quant_names = frozenset(quant_names)
@@ -88,12 +97,13 @@ def plan_fine_tune(
 
 
 def fresh_model_variables(plan: FineTunePlan, prefix: str, model_variables: Iterable[object]) -> FreshModel:
-    """What of the model itself starts fresh, whether or not the restore map asked for it.
+    """Finds the variables of the model that start fresh, whether or not they are in the restore map.
 
     Args:
-      plan: of plan_fine_tune.
-      prefix: the checkpoint's.
-      model_variables: those that are trained and batch norms' averages; no ranges, no optimizer's.
+      plan: the result of plan_fine_tune.
+      prefix: checkpoint prefix.
+      model_variables: the trained variables and the averages of batch norms, without ranges and optimizer
+        variables.
 
     Raises:
       CheckpointError: see `shapes`.
@@ -107,10 +117,10 @@ def fresh_model_variables(plan: FineTunePlan, prefix: str, model_variables: Iter
 
 
 def by_scope(names: Iterable[str]) -> str:
-    """Names by their outermost scope, `36 in BoxPredictor_* (BoxPredictor_0/a/biases to BoxPredictor_5/...)`.
+    """Groups names by outer scope: `36 in BoxPredictor_* (BoxPredictor_0/a/biases to BoxPredictor_5/...)`.
 
-    Scopes that a number tells apart are one group, and a few groups stand for all, so that the text does not
-    grow with the graph.
+    Scopes that differ only in a number are one group. Only the largest groups are shown, so that the text
+    does not grow with the graph.
     """
     groups: Dict[str, List[str]] = {}
     for name in sorted(names):
@@ -128,5 +138,8 @@ def _ends(names: List[str]) -> str:
 
 
 def _is_optimizer_state(name: str, available: Dict[str, List[int]]) -> bool:
-    """Slots and averages hang below a variable's own name: `.../weights/Momentum`."""
+    """Whether a name is that of a slot or an average: it has a variable's name as its scope.
+
+    An example is `.../weights/Momentum`.
+    """
     return name.rpartition("/")[0] in available

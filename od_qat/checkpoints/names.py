@@ -1,16 +1,16 @@
-"""What checkpoints and graphs call the variables of quantization and of moving averages."""
+"""The names of quantization variables and moving averages in checkpoints and graphs."""
 
 from od_qat.compat import tf
 
 # The collection that the rewriter puts its range variables into.
 QUANT_VARIABLES = "quant_vars"
-# The one of them that counts steps; a graph has it when something is delayed.
+# The quantization variable that counts steps. A graph has it if something is delayed.
 QUANT_STEP = "fake_quantization_step"
-# What TensorFlow calls the moving average of a variable.
+# TensorFlow adds this to a variable's name for its moving average.
 AVERAGE = "/ExponentialMovingAverage"
 
 
 def quant_variable_names(graph=None) -> frozenset:
-    """Names of the variables that the rewriter made in a graph, moving-average helpers included."""
+    """Returns the names of the variables that the rewriter added to a graph, helper variables included."""
     graph = graph or tf.get_default_graph()
     return frozenset(variable.op.name for variable in graph.get_collection(QUANT_VARIABLES))

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: which a folder holds, what is in one, and whether it is whole."""
+"""Checkpoints on disk: finds those in a folder, and reads what one holds and whether it is complete."""
 
 import os
 import re
@@ -7,28 +7,28 @@ from typing import Dict, Iterable, List, Optional
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError, quoted
 
-# What TensorFlow's reader raises for damaged files: its own errors, or what they become on their way here.
+# TensorFlow's reader raises these for damaged files: its own errors, or Python's in their place.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError, MemoryError, OverflowError)
 
 
 def shapes(prefix: str) -> Dict[str, List[int]]:
-    """Names and shapes of the variables in a checkpoint.
+    """Returns the names and shapes of the variables in a checkpoint.
 
     Args:
       prefix: `.../model.ckpt-123`, without `.index`.
 
     Raises:
-      CheckpointError: when it is missing, truncated or not a checkpoint.
+      CheckpointError: if it is missing, truncated or not a checkpoint.
     """
     if not prefix:
         raise CheckpointError("no checkpoint given", allowed="a prefix such as train_dir/model.ckpt-2000")
     if tf.gfile.IsDirectory(prefix):
         newest = tf.train.latest_checkpoint(prefix)
         raise CheckpointError(
-            "a folder where a checkpoint is wanted",
+            "a folder is given where a checkpoint is needed",
             where=prefix,
             allowed="a prefix such as train_dir/model.ckpt-2000",
-            fix=newest and "its newest is {}".format(newest),
+            fix=newest and "give its newest checkpoint, {}".format(newest),
         )
     if not tf.train.checkpoint_exists(prefix):
         raise CheckpointError(
@@ -47,14 +47,14 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
 
 
 def normalised(path: str) -> str:
-    """The prefix that a shell's completion meant: `model.ckpt-5.index` and the like -> `model.ckpt-5`."""
+    """Returns the prefix for the name of one of its files, as `model.ckpt-5` for `model.ckpt-5.index`."""
     return re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
 
 
 def _check_data_files(prefix: str, reader, found: Dict[str, List[int]]) -> None:
-    """Compares sizes with the index, so that a truncated data file is seen now and not mid-restore."""
+    """Compares sizes with the index, so that a truncated data file is found before anything is restored."""
     data = tf.gfile.Glob(prefix + ".data-*")
-    if not data and not tf.gfile.Exists(prefix):  # (a V1 checkpoint is one file, of that very name)
+    if not data and not tf.gfile.Exists(prefix):  # a V1 checkpoint is one file of that name
         raise ValueError("the .index file is there, its .data file is not")
     total = sum(tf.gfile.Stat(path).length for path in data)
     if data:
@@ -76,8 +76,8 @@ def _neighbours(prefix: str) -> str:
 
 
 def _all_in(folder: str) -> List[str]:
-    """Names of a folder's checkpoints, by step."""
-    if not tf.gfile.IsDirectory(folder):  # (TensorFlow 1.15's Glob fails there)
+    """Returns the names of a folder's checkpoints, by step."""
+    if not tf.gfile.IsDirectory(folder):  # TensorFlow 1.15's Glob fails there
         return []
     paths = tf.gfile.Glob(os.path.join(folder, "*.index"))
     names = [os.path.basename(path)[: -len(".index")] for path in paths]
@@ -85,10 +85,10 @@ def _all_in(folder: str) -> List[str]:
 
 
 def latest(folder: str) -> str:
-    """The newest checkpoint of a folder.
+    """Returns the prefix of the newest checkpoint of a folder.
 
     Raises:
-      CheckpointError: when there is none, and as `newest`.
+      CheckpointError: if there is none; for others see `newest`.
     """
     prefix = newest(folder)
     if prefix is None:
@@ -102,18 +102,18 @@ def latest(folder: str) -> str:
 
 
 def newest(folder: str) -> Optional[str]:
-    """The newest checkpoint of a folder, as its file `checkpoint` has it; None in one that holds none.
+    """Returns the newest checkpoint that a folder's file `checkpoint` names; None if the folder has none.
 
-    A folder that was moved, whose file has the paths of before, is read where it is now.
+    In a folder that was moved, the file may have the old paths. The checkpoint is then found by its name.
 
     Raises:
-      CheckpointError: when there are checkpoints but that file is lost, damaged or names another. Training
-        would start anew otherwise, and overwrite them.
+      CheckpointError: if the file is missing or damaged though there are checkpoints, or if it names one that
+        does not exist. Otherwise a training would start anew, and overwrite the checkpoints.
     """
     state_file = os.path.join(folder, "checkpoint")
     named = None
     try:
-        state = tf.train.get_checkpoint_state(folder)  # (None for one that cannot be parsed)
+        state = tf.train.get_checkpoint_state(folder)  # None if it cannot be parsed
         named = state.model_checkpoint_path if state else None
     except (tf.errors.OpError, ValueError):
         pass
@@ -129,7 +129,7 @@ def newest(folder: str) -> Optional[str]:
         trouble = "naming {}, which is not there".format(named)
     fix = 'put the line model_checkpoint_path: "{}" into it'.format(there[-1]) if there else "remove it"
     raise CheckpointError(
-        "the list of a folder's checkpoints is of no use",
+        "the folder's list of checkpoints cannot be used",
         where=state_file,
         found="{}; in that folder: {}".format(trouble, ", ".join(there[-5:]) or "no checkpoints"),
         fix=fix + ("" if there else ", to start anew"),
@@ -137,45 +137,45 @@ def newest(folder: str) -> Optional[str]:
 
 
 def restore(saver, session, prefix: str) -> None:
-    """Restores a checkpoint that has been looked at.
+    """Restores a checkpoint that was found and checked before.
 
     Raises:
-      CheckpointError: when it has gone since: a training keeps its last five.
+      CheckpointError: if it was deleted meanwhile, as a training keeps only its last five.
     """
     try:
         saver.restore(session, prefix)
     except (tf.errors.NotFoundError, ValueError) as error:
-        raise CheckpointError("the checkpoint has gone", where=prefix, found=_neighbours(prefix)) from error
+        raise CheckpointError("the checkpoint is gone", where=prefix, found=_neighbours(prefix)) from error
 
 
 def _exists(prefix: str) -> bool:
     try:
         return tf.train.checkpoint_exists(prefix)
-    except tf.errors.NotFoundError:  # TensorFlow 1.15, where the folder is not there
+    except tf.errors.NotFoundError:  # TensorFlow 1.15, if there is no folder
         return False
 
 
 def remove_unfinished(folder: str) -> None:
-    """Removes what TensorFlow's writers leave of files that they could not finish, when the disk is full."""
+    """Removes the temporary files that TensorFlow's writers leave behind if the disk is full."""
     try:
         for pattern in ("*.tmp" + "[0-9a-f]" * 32, "*_temp_*", "*.tempstate*"):
             for path in tf.gfile.Glob(os.path.join(folder, pattern)):
                 (tf.gfile.DeleteRecursively if tf.gfile.IsDirectory(path) else tf.gfile.Remove)(path)
     except tf.errors.OpError:
-        pass  # (what went wrong before it is what is told)
+        pass  # the error that was there before is the one to report
 
 
 def step_of(prefix: str) -> Optional[int]:
-    """The step in a checkpoint's name, `model.ckpt-123` -> 123; None when it has none."""
+    """Returns the step in a checkpoint's name, 123 for `model.ckpt-123`; None if there is none."""
     digits = os.path.basename(prefix).rpartition("-")[2]
     return int(digits) if digits.isdigit() else None
 
 
 def read(prefix: str, names: Iterable[str]) -> None:
-    """Reads tensors, which compares their checksums: a flipped bit is an error, not a strange mAP.
+    """Reads tensors, so that TensorFlow compares their checksums, and a flipped bit becomes an error.
 
     Raises:
-      CheckpointError: naming the first that is damaged.
+      CheckpointError: if a tensor is damaged; the message names the first.
     """
     name = ""
     try:
@@ -191,5 +191,5 @@ def _damaged(prefix: str, found: str) -> CheckpointError:
         "the checkpoint is damaged",
         where=prefix,
         found=found,
-        fix="use an earlier checkpoint of that folder",
+        fix="use an earlier checkpoint of the same folder",
     )

@@ -1,8 +1,8 @@
-"""Strict restoring: every variable that a graph needs is either in the checkpoint or named in an error.
+"""Restores strictly: every variable that a graph needs is either in the checkpoint or named in an error.
 
 The OD API once chose the variables to restore before the graph was rewritten, so quantization ranges stayed
-at their defaults and mAP fell to zero without a warning (tensorflow/models issue 3611). Nothing here is
-chosen before the rewrite, and nothing is skipped silently.
+at their defaults and mAP fell to zero without a warning (tensorflow/models issue 3611). Here variables are
+chosen after the rewrite, and none is skipped silently.
 """
 
 import enum
@@ -16,13 +16,13 @@ from od_qat.errors import CheckpointError
 from od_qat.graph.index import names_and_scopes
 
 _NAMES_SHOWN = 3
-# What makes a scope's name unique.
+# The number that makes a scope's name unique.
 _NUMBER = re.compile(r"_\d+(?=/|$)")
 _UPPER_END = re.compile(r"_quant(_\d+)?/max$")
 
 
 class _Cause(enum.Enum):
-    """Why a checkpoint lacks variables of a graph, and what to do about it."""
+    """Why a checkpoint lacks variables of a graph; each value says what to do about it."""
 
     NO_AVERAGES = (
         "set eval_config.use_moving_averages: false (training keeps them when its optimizer has "
@@ -39,16 +39,17 @@ class _Cause(enum.Enum):
         "train_config.fine_tune_checkpoint and train into a new train_dir"
     )
     OTHER_NUMBERS = OTHER_QUANTIZATION + (
-        "; or, if only the training has noise or more ops there, give these a scope: "
+        "; or, if only the training graph has noise or other extra ops there, give these a scope, as "
         "they shift the numbers of ops that have no name"
     )
     OTHER_MODEL = "it is of another model: use the pipeline.config it was trained with"
 
 
 def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
-    """Raises unless the checkpoint holds every variable, with its shape and undamaged.
+    """Raises unless the checkpoint holds every variable in its shape, undamaged.
 
-    When the graph leaves ranges of its own layers aside, stderr says so.
+    If the checkpoint has ranges of the graph's layers that the graph does not use, a warning on stderr names
+    them.
 
     Args:
       name_to_variable: name in the checkpoint -> variable.
@@ -56,7 +57,7 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
       quant_names: which of the names are quantization variables.
 
     Raises:
-      CheckpointError: naming the first missing ones and what to do.
+      CheckpointError: the message names the first variables that are missing, and what to do.
     """
     available = shapes(prefix)
     quant_names = frozenset(quant_names)
@@ -74,9 +75,9 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     unused = _unused_ranges(name_to_variable, available)
     if unused:
         print(
-            "warning: {} has the ranges of {} tensors that are not quantised here, {}: was it trained with "
-            "another graph_rewriter block? Or with parts that this graph has not? Then give them a scope of "
-            "their own, or ranges that a number tells apart are those of other tensors.".format(
+            "warning: {} has the ranges of {} tensors that are not quantized here, {}: was it trained with "
+            "another graph_rewriter block, or with ops that this graph lacks? Give such ops a scope of their "
+            "own: they shift the numbers in names, so ranges may be those of other tensors.".format(
                 prefix, len(unused), _some(unused)
             ),
             file=sys.stderr,
@@ -120,7 +121,7 @@ def _incomplete(cause: _Cause, missing: List[str], wanted: int, prefix: str) -> 
 def _misshapen(
     name: str, found: List[int], allowed: List[int], prefix: str, only_quant: bool
 ) -> CheckpointError:
-    """Where only ranges have another shape, it is per_channel that differs."""
+    """Makes the error for another shape. If only ranges have one, the cause is another per_channel."""
     what = "the checkpoint's shapes are another model's"
     fix = "use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)"
     if only_quant:
@@ -137,10 +138,10 @@ def _misshapen(
 
 
 def refuse_float_resume(prefix: str) -> None:
-    """Raises when a checkpoint that a float graph would train on from has ranges, which the next would lack.
+    """Raises if a float training would resume from a QAT checkpoint, as its next one would have no ranges.
 
     Raises:
-      CheckpointError: see above, and as `shapes`.
+      CheckpointError: if the checkpoint has ranges; for others see `shapes`.
     """
     ranges = [name for name in shapes(prefix) if _UPPER_END.search(name)]
     if ranges:
@@ -156,11 +157,10 @@ def refuse_float_resume(prefix: str) -> None:
 
 
 def _unused_ranges(name_to_variable: Dict[str, object], available: Iterable[str]) -> List[str]:
-    """Scopes of ranges in a checkpoint that no variable is restored from, though the graph has their layer.
+    """Returns the scopes of ranges that the graph does not restore, though it could be expected to.
 
-    Or a range of that name with another number.
-
-    (placement 'contrib' has ranges in training that no eval graph has a place for: of dropout's products.)
+    That is, the graph has the layer of the range, or a range of the same name with another number. Others are
+    no trouble: with placement 'contrib', training has ranges of dropout's products, and no eval graph has.
     """
     spare = set(available) - set(name_to_variable)
     ranges = [name[: -len("/max")] for name in spare if _UPPER_END.search(name)]
