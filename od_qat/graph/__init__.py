@@ -1,1 +1,1 @@
-"""Reading and editing a tf.Graph: an index of producers and consumers, and a draft of what will change."""
+"""Reads and edits tf.Graphs: an index of producers and consumers, a draft of edits, and allowed ops."""

@@ -1,10 +1,9 @@
-"""Which ops of a frozen graph are run. A graph is a program, and anybody may have written it.
+"""Lists the ops that a frozen graph may have, and refuses others: a graph is a program, written by anybody.
 
-Allowed by name is what computes on tensors, and what keeps state inside one run (loops, tensor arrays,
-tables). A list of what is refused would have holes: beside the ops that TensorFlow itself calls stateful
-(WriteFile, SaveV2, PyFunc, queues, ...) there are ones that it does not, and that read or write files all the
-same (ReadFile, MatchingFiles, ImmutableConst, CacheDataset, DebugIdentity, Copy), call Python
-(PyFuncStateless) or end the process (Abort), and each version of TensorFlow adds some.
+These ops compute on tensors, or keep state inside one run (loops, tensor arrays, tables). A list of forbidden
+ops would have gaps. Besides the ops that TensorFlow calls stateful (WriteFile, SaveV2, PyFunc, queues, ...),
+others read or write files too (ReadFile, MatchingFiles, ImmutableConst, CacheDataset, DebugIdentity, Copy),
+call Python (PyFuncStateless) or end the process (Abort), and each version of TensorFlow adds some.
 """
 
 from typing import Any, Iterator, List, Tuple
@@ -13,7 +12,7 @@ from od_qat import compat
 from od_qat.compat import tf
 from od_qat.errors import ExportError
 
-# Names as TensorFlow 1.15 and 2.21 register them, by what they are for.
+# The names are those that TensorFlow 1.15 and 2.21 register, grouped by purpose.
 ALLOWED = frozenset(
     """
     Const Placeholder PlaceholderV2 PlaceholderWithDefault Identity IdentityN NoOp StopGradient Snapshot
@@ -100,20 +99,21 @@ ALLOWED = frozenset(
     StaticRegexReplace StaticRegexFullMatch
     """.split()
 )
-# A protobuf holds less, so that a constant of more is a few bytes that ask for all the memory of the machine.
+# A protobuf holds fewer bytes. A larger constant is stored in a few bytes, but could take all memory.
 _LARGEST_CONSTANT = 1 << 31
 _NAMED = 3
 
 
 def require_harmless(graph_def: Any, path: str) -> None:
-    """Raises unless every node of a graph, and of its functions, only computes. Nothing is run to find out.
+    """Raises unless every node of a graph, and of its functions, has an allowed op. Runs nothing.
 
     Args:
-      graph_def: as read; TensorFlow need not know its ops, and has not imported it.
-      path: for the message.
+      graph_def: tf.GraphDef, not imported yet; TensorFlow need not know its ops.
+      path: its file, for the message.
 
     Raises:
-      ExportError: naming ops and nodes.
+      ExportError: if the graph has another op, or a constant that is too large; the message names ops and
+        nodes.
     """
     functions = {function.signature.name for function in graph_def.library.function}
     refused = []  # type: List[Tuple[str, str]]
@@ -138,23 +138,23 @@ def require_harmless(graph_def: Any, path: str) -> None:
         named = ["{} ({})".format(op, first[op]) for op in sorted(first)[:_NAMED]]
         more = len(first) - len(named)
         raise ExportError(
-            "the frozen graph is not run, as it holds more than the computing of detections",
+            "the frozen graph is not run, as it does more than compute detections",
             where=path,
             found="the op{} {}{}".format(
                 "s" if len(first) > 1 else "", ", ".join(named), " and {} more".format(more) if more else ""
             ),
-            allowed="ops that compute on tensors, none that reads or writes files or variables, calls Python "
-            "or waits for others",
+            allowed="ops that only compute on tensors, and do not use files or variables, call Python or "
+            "wait for others",
             fix="freeze the model again with `od-qat export`; if somebody gave you the file, ask what the op "
             "is for",
         )
 
 
 def run_by_importing(graph_def: Any) -> List[str]:
-    """Names of ops that TensorFlow may run while it imports a graph, and that are not allowed; sorted.
+    """Returns the names, sorted, of ops that are not allowed and may run while TensorFlow imports a graph.
 
-    It computes shapes then, for which it evaluates what hangs on constants alone: ops that are not stateful,
-    and do not read a variable.
+    To find shapes, TensorFlow then evaluates ops that depend on constants only, if they are not stateful and
+    do not read a variable.
     """
     found = set()
     for _, node in _nodes(graph_def):
@@ -189,7 +189,7 @@ def _require_small(node: Any, where: str, path: str) -> None:
         elements *= max(dimension.size, 0)
     try:
         size = tf.as_dtype(tensor.dtype).size or 1
-    except TypeError:  # no type: importing it says so
+    except TypeError:  # not a type; the import reports it
         return
     if elements * size > _LARGEST_CONSTANT:
         raise ExportError(

@@ -1,10 +1,10 @@
-"""New nodes and reroutes, written aside and put into the graph all at once.
+"""Drafts new nodes and moved readers, and puts all of them into the graph at once.
 
-A rewrite that builds its ops one Python call at a time takes seconds, and an error in the middle leaves a
-graph that is neither float nor quantised. Here a pass writes NodeDefs; TensorFlow imports them in one go,
-checking them all before it adds the first, and only then are the readers moved.
+A rewrite that makes its ops by single Python calls takes seconds, and an error in the middle leaves a graph
+that is neither float nor quantized. Here a pass writes NodeDefs. TensorFlow then imports all of them, after
+it has checked each, and only then are the readers moved.
 
-A tensor is its name (`scope/op:0`) throughout, whether it is in the graph or still in the draft.
+A tensor is given by its name (`scope/op:0`), whether it is in the graph or in the draft.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _CONSTANTS = "quantization_constants"
 
 
 class Reader(NamedTuple):
-    """Who reads a tensor: an operation of the graph or a node of the draft, and at which input."""
+    """A reader of a tensor: an operation of the graph or a node of the draft, and the input it reads at."""
 
     name: str
     type: str
@@ -34,10 +34,10 @@ class _Variable(NamedTuple):
 
 
 class Draft(object):
-    """What a rewrite will add to a graph and whose inputs it will change.
+    """The nodes that a rewrite will add to a graph, and the inputs that it will change.
 
     Args:
-      index: of the graph, made just before; the graph must not change until `commit`.
+      index: the current index of the graph, which must not change until `commit`.
     """
 
     def __init__(self, index: GraphIndex) -> None:
@@ -48,7 +48,7 @@ class Draft(object):
         self._inputs: Dict[Tuple[str, int], Tuple[object, str]] = {}
         self._external: Dict[str, object] = {}
         self._own: Dict[str, object] = {}
-        # In lower case, as TensorFlow compares them.
+        # TensorFlow compares names in lower case.
         self._taken = {name.lower() for name in names_and_scopes(index.operations)}
         self._variable_scopes: List[str] = []
         self._device = ""
@@ -63,8 +63,8 @@ class Draft(object):
 
         Args:
           kind: op type.
-          name: whole name, scopes included; made unique.
-          inputs: tensors, by name or as they are.
+          name: full name, with scopes; it is made unique.
+          inputs: tensors, or their names.
           **attributes: bool, int, float, bytes, str, list of int, DType or AttrValue; None leaves one out.
         """
         node = self._definition.node.add()
@@ -79,9 +79,9 @@ class Draft(object):
 
     @contextlib.contextmanager
     def on(self, device: str) -> Iterator[None]:
-        """Nodes made within stand on a device, one of the graph's; '' for where the caller's tf.device says.
+        """Places the nodes that are made within on a device of the graph; '' is the caller's tf.device.
 
-        The work on a tensor stands where the tensor is: a clone's on its own GPU, a worker's on that worker.
+        The work on a tensor is done where the tensor is: in a clone on its GPU, in a worker on that worker.
         """
         former, self._device = self._device, device
         try:
@@ -90,19 +90,19 @@ class Draft(object):
             self._device = former
 
     def count_as_reader(self, output: str) -> None:
-        """Lets the node that makes `output` be rerouted, as operations of the graph are."""
+        """Lets `reroute` change the inputs of the node that makes `output`, as those of the graph's ops."""
         node = self._own[output.rpartition(":")[0]]
         for position, tensor in enumerate(node.input):
             self.readers(tensor).append(Reader(node.name, node.op, position, None, node))
 
     def copy(self, operation, name: str, inputs: Iterable[object], **attributes) -> str:
-        """Adds a copy of an operation with other inputs; it counts as a reader of them.
+        """Adds a copy of an operation with other inputs, of which it counts as a reader; returns its output.
 
         Args:
-          operation: what to copy, attributes included.
-          name: whole name; made unique.
-          inputs: tensors, by name or as they are, as many as the original has.
-          **attributes: those that differ.
+          operation: the operation to copy, with its attributes.
+          name: full name; it is made unique.
+          inputs: tensors, or their names, as many as the original has.
+          **attributes: attributes that differ.
         """
         with self.on(operation.device):
             output = self.op(operation.type, name, inputs, **attributes)
@@ -114,20 +114,20 @@ class Draft(object):
         return output
 
     def switch(self, name: str, tensor, condition: str) -> Tuple[str, str]:
-        """A float32 tensor's two ways: the one when the condition is false, the one when it is true.
+        """Adds a Switch of a float32 tensor; returns its outputs for a false and for a true condition.
 
-        Only one of them is computed. No tf.cond: it costs milliseconds each to build, and its gradient wants
-        Python's record of the branches; the gradients of the bare ops want nothing.
+        Only one of them is computed. A tf.cond would take milliseconds to build, and its gradient needs
+        Python's record of the branches; the gradients of Switch and Merge do not.
         """
         way = self.op("Switch", name, (tensor, condition), T=tf.float32)
         return way, way[:-1] + "1"
 
     def merge(self, name: str, if_false, if_true) -> str:
-        """Whichever of two switched float32 tensors there is."""
+        """Adds a Merge; returns the one of two switched float32 tensors that is computed."""
         return self.op("Merge", name, (if_false, if_true), T=tf.float32, N=2)
 
     def constant(self, value, dtype=tf.float32) -> str:
-        """A constant; equal ones are shared."""
+        """Adds a constant, or returns an equal one that was added before."""
         array = np.asarray(value, dtype.as_numpy_dtype)
         key = _key(array, dtype)
         if key not in self._constants:
@@ -138,19 +138,19 @@ class Draft(object):
 
     def _add_constant(self, name: str, array: np.ndarray, dtype) -> str:
         key = _key(array, dtype)
-        if key not in self._values:  # (Every range starts at one of a few values.)
+        if key not in self._values:  # ranges start at one of a few values
             self._values[key] = tf.AttrValue(tensor=tf.make_tensor_proto(array, dtype=dtype))
         return self.op("Const", name, (), dtype=dtype, value=self._values[key])
 
     def variable(self, name: str, initial, dtype, collections: Tuple[str, ...], aggregation) -> str:
-        """A reference variable that is not trained; returns its reference, `name:0`.
+        """Adds a reference variable that is not trained; returns its reference, `name:0`.
 
         Args:
-          name: whole name, in a scope that `variable_scope` gave; made unique all the same, as scopes may
-            differ in case only.
-          initial: its initial value, which gives the shape.
-          dtype: of the variable.
-          collections: graph collections it is put into.
+          name: full name, in a scope from `variable_scope`; it is made unique, as scopes may differ in case
+            only.
+          initial: its initial value, which also gives the shape.
+          dtype: its type.
+          collections: the graph collections that it is added to.
           aggregation: tf.VariableAggregation.
         """
         with self.on(""):
@@ -162,7 +162,7 @@ class Draft(object):
         reference = self.op("VariableV2", name, (), dtype=dtype, shape=tf.AttrValue(shape=shape))
         name = reference[:-2]
         place = _beside(name)
-        # Its own, not a shared one: loading a value into a variable means to feed its initial value.
+        # The constant is not shared, since a value is loaded into a variable by feeding its initial value.
         initial_value = self._add_constant(name + "/Initializer/Const", array, dtype)
         initializer = self.op(
             "Assign",
@@ -185,15 +185,15 @@ class Draft(object):
         return reference
 
     def update(self, kind: str, name: str, reference: str, value, dtype, **attributes) -> str:
-        """Assign, AssignAdd or AssignSub, on the variable's own device; returns the new value.
+        """Adds an Assign, AssignAdd or AssignSub on the variable's device; returns the new value.
 
         Args:
-          kind: which.
-          name: whole name; made unique.
-          reference: of a variable, from `variable`.
-          value: tensor, by name or as it is.
-          dtype: of the variable.
-          **attributes: more of the node's.
+          kind: op type.
+          name: full name; it is made unique.
+          reference: the reference of the variable, from `variable`.
+          value: a tensor, or its name.
+          dtype: the type of the variable.
+          **attributes: other attributes of the node.
         """
         with self.on(""):
             place = _beside(reference.rpartition(":")[0])
@@ -202,25 +202,25 @@ class Draft(object):
     # Names.
 
     def unique_name(self, name: str) -> str:
-        """A name that neither the graph nor the draft uses: `name`, `name_1`, ..."""
+        """Reserves and returns a name that neither the graph nor the draft uses: `name`, `name_1`, ..."""
         unique = first_free(name, lambda one: one.lower() in self._taken)
         self._taken.add(unique.lower())
         return unique
 
     def variable_scope(self, name: str) -> Tuple[str, str]:
-        """A variable scope and a name scope, each made unique as `tf.variable_scope(None, name)` does.
+        """Returns a variable scope and a name scope, each made unique as by `tf.variable_scope(None, name)`.
 
-        They differ where ops of the graph have the name already.
+        They differ if ops of the graph use the name already.
         """
         count = _scope_store().variable_scope_count
         unique = first_free(name, lambda one: one in self._variable_scopes or count(one) > 0)
         self._variable_scopes.append(unique)
         return unique, self.unique_name(name)
 
-    # Who reads what.
+    # Readers.
 
     def readers(self, tensor) -> List[Reader]:
-        """Readers of a tensor as the graph will be, without the nodes that `op` added."""
+        """Returns the readers that a tensor will have, without nodes from `op` (see count_as_reader)."""
         name = self._name(tensor)
         if name not in self._readers:
             self._readers[name] = [
@@ -230,12 +230,12 @@ class Draft(object):
         return self._readers[name]
 
     def current_input(self, operation, position: int) -> str:
-        """What an operation of the graph will read at an input."""
+        """Returns the name of the tensor that an operation of the graph will read at an input."""
         moved = self._inputs.get((operation.name, position))
         return moved[1] if moved else self.index.inputs(operation)[position].name
 
     def reroute(self, old, new: str, which: Optional[Callable[[Reader], bool]] = None) -> None:
-        """Lets the readers of `old` (or those of them that `which` picks) read `new`."""
+        """Lets the readers of `old` (only those that `which` picks, if given) read `new`."""
         chosen = [reader for reader in self.readers(old) if which is None or which(reader)]
         if which is None:
             self._readers[self._name(old)] = []
@@ -265,12 +265,12 @@ class Draft(object):
         """Imports the nodes, makes the variables and moves the readers.
 
         Raises:
-          RuntimeError: when the graph is finalized.
-          ValueError, tf.errors.OpError: from TensorFlow, when a node is invalid; nothing has been added then.
-            When a reader cannot be moved, all read what they did, and nothing reads the new nodes.
+          RuntimeError: if the graph is finalized.
+          ValueError, tf.errors.OpError: from TensorFlow, if a node is invalid; nothing has been added then.
+            If a reader cannot be moved, all readers are as before, and nothing reads the new nodes.
         """
         graph = self.index.graph
-        graph._check_not_finalized()  # (The import notices only when its nodes are in.)
+        graph._check_not_finalized()  # the import finds this only after it added nodes
         read = set(name for node in self._definition.node for name in node.input)
         with graph.as_default(), tf.name_scope(None), tf.control_dependencies(None):
             tf.import_graph_def(
@@ -299,12 +299,12 @@ class Draft(object):
 
 
 def _key(array: np.ndarray, dtype) -> Tuple:
-    """Equal for equal constants."""
+    """Returns a key that is equal for equal constants."""
     return dtype.name, array.shape, array.tobytes()
 
 
 def _beside(variable: str):
-    """The attribute that puts a node on the device of a variable."""
+    """Returns the value of the attribute `_class` that places a node on the device of a variable."""
     return tf.AttrValue(list=tf.AttrValue.ListValue(s=["loc:@{}".format(variable).encode()]))
 
 

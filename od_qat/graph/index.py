@@ -8,13 +8,13 @@ Consumer = Tuple[object, int]
 def in_control_flow(operation) -> bool:
     """Whether an op is in a tf.cond or tf.while_loop.
 
-    Nodes from outside cannot be put in its place, and its value cannot be fetched.
+    A node outside of these cannot replace such an op, and its value cannot be fetched.
     """
     return operation._get_control_flow_context() is not None
 
 
 def names_and_scopes(operations: Iterable[object]) -> Set[str]:
-    """Names of operations and of all the scopes that they are in."""
+    """Returns the names of operations and of all scopes that they are in."""
     found = set()
     for operation in operations:
         name = operation.name
@@ -25,7 +25,7 @@ def names_and_scopes(operations: Iterable[object]) -> Set[str]:
 
 
 def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
-    """`name`, or the first of `name_1`, `name_2`, ... that is not taken."""
+    """Returns the first of `name`, `name_1`, `name_2`, ... that is not taken."""
     unique, number = name, 0
     while is_taken(unique):
         number += 1
@@ -34,10 +34,10 @@ def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
 
 
 class GraphIndex(object):
-    """Operations in creation order and, for each tensor, who consumes it at which input.
+    """The operations of a graph in creation order, and the consumers of each tensor.
 
-    It is a snapshot: edits made later are not seen. Tensors are keyed by name, since a Tensor is not
-    hashable under TF 2's tensor equality.
+    It is a snapshot without later edits. Tensors are keyed by name, since a Tensor is not hashable under
+    TF 2's tensor equality.
 
     Args:
       graph: tf.Graph.
@@ -58,22 +58,25 @@ class GraphIndex(object):
                 self._consumers.setdefault(tensor.name, []).append((operation, position))
 
     def inputs(self, operation) -> Tuple[object, ...]:
-        """Input tensors of an operation."""
+        """Returns the input tensors of an operation."""
         return self._inputs[operation.name]
 
     def position(self, operation) -> int:
-        """Of an operation among all, in creation order."""
+        """Returns the position of an operation in creation order."""
         return self._positions[operation.name]
 
     def _nodes_of_functions(self) -> Dict[str, List[object]]:
-        """NodeDefs of the functions that the graph can call, by the function's name."""
-        if self._function_nodes is None:  # (It takes the whole GraphDef, and few graphs are asked.)
+        """Returns the NodeDefs of the functions that the graph can call, by the function's name."""
+        if self._function_nodes is None:  # it takes the whole GraphDef, and few graphs need it
             functions = self.graph.as_graph_def().library.function
             self._function_nodes = {function.signature.name: function.node_def for function in functions}
         return self._function_nodes
 
     def types_in_functions(self, operation) -> List[str]:
-        """Types of all ops in the functions that an op calls, and that these call; of each function once."""
+        """Returns the types of all ops in the functions that an op calls, directly or through others.
+
+        Each function counts once.
+        """
         bodies = self._nodes_of_functions()
         pending, seen, types = _functions(operation.node_def), set(), []
         while pending:
@@ -86,15 +89,15 @@ class GraphIndex(object):
         return types
 
     def consumers(self, tensor) -> List[Consumer]:
-        """(operation, input position) pairs that read a tensor."""
+        """Returns the readers of a tensor, as (operation, input position) pairs."""
         return self.consumers_by_name(tensor.name)
 
     def consumers_by_name(self, name: str) -> List[Consumer]:
-        """The same for a tensor's name, `scope/op:0`."""
+        """Returns the same for a tensor's name, `scope/op:0`."""
         return self._consumers.get(name, [])
 
     def consumer_ops(self, tensor) -> List[object]:
-        """The operations that read a tensor, each once, in graph order."""
+        """Returns the operations that read a tensor, each once, in graph order."""
         seen, found = set(), []
         for operation, _ in self.consumers(tensor):
             if operation.name not in seen:
@@ -104,7 +107,7 @@ class GraphIndex(object):
 
 
 def _functions(node) -> List[str]:
-    """Names of the functions that a node calls."""
+    """Returns the names of the functions that a node calls."""
     found = []
     for value in node.attr.values():
         found += [one.name for one in [value.func] + list(value.list.func) if one.name]
