@@ -1,1 +1,1 @@
-"""Training: the graph with its towers, the steps, the session and its hooks, several processes."""
+"""Training: builds the graph with its clones, runs the steps in a session with hooks, joins a cluster."""

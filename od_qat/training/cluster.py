@@ -22,7 +22,7 @@ def join(environment: Optional[Mapping[str, str]] = None) -> Optional[Place]:
     """Takes this process's place in the cluster. A parameter server returns only when training has ended.
 
     Args:
-      environment: the variables; by default those of the process.
+      environment: the environment variables; by default those of the process.
 
     Returns:
       the place of a worker; Place() if there is no cluster; None for a parameter server that has ended.

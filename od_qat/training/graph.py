@@ -1,4 +1,4 @@
-"""The training graph: input queue, clones and losses, rewrite, gradients, summaries."""
+"""Builds the training graph: input queue, clones and losses, rewrite, gradients, summaries."""
 
 import sys
 from typing import List, NamedTuple, Optional, Tuple
@@ -11,7 +11,7 @@ from od_qat.training.signals import StopSignals
 
 
 class Built(NamedTuple):
-    """What the session needs of the training graph, the default graph."""
+    """The parts of the training graph (the default graph) that the session needs."""
 
     detection_model: object
     train_op: object
@@ -21,7 +21,7 @@ class Built(NamedTuple):
     session_hooks: List[object]
     losses: List[object]  # each loss, then their total
     gradients: List[object]  # (gradient, variable), as computed
-    report: object  # RewriteReport; None for float training and hooks that give none
+    report: object  # RewriteReport; None for float training, or if the hook returns none
 
 
 def build(
@@ -34,17 +34,17 @@ def build(
     signals: StopSignals,
     seed: Optional[int] = None,
 ) -> Built:
-    """Input queue, clones and losses, rewrite, gradients: the whole training graph, in the default graph.
+    """Builds the whole training graph in the default graph.
 
     Args:
       deploy: model_deploy.DeploymentConfig.
       create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn: as for trainer.train.
-      place: of this process.
-      signals: what may end the training before its time.
-      seed: of all random ops; examples then come one after the other. Each worker draws its own images.
+      place: the place of this process in the cluster.
+      signals: the signals that may end the training early.
+      seed: seed of all random ops. The examples then come in a fixed order; each worker draws its own images.
 
     Raises:
-      ConfigError: when batch_size leaves no image for a clone.
+      ConfigError: if batch_size leaves no image for a clone, or replicas_to_aggregate is below 1.
     """
     from od_qat.od_api import training
 
@@ -71,7 +71,7 @@ def build(
     )
     report = None
     if graph_hook_fn:
-        # Variables go where the model's are; what else has no device of its own stays on this worker.
+        # Variables are placed where the model's are; other ops without a device stay on this worker.
         with tf.device(deploy.optimizer_device()), tf.device(deploy.variables_device()):
             report = graph_hook_fn()
     update_ops = tf.get_collection(tf.GraphKeys.UPDATE_OPS, clones[0].scope)
@@ -99,7 +99,7 @@ def build(
 
 
 def _optimizer(train_config, place: Place, signals: StopSignals) -> Tuple[object, List, List]:
-    """The optimizer, its learning rates, and the hooks that it needs where several workers make one step."""
+    """Returns the optimizer, its learning rates, and its hooks, needed if several workers make one step."""
     from od_qat.od_api import training
 
     optimizer, rates = training.optimizer(train_config)
@@ -117,9 +117,9 @@ def _optimizer(train_config, place: Place, signals: StopSignals) -> Tuple[object
 
 
 def _train_op(optimizer, total_loss, gradients: List, update_ops: List, train_config, global_step):
-    """One step. It fails before it updates anything when a loss or a gradient is not finite.
+    """Returns the op of a step. It fails before it updates anything if a loss or gradient is not finite.
 
-    Checked loss by loss, so that the message names the one that went first; and nothing bad is ever saved.
+    Each loss is checked, so that the message names the one that is not finite. No such value is ever saved.
     """
     from od_qat.od_api import training
 
@@ -137,9 +137,10 @@ def _train_op(optimizer, total_loss, gradients: List, update_ops: List, train_co
 
 
 def _update_only_after(checks: List, update_ops: List) -> None:
-    """Keeps batch norms' averages from a batch that is not finite: those of several workers are shared.
+    """Lets the averages of batch norms wait for the checks, so that they take no value that is not finite.
 
-    (The averages that a loss depends on, of a model that asks for its updates first, cannot wait for it.)
+    (A worker's failed step would otherwise change the averages that all workers share.) An average that a
+    loss depends on, in a model with in-place updates, cannot wait.
     """
     before, pending = set(), [check.op for check in checks]
     while pending:
@@ -155,10 +156,10 @@ def _update_only_after(checks: List, update_ops: List) -> None:
 
 
 def seed_the_unseeded(graph, seed: int) -> None:
-    """Seeds random ops that the graph's seed has not reached.
+    """Seeds the random ops that the graph's seed does not reach.
 
-    Those of TensorFlow's Python functions that do not ask for it, random crops' among them, leave both of
-    their seeds at 0, which means another seed in each run.
+    Some Python functions of TensorFlow do not use the graph's seed, those for random crops among them. They
+    leave both seeds of their ops at 0, which means another seed in each run.
     """
     number = 0
     for operation in graph.get_operations():
@@ -171,32 +172,32 @@ def seed_the_unseeded(graph, seed: int) -> None:
 
 
 def aggregates(train_config, worker_replicas: int) -> bool:
-    """Whether gradients of several workers make one step.
+    """Whether the gradients of several workers make one step.
 
-    A worker by itself has nobody to wait for: it takes the whole batch in each step. (Most published configs
-    are of a TPU's 8 or 32 replicas. Upstream's trainer adds up that many small batches in turn, and ends in
-    an error: its queue of tokens is not closed.)
+    A single worker does not wait: each of its steps takes the whole batch. (Most published configs are for
+    the 8 or 32 replicas of a TPU. Upstream's trainer adds up that many small batches one after another, and
+    ends in an error, since its queue of tokens is not closed.)
     """
     return train_config.sync_replicas and worker_replicas > 1
 
 
 def check_replicas(train_config, num_clones: int, worker_replicas: int) -> None:
-    """Looks at what sync_replicas asks for, and says so when there is nobody to wait for.
+    """Checks sync_replicas, and says on stderr if there are no other workers to wait for.
 
     Raises:
-      ConfigError: for several clones a worker.
+      ConfigError: if a worker has several clones.
     """
     if not train_config.sync_replicas:
         return
     if num_clones != 1:
         raise ConfigError(
-            "sync_replicas works with one clone a worker",
+            "sync_replicas needs one clone per worker",
             found="num_clones={}".format(num_clones),
             allowed="1",
         )
     if not aggregates(train_config, worker_replicas):
         print(
-            "sync_replicas with one worker: each step takes the whole batch of {}".format(
+            "sync_replicas with one worker: each step takes the whole batch of {} images".format(
                 train_config.batch_size
             ),
             file=sys.stderr,
@@ -207,7 +208,7 @@ def _clone_batch_size(train_config, num_clones: int, worker_replicas: int) -> in
     replicas = train_config.replicas_to_aggregate if aggregates(train_config, worker_replicas) else 1
     if replicas < 1:
         raise ConfigError(
-            "a synchronous step needs gradients",
+            "a synchronous step needs the gradients of at least one worker",
             where="train_config.replicas_to_aggregate",
             found=str(replicas),
             allowed="1 to the number of workers, {}".format(worker_replicas),
@@ -224,7 +225,7 @@ def _clone_batch_size(train_config, num_clones: int, worker_replicas: int) -> in
 
 
 def add_summaries(total_loss, rates: List) -> None:
-    """Losses, learning rates and quantization ranges."""
+    """Adds summaries of losses, learning rates and quantization ranges."""
     tf.summary.scalar("Losses/TotalLoss", total_loss)
     for loss in tf.losses.get_losses():
         tf.summary.scalar("Losses/" + loss.op.name, loss)
@@ -232,6 +233,6 @@ def add_summaries(total_loss, rates: List) -> None:
         tf.summary.scalar("LearningRate/" + rate.op.name, rate)
     for variable in tf.get_collection(checkpoints.QUANT_VARIABLES):
         if variable.op.name.endswith(("/min", "/max")):
-            # Per-channel ranges are vectors; their extreme is what shows an explosion.
+            # Per-channel ranges are vectors; their extreme shows if one exploded.
             bound = tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min
             tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))

@@ -62,13 +62,13 @@ def run(
         built.total_loss,
         built.rates[0] if built.rates else None,
     )
-    # (Model variables are the batch norms' averages too.)
+    # The model variables include the averages of batch norms.
     finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
     hooks = built.session_hooks + [progress, finite, StopOnSignalHook(signals)]
     hooks += _hooks_of_steps(train_config, place) + _range_gates(built, place, train_dir)
     step = 0
     try:
-        # (The session's end, which saves, is still within the signals'.)
+        # The end of the session, which saves, is inside of the signals' context.
         with event_writer_silenced(), signals, open_session(
             place, scaffold, train_dir, hooks, save_secs, summary_secs, signals
         ) as session:
@@ -88,7 +88,7 @@ def run(
         if explained is None:
             raise
         raise explained from error
-    # (The session silently takes the end of the input for the end of training.)
+    # The session treats the end of the input silently as the end of training.
     newest = checkpoints.newest(train_dir)
     if newest:
         step = checkpoints.step_of(newest) or step

@@ -1,8 +1,9 @@
-"""The training session: alone, or as one of several processes around parameter servers.
+"""Opens the training session of a single process, or of one of several with parameter servers.
 
-What TensorFlow's MonitoredTrainingSession does, with three differences for several processes: a worker waits
-for the parameter servers and nobody else (so it may come, go and come back), it looks for the chief's
-initialisation every second (TensorFlow: every 30), and whoever ends tells the parameter servers.
+It works like TensorFlow's MonitoredTrainingSession, with three differences for several processes. A worker
+waits only for the parameter servers (and at its start for the chief), so it may leave and return. It checks
+every second whether the chief has initialised the variables (TensorFlow: every 30). And each process tells
+the parameter servers when it ends.
 """
 
 import sys
@@ -15,33 +16,35 @@ from od_qat.compat import tf
 from od_qat.errors import OdQatError
 from od_qat.training.signals import StopSignals
 
-# The chief restores or initialises in seconds; 30 seconds between looks is longer than a short training.
+# The chief restores or initialises in seconds. TensorFlow's 30 seconds are longer than a short training.
 _POLL_SECS = 1
-# How long a process waits for others before it says so.
+# How long a process waits for others before it prints a message.
 _PATIENCE_SECS = 20
-# How long a worker waits for the chief: a chief that is restarted on another machine takes its time.
+# How long a worker waits for the chief, which may be restarted on another machine.
 _LONGEST_WAIT_SECS = 7200
-# Threads that wait for other workers' gradients end with the session, not before.
+# Threads that wait for gradients of other workers end only with the session.
 _STOP_GRACE_SECS = 5
-# How long a process that finds training ended tries to tell the parameter servers, which may have ended too.
+# How long a process that starts after the end of training tries to tell the parameter servers, which may be
+# gone too.
 _TELL_SECS = 15
-# How long a parameter server stays for whoever spoke last: to close a session with one that is gone can hang.
+# How long a parameter server stays after the last message, since closing a session can hang if it is gone.
 _GOODBYE_SECS = 5
-# How long a parameter server waits for workers once the chief has ended: one may be building its graph still.
+# How long a parameter server waits for workers after the chief has ended; one may still build its graph.
 _LAST_STEPS_SECS = 300
 
 
 class Place(NamedTuple):
-    """Where this process stands among those of a training; the names are trainer.train's.
+    """The place of this process among those of a training, with the names of trainer.train's arguments.
 
     Attributes:
-      master: target of this process's TensorFlow server, '' when it is alone.
+      master: target of this process's TensorFlow server; '' if there is no cluster.
       task: index among the workers.
-      worker_replicas: workers, the chief included.
-      ps_tasks: parameter servers.
-      worker_job_name: job and task, `worker/task:0`.
-      is_chief: whether it initialises and saves.
-      server: tf.train.Server of this process, which ends when nothing holds it; None when another does.
+      worker_replicas: number of workers, the chief included.
+      ps_tasks: number of parameter servers.
+      worker_job_name: job and task, such as `worker/task:0`.
+      is_chief: whether this process initialises and saves.
+      server: tf.train.Server of this process, kept here since it ends when nothing refers to it; None if the
+        caller keeps it.
     """
 
     master: str = ""
@@ -54,11 +57,11 @@ class Place(NamedTuple):
 
 
 def make_scaffold(saver, init_fn: Optional[Callable]):
-    """What a session needs of the default graph, once its last op is there: tf.train.Scaffold.
+    """Makes the tf.train.Scaffold of the default graph. Call it after the last op was added.
 
     Args:
       saver: tf.train.Saver of all variables.
-      init_fn: restores a fine-tune checkpoint; None when there is none.
+      init_fn: restores a fine-tune checkpoint; None if there is none.
     """
     local_init = tf.group(
         tf.local_variables_initializer(), tf.tables_initializer(), name="local_and_table_initializers"
@@ -77,16 +80,17 @@ def open_session(
     summary_secs: int,
     signals: StopSignals,
 ):
-    """A MonitoredSession on the default graph, a context manager.
+    """Returns a MonitoredSession on the default graph, a context manager.
 
     Args:
-      place: of this process.
-      scaffold: tf.train.Scaffold; the chief's is restored from train_dir or initialised.
-      train_dir: of the chief.
-      hooks: run before those that save.
+      place: the place of this process in the cluster.
+      scaffold: tf.train.Scaffold; the chief restores it from train_dir or initialises it.
+      train_dir: folder for the chief's checkpoints and events.
+      hooks: hooks to run before those that save.
       save_secs: seconds between checkpoints.
       summary_secs: seconds between summaries.
-      signals: a training that one of these ends will be back, so that others are not told of an end.
+      signals: if one of these ends the process, it is expected to return, and the parameter servers are not
+        told that it has ended.
     """
     hooks = list(hooks)
     if place.is_chief:
@@ -95,14 +99,17 @@ def open_session(
             tf.train.SummarySaverHook(save_secs=summary_secs, output_dir=train_dir, scaffold=scaffold)
         )
     if place.ps_tasks:
-        hooks.append(_TellServersHook(place, signals))  # last: the servers may be gone after it
+        hooks.append(_TellServersHook(place, signals))  # last, as the servers may be gone afterwards
     return tf.train.MonitoredSession(
         _SessionCreator(place, scaffold, train_dir), hooks, stop_grace_period_secs=_STOP_GRACE_SECS
     )
 
 
 class _SessionCreator(tf.train.SessionCreator):
-    """Called again when a parameter server was lost: the chief then restores its newest checkpoint."""
+    """Creates the session, also again after a parameter server was lost.
+
+    The chief then restores its newest checkpoint.
+    """
 
     def __init__(self, place: Place, scaffold, train_dir: str) -> None:
         self._place = place
@@ -110,7 +117,7 @@ class _SessionCreator(tf.train.SessionCreator):
         self._train_dir = train_dir
 
     def create_session(self):
-        """Restores or initialises (the chief), or waits until that has been done."""
+        """Restores or initialises the variables in the chief; waits for that in other workers."""
         scaffold, place = self._scaffold, self._place
         scaffold.finalize()
         manager = tf.train.SessionManager(
@@ -122,7 +129,7 @@ class _SessionCreator(tf.train.SessionCreator):
         )
         config = _session_config(place)
         if place.ps_tasks:
-            # (TensorFlow's own notes of it are in the log that od_qat silences.)
+            # TensorFlow says what it waits for in its log, which od_qat silences.
             told = threading.Timer(_PATIENCE_SECS, _say_what_is_waited_for, [place])
             told.daemon = True
             told.start()
@@ -143,8 +150,8 @@ class _SessionCreator(tf.train.SessionCreator):
         scaffold, place = self._scaffold, self._place
         if not place.is_chief:
             return manager.wait_for_session(place.master, config=config, max_wait_secs=_LONGEST_WAIT_SECS)
-        # By the folder where its list names it, so that the saver knows the older ones too; in a folder that
-        # was moved, by its own path.
+        # The session restores by folder, so that the saver also knows the older checkpoints. If the folder
+        # was moved, its list has wrong paths, and the session restores by the path of the checkpoint.
         newest = checkpoints.newest(self._train_dir)
         moved = newest and newest != tf.train.get_checkpoint_state(self._train_dir).model_checkpoint_path
         return manager.prepare_session(
@@ -170,22 +177,22 @@ def _say_what_is_waited_for(place: Place) -> None:
 
 
 def _session_config(place: Place):
-    """A worker needs the parameter servers and itself, no other worker."""
+    """Makes the config; a worker uses only the parameter servers and itself, no other worker."""
     filters = ["/job:ps", "/job:" + place.worker_job_name] if place.ps_tasks else []
     return tf.ConfigProto(allow_soft_placement=True, device_filters=filters)
 
 
 class SynchronousChiefHook(tf.train.SessionRunHook):
-    """Applies the workers' gradients, in a thread of its own, and lets the workers end with the chief.
+    """Applies the workers' gradients in a thread of its own, and lets the workers end with the chief.
 
-    TensorFlow's own thread waits for gradients that nobody sends any more: it holds up the end, and then says
-    'Coordinator stopped with threads still running'. And workers wait for ever for the token of a step that
-    nobody will make.
+    At the end of a training, TensorFlow's own thread waits for gradients that nobody sends. It delays the end
+    and prints 'Coordinator stopped with threads still running'. The workers would wait for ever for the token
+    of a step that nobody makes.
 
     Args:
-      optimizer: tf.train.SyncReplicasOptimizer, once its gradients have been applied.
-      worker_replicas: workers, the chief included.
-      signals: a chief that one of these ends will be back, and workers wait for it.
+      optimizer: tf.train.SyncReplicasOptimizer, after its apply_gradients was called.
+      worker_replicas: number of workers, the chief included.
+      signals: if one of these ends the chief, it is expected to return, and the workers wait for it.
     """
 
     def __init__(self, optimizer, worker_replicas: int, signals: StopSignals) -> None:
@@ -194,10 +201,10 @@ class SynchronousChiefHook(tf.train.SessionRunHook):
         self._tokens = 2 * worker_replicas
 
     def begin(self) -> None:
-        """Builds the op, and takes the thread's place."""
+        """Builds the op that releases workers, and replaces TensorFlow's thread."""
         self._runner = self._optimizer.get_chief_queue_runner()
-        self._runner.create_threads = self._create_threads  # (the optimizer's hook calls it)
-        # (No public name; the same in TensorFlow 1.15 and 2.21.)
+        self._runner.create_threads = self._create_threads  # the optimizer's hook calls it
+        # It has no public name, but the same one in TensorFlow 1.15 and 2.21.
         queue = self._optimizer._sync_token_queue
         step = tf.cast(tf.train.get_global_step(), queue.dtypes[0])
         with tf.device(queue.queue_ref.device):
@@ -215,10 +222,13 @@ class SynchronousChiefHook(tf.train.SessionRunHook):
                     coord.request_stop(error)
 
         threading.Thread(target=apply_gradients, name="synchronous_chief", daemon=True).start()
-        return []  # the coordinator has nothing to wait for: the session's end is the thread's
+        return []  # the coordinator need not wait, as the thread ends with the session
 
     def end(self, session) -> None:
-        """One token lets a worker finish its step and see that training has ended."""
+        """Adds tokens, so that workers finish their step and see that training has ended.
+
+        It adds none if a signal ends the chief.
+        """
         if self._signals.received is None:
             session.run(self._release)
 
@@ -235,13 +245,16 @@ class _TellServersHook(tf.train.SessionRunHook):
         self._tell = _tell_ops(self._place)
 
     def end(self, session) -> None:
-        """Not of a process that a signal ends, that is killed or fails: it will be back."""
+        """Tells the servers, unless a signal ends the process, which is then expected to return.
+
+        (If the process fails, TensorFlow does not call this.)
+        """
         if self._signals.received is None:
             session.run(self._tell)
 
 
 def tell_servers(place: Place) -> None:
-    """For a process that finds training ended already: without its word the servers would wait for ever."""
+    """Tells the parameter servers that this process found the training ended, so that they do not wait."""
 
     def tell() -> None:
         with tf.Graph().as_default():
@@ -249,7 +262,7 @@ def tell_servers(place: Place) -> None:
             with tf.Session(place.master, config=_session_config(place)) as session:
                 session.run(said)
 
-    # (Connecting to a server that is gone never returns.)
+    # It runs in a thread, as a connection to a server that is gone never returns.
     thread = threading.Thread(target=tell, name="tell_servers", daemon=True)
     thread.start()
     thread.join(_TELL_SECS)
@@ -260,20 +273,22 @@ def _tell_ops(place: Place) -> List:
 
 
 def _ended(task: int, chief: bool):
-    """A queue on a parameter server whose size says how many have ended. Nothing is taken out: a dequeue that
-    is given up in the very moment when something arrives may lose it."""
+    """Returns a queue on a parameter server whose size is the number of processes that have ended.
+
+    Nothing is taken out, as a dequeue that is cancelled while an element arrives may lose it.
+    """
     with tf.device("/job:ps/task:{}/device:CPU:0".format(task)):
         name = "od_qat_chief_ended" if chief else "od_qat_workers_ended"
         return tf.FIFOQueue(-1, tf.bool, shapes=[[]], shared_name=name)
 
 
 def serve(server, task: int, worker_replicas: int) -> None:
-    """A parameter server: runs until all workers have ended, or the chief has and the last steps' time is up.
+    """Runs a parameter server until all workers have ended, or five minutes after the chief has.
 
     Args:
       server: tf.train.Server of this process.
       task: index among the parameter servers.
-      worker_replicas: workers, the chief included.
+      worker_replicas: number of workers, the chief included.
     """
     ended, until = 0, None
     with tf.Graph().as_default():

@@ -86,12 +86,12 @@ def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: s
     """Describes the model variables that a fine-tune checkpoint does not fill; empty if it fills all.
 
     Raises:
-      ConfigError: if quantised heads would start fresh by mistake. That is so if the checkpoint has the heads
+      ConfigError: if quantized heads would start fresh by mistake. That is so if the checkpoint has the heads
         in the right shapes and load_all_detection_checkpoint_vars is absent, which means false. If some heads
         have another shape, for another number of classes, fresh heads are wanted.
     """
     field = "load_all_detection_checkpoint_vars"
-    # (Who writes false means it; who leaves the field out has mostly forgotten it.)
+    # A user who writes false means it, but most who leave the field out forgot it.
     silent = not train_config.HasField(field)
     if quantised and silent and fresh.fitting and not fresh.other_shapes:
         raise ConfigError(
@@ -100,8 +100,8 @@ def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: s
             found="not set, so {} restores the backbone alone and leaves out {} variables: {}".format(
                 prefix, len(fresh.fitting), checkpoints.by_scope(fresh.fitting)
             ),
-            fix="--override train_config.{0}=true (in the config, {0}: true) restores them, and false, said "
-            "so, trains them anew".format(field),
+            fix="restore them with --override train_config.{0}=true (in the config, {0}: true), or set it to "
+            "false to train them anew".format(field),
         )
     if not fresh.names:
         return ""
