@@ -1,6 +1,6 @@
 """Quantization-aware training for the detectors of the TensorFlow Object Detection API.
 
-Importing this package is light: TensorFlow is imported by the first use of one of the names below.
+Importing this package does not import TensorFlow; the first use of one of these names does:
 
     create_training_graph, create_eval_graph, experimental_create_training_graph,
     experimental_create_eval_graph    put the fake quants into a graph, as tf.contrib.quantize did

@@ -220,7 +220,7 @@ def export_tflite(
 ) -> str:
     """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
 
-    Standard error says which score threshold it has, and what that leaves out.
+    A line on stderr says which score threshold it has, and what that leaves out.
 
     Args:
       pipeline_config_path: the config that the checkpoint was trained with.
@@ -243,7 +243,7 @@ def export_tflite(
 
     Raises:
       ConfigError: before anything is built, for types or numbers that are not supported.
-      CheckpointError, ExportError: nothing is written then.
+      CheckpointError, ExportError: if the checkpoint does not fit or a check fails; nothing is written then.
     """
     from od_qat.export import ssd_tflite
 
@@ -258,7 +258,7 @@ def export_tflite(
         config.ClearField("graph_rewriter")
     elif not config.HasField("graph_rewriter"):
         raise ConfigError(
-            "the config has no graph_rewriter block, so its model is not quantised",
+            "the config has no graph_rewriter block, so its model is not quantized",
             where=pipeline_config_path,
             fix="export with the QAT config that it was trained with, or pass --ptq",
         )

@@ -1,11 +1,11 @@
-"""The only file that knows TensorFlow versions.
+"""The only file that depends on the version of TensorFlow.
 
-Everything else does ``from od_qat.compat import tf`` and gets ``tensorflow.compat.v1``. Code that builds
-OD API models calls :func:`enable_tf1_behaviour` first, which must happen before the OD API or tf-slim is
-imported: the OD API decides at import time which of its halves (TF 1 or TF 2) it registers.
+All other modules use ``from od_qat.compat import tf``, which is ``tensorflow.compat.v1``. Code that builds
+models of the OD API calls :func:`enable_tf1_behaviour` before it imports the OD API or tf-slim, as the OD API
+decides at import time which of its halves (TF 1 or TF 2) it registers.
 
-What each entry is for was found by running the TF 1 half of the OD API (tf-object-detection-api 0.1) and
-tf-slim 1.1.0 on TensorFlow 2.21 and 2.15.
+Each entry is needed by the TF 1 half of the OD API (tf-object-detection-api 0.1) or by tf-slim 1.1.0 on
+TensorFlow 2.21 or 2.15.
 """
 
 import importlib
@@ -22,26 +22,27 @@ from od_qat.quiet import native_stderr_silenced
 
 
 def _tf_keras_is_keras_2() -> bool:
-    """Whether tf.keras is the Keras 2 of the package keras (TF 2.15), so that there need be no tf-keras."""
+    """Whether tf.keras is the Keras 2 of the package keras (TF 2.15), so that tf-keras is not needed."""
     if importlib.util.find_spec("tf_keras") is not None:
         return False
     try:
         from importlib import metadata
 
         return metadata.version("keras").startswith("2.")
-    except ImportError:  # no keras, or Python 3.7, whose TensorFlow reads nothing of it
+    except ImportError:  # no keras, or Python 3.7, whose TensorFlow does not use it
         return False
 
 
-# Both must be set before TensorFlow is imported. Keras 3 has no `layers.experimental`, which the OD API
-# reads at import time; the second quiets the C++ start-up banner, which is no help to a user.
+# Both must be set before TensorFlow is imported. The first is for the OD API, which reads
+# `layers.experimental` at import time, and Keras 3 does not have that. The second hides the log of the C++
+# start-up, which does not help a user.
 if not _tf_keras_is_keras_2():
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# tf_keras and TF 1.15 on numpy print a page of FutureWarnings each.
+# tf_keras prints a page of FutureWarnings, and so does TF 1.15 about numpy.
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
-# tf-slim's batch norm calls Keras layers' `apply`, once a layer.
+# tf-slim's batch norm calls `apply` of a Keras layer, which warns once for each layer.
 warnings.filterwarnings("ignore", message=".*layer.apply. is deprecated.*")
 
 
@@ -50,18 +51,18 @@ with native_stderr_silenced():
     import tensorflow.compat.v1 as tf  # noqa: F401  (re-exported)
 
     if hasattr(_tensorflow.config, "list_physical_devices"):
-        # The look for devices logs at first use, so provoke it here. (TF 1.15 has no such function.)
+        # The first search for devices logs, so it is made here. (TF 1.15 has no such function.)
         _tensorflow.config.list_physical_devices()
 
 TF_VERSION = tuple(int(part) for part in _tensorflow.__version__.split(".")[:2])
 IS_TF1 = TF_VERSION < (2, 0)
-# What the converter makes of fake quants. (TF 1.15's has int8 for post-training quantization only: of trained
-# ranges it makes a model that no interpreter takes.)
+# The types that the converter can make of fake quants. TF 1.15's has int8 for post-training quantization
+# only; with trained ranges, its int8 model runs in no interpreter.
 FAKE_QUANT_TYPES = ("uint8",) if IS_TF1 else ("int8", "uint8")
 
 
 def quiet_logging() -> None:
-    """Keeps TensorFlow's Python log to warnings, without its deprecation notes."""
+    """Limits TensorFlow's Python log to errors, without deprecation notes."""
     tf.logging.set_verbosity(tf.logging.ERROR)
     try:
         from tensorflow.python.util import deprecation
@@ -72,12 +73,12 @@ def quiet_logging() -> None:
 
 
 def op_def(name: str):
-    """What this TensorFlow's registry says of an op, an OpDef; None of one that it does not know."""
+    """Returns the OpDef of an op in this TensorFlow's registry; None if it is not there."""
     from tensorflow.python.framework import op_def_registry
 
     if hasattr(op_def_registry, "get"):
         return op_def_registry.get(name)
-    try:  # TF 1.15, whose registry in Python lacks ops that have no function there
+    try:  # TF 1.15, whose registry in Python lacks ops without a Python function
         return tf.Graph()._get_op_def(name)
     except tf.errors.NotFoundError:
         return None
@@ -87,13 +88,13 @@ _tf1_behaviour_enabled = False
 
 
 def enable_tf1_behaviour() -> None:
-    """Graph mode, reference variables and v1 control flow, plus the names tf-slim expects.
+    """Switches to graph mode, reference variables and v1 control flow, and adds names that tf-slim needs.
 
-    On TF 1.15 this is nearly nothing. On TF 2 it must run before the OD API is imported
-    (``tf2.enabled()`` is what the OD API asks) and before any eager op runs. It may be called again.
+    On TF 1.15 this only limits the log. On TF 2 it must run before any eager op, and before the OD API is
+    imported, which asks ``tf2.enabled()``. It may be called again.
 
     Raises:
-      RuntimeError: from TensorFlow, when eager ops have run already.
+      RuntimeError: from TensorFlow, if eager ops have run already.
     """
     global _tf1_behaviour_enabled
     if _tf1_behaviour_enabled:
@@ -107,9 +108,9 @@ def enable_tf1_behaviour() -> None:
 
 
 def _restore_names_for_tf_slim() -> None:
-    """Gives back the names that tf-slim 1.1.0 looks up on TensorFlow's internal modules.
+    """Restores names that tf-slim 1.1.0 looks up in TensorFlow's internal modules.
 
-    They moved inside TensorFlow between 2.9 and 2.13; only names that are missing are set.
+    They moved within TensorFlow between 2.9 and 2.13. Only missing names are set.
     """
     from tensorflow.python.framework import indexed_slices, ops, tensor
     from tensorflow.python.ops import (
@@ -142,9 +143,9 @@ def _restore_names_for_tf_slim() -> None:
 
 
 def _restore_legacy_layers() -> None:
-    """Batch norm of tf-slim, which TensorFlow looks for in `tf_keras.legacy_tf_layers`.
+    """Restores tf-slim's batch norm, which TensorFlow looks for in `tf_keras.legacy_tf_layers`.
 
-    tf-keras keeps it in `src`, and so does Keras 2, which is enough on TF 2.15.
+    tf-keras has it in `src`. So does Keras 2, which is enough on TF 2.15.
     """
     from tensorflow.python.layers import normalization as layers
 
@@ -154,13 +155,14 @@ def _restore_legacy_layers() -> None:
         try:
             from keras.src.legacy_tf_layers import normalization
         except ImportError:
-            return  # TensorFlow says what is missing when a model asks for it, od-qat doctor before that
+            return  # od-qat doctor says what is missing, and TensorFlow does if a model needs it
     layers.normalization = normalization
 
 
 _ESTIMATOR = "tensorflow.compat.v1.estimator"
-# Where the stand-alone package has what the OD API and scripts around it ask of `tf.estimator`. Its own
-# `__init__` imports the TPU half too, which needs modules that TensorFlow no longer has.
+# Modules of the package tensorflow-estimator, and the names in `tf.estimator` that the OD API and scripts
+# around it use. The `__init__` of the package imports the TPU half too, which needs modules that TensorFlow
+# 2.16 and later do not have.
 _ESTIMATOR_NAMES = {
     "estimator": ("Estimator", "VocabInfo", "WarmStartSettings"),
     "exporter": ("BestExporter", "Exporter", "FinalExporter", "LatestExporter"),
@@ -172,10 +174,10 @@ _ESTIMATOR_NAMES = {
 
 
 class _EstimatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Makes `from tensorflow.compat.v1 import estimator` work, which left TensorFlow in 2.16.
+    """Makes `from tensorflow.compat.v1 import estimator` work, which TensorFlow removed in 2.16.
 
-    Nothing is imported before somebody asks. tensorflow-estimator 2.15.0 is the last there is; it runs on
-    TensorFlow 2.21 with the two stand-ins of `exec_module`.
+    It imports nothing before that. tensorflow-estimator 2.15.0 is the last version. It runs on TensorFlow
+    2.21 with the two replacements in `exec_module`.
     """
 
     def find_spec(self, fullname, path=None, target=None):
@@ -203,7 +205,7 @@ class _EstimatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 attributes["estimator"] = tf_export._Attributes("_estimator_names", "_estimator_constants")
         name = "tensorflow.python.distribute.estimator_training"
         if importlib.util.find_spec(name) is None:
-            # Strategies of tf.distribute with an Estimator, which the OD API does not use.
+            # It is for strategies of tf.distribute with an Estimator, which the OD API does not use.
             distribute.estimator_training = types.ModuleType(name)
             distribute.estimator_training.should_run_distribute_coordinator = lambda config: False
             sys.modules[name] = distribute.estimator_training
@@ -220,6 +222,6 @@ class _EstimatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _restore_estimator() -> None:
-    """See `_EstimatorFinder`; TensorFlow versions that have `tf.estimator` keep theirs."""
+    """Adds `_EstimatorFinder` if this TensorFlow has no `tf.estimator` of its own."""
     if not hasattr(tf, "estimator") and not any(isinstance(f, _EstimatorFinder) for f in sys.meta_path):
         sys.meta_path.insert(0, _EstimatorFinder())

@@ -1,4 +1,4 @@
-"""What a user can ask of quantization-aware training, validated once."""
+"""The options of quantization-aware training, which are validated when they are made."""
 
 import dataclasses
 import numbers
@@ -9,24 +9,24 @@ import regex
 from od_qat.errors import ConfigError, quoted
 
 PLACEMENTS = ("full", "contrib")
-# Of a value that is refused, this many characters are shown.
+# An error shows this many characters of a wrong value.
 _SHOWN = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRule:
-    """What holds for some layers instead of QatConfig's own settings; None leaves a setting as it is.
+    """Settings of some layers that replace those of QatConfig; None leaves a setting unchanged.
 
     Attributes:
-      scope: regular expression of a whole name scope (as `re.fullmatch`); the rule holds for all below. A
-        fake quant's full name is a scope too: `.*/expanded_conv_3` means its layers, adds and activations,
-        `.*/expanded_conv_3/project` one layer, `.*/act_quant` the activations of all layers.
-      quantize: False keeps the layer float, its batch norm as it is; True takes it back from an earlier rule.
+      scope: regular expression of a whole name scope (as `re.fullmatch`); the rule applies to everything
+        below it. A fake quant's full name is a scope too: `.*/expanded_conv_3` means its layers, adds and
+        activations, `.*/expanded_conv_3/project` one layer, `.*/act_quant` the activations of all layers.
+      quantize: False keeps the layer float and its batch norm unchanged; True overrides an earlier False.
       weight_bits, activation_bits: width of the fake quants, 2 to 8.
-      per_channel: weights of convolutions with a range for each output channel.
+      per_channel: whether the weights of convolutions get a range for each output channel.
 
     Raises:
-      ConfigError: naming the rule and the field.
+      ConfigError: if a field is not valid; the message names rule and field.
     """
 
     scope: str
@@ -81,7 +81,7 @@ def _require_bits(value: Any, where: str) -> None:
 
 def _require_steps(value: Any, where: str) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not 0 <= value < 2**63:  # (an int64 of the graph)
+    if not whole or not 0 <= value < 2**63:  # it becomes an int64 in the graph
         raise ConfigError(
             "not a number of steps",
             where=where,
@@ -101,18 +101,19 @@ class QatConfig:
 
     Attributes:
       weight_bits, activation_bits: width of the fake quants, 2 to 8.
-      symmetric: activation ranges symmetric around zero, and weights' with them.
-      quant_delay: optimiser steps before quantization is simulated; ranges are tracked from the first.
-      freeze_bn_delay: optimiser steps before batch norm uses its moving statistics; None for never.
-      placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantises.
-      scope: only ops below this name scope; None for all.
-      ema_decay: decay of the activation ranges' moving average.
-      per_channel: weights of convolutions with a range for each output channel, for int8. MatMul stays per
-        tensor: TensorFlow's converter takes nothing else.
-      rules: settings of some layers; of several that match, the later wins, field by field.
+      symmetric: whether the ranges of activations and weights are symmetric around zero.
+      quant_delay: the optimizer step, counted from 1, from which quantization is simulated; 0 and 1 both mean
+        from the first. Ranges are tracked from the first step in any case.
+      freeze_bn_delay: the optimizer step from which batch norms use their moving statistics; None for never.
+      placement: 'full', or 'contrib' for exactly the tensors that tf.contrib.quantize quantizes.
+      scope: rewrite only the ops below this name scope; None for all.
+      ema_decay: decay of the moving average of activation ranges.
+      per_channel: whether the weights of convolutions get a range for each output channel, for int8. MatMul
+        always has one range, as TensorFlow's converter takes nothing else.
+      rules: settings of some layers; if several rules match, the later wins, field by field.
 
     Raises:
-      ConfigError: naming the field.
+      ConfigError: if a field is not valid; the message names it.
     """
 
     weight_bits: int = 8
@@ -160,10 +161,10 @@ class QatConfig:
                 "decay out of range", where="ema_decay", found=repr(self.ema_decay)[:_SHOWN], allowed="(0, 1)"
             )
         try:
-            object.__setattr__(self, "rules", tuple(self.rules))  # (a list is as good)
+            object.__setattr__(self, "rules", tuple(self.rules))  # a list is fine too
         except TypeError as error:
             raise ConfigError(
-                "no list of rules",
+                "not a list of rules",
                 where="rules",
                 found=repr(self.rules)[:_SHOWN],
                 allowed="LayerRules, or ()",
@@ -174,14 +175,14 @@ class QatConfig:
         asked = [rule for rule in self.rules if rule.per_channel]
         if (self.per_channel or asked) and not self.symmetric_weights:
             raise ConfigError(
-                "per-channel weights have symmetric ranges, as int8 needs them; contrib's are not",
+                "per-channel weights need symmetric ranges, as int8 does; contrib's are not symmetric",
                 where="per_channel" if self.per_channel else "{}, per_channel".format(asked[0]),
                 found="placement 'contrib'",
                 fix="use placement 'full', or symmetric ranges",
             )
 
     def for_evaluation(self) -> "QatConfig":
-        """The same without what holds in training only: the delays, and how ranges are averaged."""
+        """Returns the options without those for training only, the delays and ema_decay."""
         return dataclasses.replace(
             self,
             quant_delay=QatConfig.quant_delay,
@@ -193,7 +194,7 @@ class QatConfig:
     def symmetric_weights(self) -> bool:
         """Whether weight ranges are symmetric around zero.
 
-        TFLite's int8 kernels take weights with zero point 0 only; contrib's ranges, each end by itself, fit
-        its uint8 kernels only.
+        TFLite's int8 kernels need weights with zero point 0. contrib's ranges, whose ends are independent,
+        fit only the uint8 kernels.
         """
         return self.symmetric or self.placement == "full"

@@ -1,26 +1,26 @@
-"""The one exception type that od_qat raises for anything a user can put right.
+"""The exceptions that od_qat raises for everything that a user can put right.
 
-A message always has the same shape, so that it fits on one line of a terminal and can be acted on::
+All are OdQatErrors. Their messages always have the same form, in one line::
 
-    what happened: where (file or node), found ..., allowed ...; fix
+    what happened: at where (file or node), found ..., allowed: .... Fix: ...
 """
 
 import re
 from typing import Optional
 
-# Lines of TensorFlow's messages that say nothing, and the last before the one that does.
+# Lines of TensorFlow's messages without information, and the start of the last line before the cause.
 _BOILERPLATE = re.compile(r"(Graph execution error|Detected at node|\d+ root error|Traceback|File \").*")
 _LAST_BEFORE = "Node: "
 
 
 class OdQatError(Exception):
-    """What went wrong, where, what was found, what is allowed and what to do next.
+    """Says what went wrong, where, what was found, what is allowed and what to do next.
 
     Args:
-      what: one clause saying what went wrong.
-      where: the file, node or config field concerned.
-      found: what was there.
-      allowed: what would have been accepted.
+      what: what went wrong, in one clause.
+      where: the file, node or config field.
+      found: what was found there.
+      allowed: what would be accepted.
       fix: what to do next, as an imperative.
     """
 
@@ -41,7 +41,7 @@ class OdQatError(Exception):
         super(OdQatError, self).__init__(text + ". Fix: " + fix if fix else text)
 
     def without_fix(self) -> str:
-        """The message without what to do next."""
+        """Returns the message without what to do next."""
         details = []
         if self.where:
             details.append("at {}".format(self.where))
@@ -53,13 +53,13 @@ class OdQatError(Exception):
 
 
 def quoted(text: object, limit: int = 300) -> str:
-    """What a library or a file says, as a part of a message: one line, printable, cut where it is long."""
+    """Makes the text of a library or file fit into a message: one printable line, cut at `limit`."""
     line = "".join(one if one.isprintable() else "?" for one in " ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 4] + " ..."
 
 
 def first_line(error: Exception) -> str:
-    """The first line that says something of what an exception says, as `quoted`; its type where none does."""
+    """Returns the first line of an exception's text that has information, or else the exception's type."""
     lines = str(error).splitlines()
     for number, line in enumerate(lines[:-1]):
         if line.startswith(_LAST_BEFORE):
@@ -80,9 +80,9 @@ class DataError(OdQatError):
 
 
 class RewriteError(OdQatError, ValueError):
-    """The graph cannot be rewritten; it has not been touched.
+    """The graph cannot be rewritten, and is unchanged.
 
-    A ValueError too: tf.contrib.quantize raised that, and its callers may catch it.
+    It is a ValueError too, as tf.contrib.quantize raised that, and its callers may catch it.
     """
 
 
@@ -91,7 +91,7 @@ class CheckpointError(OdQatError):
 
 
 class ExportError(OdQatError):
-    """A frozen graph or .tflite that cannot be written or is not what it should be."""
+    """A frozen graph or .tflite that cannot be written, or fails a check."""
 
 
 class EnvironmentProblem(OdQatError):
@@ -99,4 +99,4 @@ class EnvironmentProblem(OdQatError):
 
 
 class MissingPackage(EnvironmentProblem, ImportError):
-    """The same, raised by an import: code that can do without the package catches ImportError."""
+    """The same, raised by an import. Code that can do without the package catches it as an ImportError."""

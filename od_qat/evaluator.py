@@ -1,4 +1,4 @@
-"""Drop-in for `object_detection/legacy/evaluator.py`, which also freezes what it scored.
+"""Drop-in for `object_detection/legacy/evaluator.py`, which also freezes the model that it scored.
 
 It differs from upstream's (tf-object-detection-api 0.1) in three ways. Every variable must be in the
 checkpoint. The metrics are also written as JSON. After each checkpoint, eval_dir has `frozen_eval_graph.pb`,
@@ -22,7 +22,7 @@ from od_qat.quiet import event_writer_silenced
 
 FROZEN_NAME = "frozen_eval_graph.pb"
 
-# After this many seconds, the list in the folder has the first checkpoint, whose files are there already.
+# The files of the first checkpoint appear before the folder's list names it, by less than these seconds.
 _BETWEEN_FILES = 5
 
 
@@ -137,7 +137,7 @@ def _first_checkpoint(folder: str, eval_config) -> str:
 
 
 def _in_short(metrics: Dict[str, float]) -> str:
-    """The first metrics of the metrics_set, beginning with mAP."""
+    """Returns the first metrics of the metrics_set as text, beginning with mAP."""
     names = sorted((name for name in metrics if not name.startswith("Losses/")), key=_by_interest)
     return ", ".join("{} {:.4f}".format(name.rpartition("/")[2], metrics[name]) for name in names[:2])
 
@@ -160,7 +160,7 @@ def _require_ground_truth(metrics: Dict[str, float], images: int) -> None:
 
 
 class _Run(object):
-    """One graph, evaluated for any number of checkpoints."""
+    """An evaluation graph, and its runs on any number of checkpoints."""
 
     def __init__(
         self, tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir
@@ -178,7 +178,8 @@ class _Run(object):
         """Restores a checkpoint, runs num_examples images; writes, prints and returns the metrics.
 
         Raises:
-          OdQatError: also when its images or metrics cannot be written.
+          OdQatError: if the checkpoint does not fit, if an image cannot be read or no image has an object, or
+            if pictures or metrics cannot be written.
         """
         try:
             with event_writer_silenced():

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever left behind."""
+"""Reads files, and writes them so that a half-written file never remains."""
 
 import errno
 import json
@@ -21,15 +21,15 @@ _KINDS = {
 
 
 def read(path: str) -> bytes:
-    """A file's bytes; with a scheme (`gs://`, `hdfs://`, ...) as TensorFlow reads it.
+    """Returns a file's bytes. TensorFlow reads paths with a scheme (`gs://`, `hdfs://`, ...).
 
     Raises:
-      OSError: when it cannot be read.
+      OSError: if it cannot be read.
     """
     if "://" not in path:
         with open(path, "rb") as stream:
             return stream.read()
-    # (Not od_qat.compat's, which turns eager execution off: upstream's TF 2 commands read configs here too.)
+    # It is not od_qat.compat's tf, which is for TF 1 code, as upstream's TF 2 commands read configs here too.
     import tensorflow as tf
 
     try:
@@ -40,19 +40,19 @@ def read(path: str) -> bytes:
 
 
 def read_regular(path: str, limit: Optional[int] = None) -> bytes:
-    """The bytes of a file on disk: not of a FIFO or a device, which may never end.
+    """Returns the bytes of a regular file. It does not read FIFOs or devices, which may never end.
 
     Args:
-      path: of the file.
-      limit: the most bytes that it may have.
+      path: path of the file.
+      limit: the largest number of bytes that it may have.
 
     Raises:
-      OSError: when it cannot be read; its strerror says why, also for a path that no file can have.
+      OSError: if it cannot be read; its strerror says why, also for a path that no file can have.
     """
     try:
         kind = os.stat(path).st_mode
         if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, _KINDS.get(stat.S_IFMT(kind), "no regular file"), path)
+            raise OSError(errno.EINVAL, _KINDS.get(stat.S_IFMT(kind), "not a regular file"), path)
         with open(path, "rb") as stream:
             data = stream.read() if limit is None else stream.read(limit + 1)
     except ValueError as error:  # a NUL, or a character that the file system cannot encode
@@ -63,10 +63,10 @@ def read_regular(path: str, limit: Optional[int] = None) -> bytes:
 
 
 def write_atomically(path: str, content: Union[bytes, str]) -> None:
-    """Writes beside `path`, then renames; with a scheme as TensorFlow does.
+    """Writes a file under a temporary name and renames it. TensorFlow writes paths with a scheme.
 
     Raises:
-      OdQatError: naming the file, when the disk is full or the folder cannot be written.
+      OdQatError: if the disk is full or the folder cannot be written; the message names the file.
     """
     write_together({path: content})
 
@@ -75,7 +75,7 @@ def write_together(contents: Mapping[str, Union[bytes, str]]) -> None:
     """Writes files that belong together: none is renamed before all are written.
 
     Args:
-      contents: by path.
+      contents: path -> content.
 
     Raises:
       OdQatError: see write_atomically.
@@ -94,14 +94,13 @@ def write_together(contents: Mapping[str, Union[bytes, str]]) -> None:
 
 
 def replace_together(contents: Mapping[str, bytes], prefix: str) -> None:
-    """Gives files on disk new contents: all of them, or none. What was renamed before a failure is put back.
+    """Replaces the contents of all files on disk, or of none: if one fails, the others are restored.
 
-    Files that are there keep their mode.
+    Files that exist keep their mode.
 
     Args:
-      contents: by path.
-      prefix: how the names begin of what is written beside the files, so that the rest of a process that was
-        killed can be found.
+      contents: path -> content.
+      prefix: start of the temporary files' names, with which those of a killed process can be found.
 
     Raises:
       OdQatError: see write_atomically.
@@ -129,12 +128,12 @@ def replace_together(contents: Mapping[str, bytes], prefix: str) -> None:
 
 
 def make_aside(path: str, prefix: Optional[str] = None, size: Optional[int] = None) -> str:
-    """An empty file beside the one that a path names, private until `put_in_place` renames it.
+    """Makes an empty temporary file beside a path, private until `put_in_place` renames it; returns its path.
 
     Args:
-      path: of the file to be.
-      prefix: how its name begins; default is a dot and the file's name.
-      size: bytes that it will have, where that is known; for the message.
+      path: path of the final file.
+      prefix: start of the temporary name; by default a dot and the file's name.
+      size: number of bytes that it will have, if known; for the message.
 
     Raises:
       OdQatError: see write_atomically.
@@ -150,7 +149,7 @@ def make_aside(path: str, prefix: Optional[str] = None, size: Optional[int] = No
 
 
 def put_in_place(aside: str, path: str) -> None:
-    """Renames what make_aside made, and makes it as public as the user's umask says.
+    """Renames a file of make_aside, and gives it the mode of the user's umask.
 
     Raises:
       OdQatError: see write_atomically.
@@ -225,12 +224,12 @@ def _remove(temporary: str) -> None:
 
 
 def cannot_write(path: str, error: Exception, size: Optional[int] = None) -> OdQatError:
-    """What is said of a file or folder that cannot be written, by what the system says.
+    """Makes the error for a file or folder that cannot be written, from the system's error.
 
     Args:
-      path: of the file, or of the folder that TensorFlow's writers write into.
-      error: an OSError, or an error of TensorFlow whose text has the system's.
-      size: bytes that are to be written, where that is known.
+      path: path of the file, or of the folder that TensorFlow's writers write into.
+      error: an OSError, or an error of TensorFlow whose text has that of the system.
+      size: number of bytes to write, if known.
     """
     code = _code_of(error)
     found = getattr(error, "strerror", None) or (os.strerror(code) if code else " ".join(str(error).split()))
@@ -244,9 +243,9 @@ def cannot_write(path: str, error: Exception, size: Optional[int] = None) -> OdQ
 
 
 def is_of_writing(error: Exception, folder: str) -> bool:
-    """Whether an error of TensorFlow is that a file below a folder cannot be written.
+    """Whether an error of TensorFlow means that a file below a folder cannot be written.
 
-    The kinds of its errors do not say so: a full disk is, as memory is, a resource that is exhausted.
+    The text must tell, as the type does not: a full disk and full memory are both ResourceExhaustedErrors.
     """
     return _code_of(error) in _FIXES and folder.rstrip("/") in _text_of(error)
 
@@ -272,7 +271,7 @@ def _text_of(error: Exception) -> str:
 
 
 def _code_of(error: Exception) -> Optional[int]:
-    """errno of a system's error, read from the text where TensorFlow has wrapped it; None for others."""
+    """Returns the errno of a system error, also if TensorFlow wrapped its text; None for other errors."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     text = _text_of(error)
@@ -282,7 +281,7 @@ def _code_of(error: Exception) -> Optional[int]:
 
 
 def _file_in_the_way(path: str) -> Optional[str]:
-    """The file that is where a folder above a path, or the folder itself, is to be."""
+    """Returns the file that is in the place of a folder, either the path itself or one above it; or None."""
     path = os.path.abspath(path)
     while path != os.path.dirname(path):
         if os.path.lexists(path):
@@ -297,7 +296,7 @@ def write_json(path: str, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON; numbers that are not finite, which it has not, as null."""
+    """Returns indented JSON. Numbers that are not finite, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n"
 
 

@@ -229,7 +229,7 @@ def messages(verdicts: Iterable[Tuple[str, str, Range]]) -> Dict[str, str]:
 
 
 def warn_of_checkpoint(prefix: str, quant_names: Iterable[str]) -> List[str]:
-    """Warns of ranges in a checkpoint that would quantise to nonsense, before an export uses them.
+    """Warns of ranges in a checkpoint with which an export would make a useless model.
 
     Args:
       prefix: checkpoint prefix.

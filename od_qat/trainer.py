@@ -1,9 +1,9 @@
-"""Drop-in for `object_detection/legacy/trainer.py`: the same signature, with quantization-aware training.
+"""Drop-in for `object_detection/legacy/trainer.py`, with its signature and quantization-aware training.
 
-Against upstream's (tf-object-detection-api 0.1) it restores strictly, rewrites before the gradients, resumes
-by itself, stops on the first loss that is not finite without saving it, and uses a MonitoredSession instead
-of the Supervisor. The graph is built in training/graph.py, restored by training/start.py, and run by
-training/loop.py.
+It differs from upstream's (tf-object-detection-api 0.1) in five ways. It restores strictly, rewrites before
+the gradients are built, and resumes by itself. It stops at the first loss that is not finite without saving
+it. And it uses a MonitoredSession instead of the Supervisor. training/graph.py builds the graph,
+training/start.py restores it, and training/loop.py runs it.
 """
 
 import os
@@ -21,8 +21,8 @@ from od_qat.training.signals import StopSignals, name_of
 
 REPORT_FILE = "rewrite_report.json"
 
-# How long a chief's step may take after a signal: it may wait for a parameter server that is gone.
-# (Schedulers give 30 seconds or more before they kill.)
+# How long a chief's step may take after a signal, as it may wait for a parameter server that is gone.
+# Schedulers wait for 30 seconds or more before they kill.
 _PATIENCE_IN_CLUSTER_SECS = 25
 
 
@@ -48,42 +48,43 @@ def train(
 ) -> TrainResult:
     """Trains a detection model until `train_config.num_steps`, resuming from `train_dir`.
 
-    SIGTERM and Ctrl-C end it early, with the state saved; called off the main thread it leaves signals alone.
+    SIGTERM and Ctrl-C end it early, after it has saved. Off the main thread, it does not handle signals.
 
     Args:
-      create_tensor_dict_fn: gives the tensors of one example.
-      create_model_fn: gives a DetectionModel.
+      create_tensor_dict_fn: makes the tensors of one example.
+      create_model_fn: makes a DetectionModel.
       train_config: train_pb2.TrainConfig.
-      master: target of the TensorFlow server, '' for this process.
+      master: target of the TensorFlow server; '' if there is no cluster.
       task: index of this worker.
-      num_clones: clones on this machine; batch_size is split among them.
-      worker_replicas: workers, the chief included.
-      clone_on_cpu: clones go to CPUs.
-      ps_tasks: parameter servers.
+      num_clones: number of clones on this machine; batch_size is split among them.
+      worker_replicas: number of workers, the chief included.
+      clone_on_cpu: whether the clones are put on CPUs.
+      ps_tasks: number of parameter servers.
       worker_job_name: job name of this worker.
       is_chief: whether this process initialises and saves.
-      train_dir: checkpoints and TensorBoard events.
-      graph_hook_fn: rewrites the default graph once the losses are built, before the gradients.
-      save_interval_secs: a killed run loses no more than this.
-      summary_interval_secs: between TensorBoard summaries.
-      seed: graph seed; examples then also come in the order that it gives, augmented by one thread.
-      on_start: called without arguments when everything has been checked, before the first step.
+      train_dir: folder for checkpoints and TensorBoard events.
+      graph_hook_fn: rewrites the default graph after the losses are built and before the gradients are.
+      save_interval_secs: seconds between checkpoints; a killed run loses at most this time.
+      summary_interval_secs: seconds between TensorBoard summaries.
+      seed: graph seed; the order of the examples then follows from it, and one thread augments them.
+      on_start: called without arguments after all checks, before the first step.
 
     Returns:
       TrainResult.
 
     Raises:
-      KeyboardInterrupt, SystemExit(143): when a signal has ended it and all is saved, unless a handler of the
-        caller's own stands in for these.
-      ConfigError, CheckpointError: before the first step.
-      OdQatError: when a loss is no longer finite, naming its tensor and the layer that it comes from, or a
-        quantization range is not.
+      KeyboardInterrupt, SystemExit(143): if a signal ended the training, after everything is saved, unless
+        the caller has a handler of its own.
+      ConfigError, CheckpointError: if the config or a checkpoint is not valid; before the first step.
+      OdQatError: if a loss is not finite (the message names its tensor and the layer that it comes from), if
+        a quantization range is not finite, if the records end before num_steps or an image cannot be read,
+        or if train_dir cannot be written.
     """
     from od_qat.od_api import config_checks, graph_rewriter, training
 
     config_checks.check_training(train_config)
     check_replicas(train_config, num_clones, worker_replicas)
-    # (od_qat.commands has done so, naming the config's file; other callers have not.)
+    # od_qat.commands has checked this and names the config's file; other callers have not.
     graph_rewriter.require_delay_below(
         train_config.num_steps,
         getattr(graph_hook_fn, "quant_delay", 0),
@@ -110,7 +111,7 @@ def train(
             keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
             save_relative_paths=True,
         )
-        # A worker finds everything restored by the chief; its train_dir may be another machine's.
+        # The chief restores for all workers; their train_dir may be on another machine.
         newest = checkpoints.newest(train_dir)
         init_fn = start.initializer(train_config, built.detection_model, newest) if is_chief else None
         if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
@@ -147,7 +148,7 @@ def _ended_already(newest: str, place: Place) -> TrainResult:
 
 
 def _say_what_was_rewritten(report, train_dir: str) -> None:
-    """One line, and everything in `rewrite_report.json`. (A hook of a caller's own may return nothing.)"""
+    """Prints one line, and writes the whole report. (A caller's own hook may return none.)"""
     if not hasattr(report, "as_dict"):
         return
     path = os.path.join(train_dir, REPORT_FILE)
