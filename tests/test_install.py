@@ -371,7 +371,7 @@ class TestInstallOdApi(object):
     def test_half_of_an_od_api_is_named(self, environment):
         environment.write("object_detection/__init__.py", "")
         line = one_line(environment.command("install-od-api"))
-        assert "the OD API that is here is not whole: at " + environment.packages in line
+        assert "the installed OD API is incomplete: at " + environment.packages in line
         assert "found no object_detection/protos/pipeline_pb2.py" in line
 
     def test_a_package_that_is_in_the_way_is_named(self, environment, index):
@@ -409,7 +409,7 @@ class TestInstallOdApi(object):
         done = run_python("-S", "-m", "od_qat", "install-od-api")
         assert done.status == 1 and done.output == ""
         (line,) = done.errors.splitlines()
-        assert "there is no TensorFlow, which has to come first" in line and "pip install tensorflow" in line
+        assert "TensorFlow is not installed; it has to come" in line and "pip install tensorflow" in line
 
     def test_a_tensorflow_that_no_tf_keras_is_known_for(self, monkeypatch):
         # (None is newer than the newest.)
