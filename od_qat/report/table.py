@@ -76,7 +76,7 @@ def baseline_of(rows: Sequence[Row], label: Optional[str]) -> Row:
 
 
 def cells_of(rows: Sequence[Row], label: Optional[str]) -> List[Tuple[str, ...]]:
-    """The text of the cells, a tuple for each row in the order of HEADERS; the baseline has no differences."""
+    """The cells as text, a tuple for each row in the order of HEADERS. The baseline has no differences."""
     baseline = baseline_of(rows, label)
     cells = []
     for item in rows:
