@@ -292,7 +292,7 @@ class TestInstallOdApi(object):
         done = environment.command("install-od-api", **from_folder(index[0]))
         assert (done.status, done.errors) == (0, ""), done.errors
         lines = done.output.splitlines()
-        assert lines[0].startswith("TensorFlow ") and lines[0].endswith(" is here and stays as it is")
+        assert lines[0].startswith("TensorFlow ") and lines[0].endswith(" is installed and stays as it is")
         assert lines[1].startswith("Installing contextlib2 and what")
         assert lines[2].startswith("Installing tf-object-detection-api 0.1, lvis 0.5.3")
         assert lines[3].startswith("Left out: slim's datasets")
@@ -384,7 +384,7 @@ class TestInstallOdApi(object):
     def test_an_od_api_of_the_user_s_own_stays(self, environment, tmp_path):
         done = environment.command("install-od-api", "--check", OD_API=str(tmp_path))
         assert done.status == 0
-        assert "Here already: an OD API of your own ({})".format(tmp_path) in done.output
+        assert "Installed already: an OD API of your own ({})".format(tmp_path) in done.output
         assert "tf-object-detection-api" not in done.output
         line = one_line(environment.command("install-od-api", OD_API=str(tmp_path / "none")))
         assert "no such folder: at {}".format(tmp_path / "none") in line
