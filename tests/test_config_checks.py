@@ -96,7 +96,7 @@ TRAINING = [
     ([OPTIMIZER + RATE + "manual_step_learning_rate={}"], "no schedule"),
     (
         [OPTIMIZER + RATE + "manual_step_learning_rate={schedule {step: 9} schedule {step: 9}}"],
-        r"schedule\[1\].step, found 9, allowed: a step behind the one before, 9",
+        r"schedule\[1\].step, found 9, allowed: a step after the previous one, 9",
     ),
     (
         [OPTIMIZER + RATE + "manual_step_learning_rate={schedule {step: 9 learning_rate: -1}}"],

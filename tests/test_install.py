@@ -292,7 +292,7 @@ class TestInstallOdApi(object):
         done = environment.command("install-od-api", **from_folder(index[0]))
         assert (done.status, done.errors) == (0, ""), done.errors
         lines = done.output.splitlines()
-        assert lines[0].startswith("TensorFlow ") and lines[0].endswith(" is here and stays as it is")
+        assert lines[0].startswith("TensorFlow ") and lines[0].endswith(" is installed and stays as it is")
         assert lines[1].startswith("Installing contextlib2 and what")
         assert lines[2].startswith("Installing tf-object-detection-api 0.1, lvis 0.5.3")
         assert lines[3].startswith("Left out: slim's datasets")
@@ -371,7 +371,7 @@ class TestInstallOdApi(object):
     def test_half_of_an_od_api_is_named(self, environment):
         environment.write("object_detection/__init__.py", "")
         line = one_line(environment.command("install-od-api"))
-        assert "the OD API that is here is not whole: at " + environment.packages in line
+        assert "the installed OD API is incomplete: at " + environment.packages in line
         assert "found no object_detection/protos/pipeline_pb2.py" in line
 
     def test_a_package_that_is_in_the_way_is_named(self, environment, index):
@@ -384,7 +384,7 @@ class TestInstallOdApi(object):
     def test_an_od_api_of_the_user_s_own_stays(self, environment, tmp_path):
         done = environment.command("install-od-api", "--check", OD_API=str(tmp_path))
         assert done.status == 0
-        assert "Here already: an OD API of your own ({})".format(tmp_path) in done.output
+        assert "Installed already: an OD API of your own ({})".format(tmp_path) in done.output
         assert "tf-object-detection-api" not in done.output
         line = one_line(environment.command("install-od-api", OD_API=str(tmp_path / "none")))
         assert "no such folder: at {}".format(tmp_path / "none") in line
@@ -409,7 +409,7 @@ class TestInstallOdApi(object):
         done = run_python("-S", "-m", "od_qat", "install-od-api")
         assert done.status == 1 and done.output == ""
         (line,) = done.errors.splitlines()
-        assert "there is no TensorFlow, which has to come first" in line and "pip install tensorflow" in line
+        assert "TensorFlow is not installed; it has to come" in line and "pip install tensorflow" in line
 
     def test_a_tensorflow_that_no_tf_keras_is_known_for(self, monkeypatch):
         # (None is newer than the newest.)

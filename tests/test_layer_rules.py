@@ -534,7 +534,7 @@ def test_a_model_with_an_excluded_layer_converts_and_runs(tmp_path):
     rules = [LayerRule("net/residual/expand", quantize=False)]
     prefix = _trained(tmp_path, rules=rules)
     graph_def, report = _frozen(prefix, rules=rules)
-    with pytest.raises(ExportError, match="not quantised.*1 of 11 layers"):
+    with pytest.raises(ExportError, match="not quantized.*1 of 11 layers"):
         tflite_checks.require_quantised(graph_def, "here", "int8")
     tflite_checks.require_quantised(graph_def, "here", "int8", report.excluded)
     model = _convert(graph_def)

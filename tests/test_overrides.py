@@ -84,7 +84,7 @@ def test_an_optimizer_takes_the_place_of_another(config, capsys):
     _apply(config, rate + "=0.001")
     assert config.train_config.optimizer.WhichOneof("optimizer") == "adam_optimizer"
     (said,) = capsys.readouterr().err.splitlines()
-    assert "adam_optimizer takes the place of the config's" in said
+    assert "adam_optimizer replaces the config's" in said
     _apply(config, rate + "=0.002")
     assert capsys.readouterr().err == ""
 

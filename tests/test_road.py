@@ -633,7 +633,7 @@ def test_unquantised_graph_is_refused_before_the_converter():
     with tf.Graph().as_default() as graph:
         image = tf.placeholder(tf.float32, [1, 8, 8, 3])
         tf.nn.conv2d(image, tf.ones([3, 3, 3, 4]), 1, "SAME", name="conv")
-        with pytest.raises(ExportError, match="not quantised.*conv"):
+        with pytest.raises(ExportError, match="not quantized.*conv"):
             tflite_checks.require_quantised(graph.as_graph_def(), "model", "int8")
 
 

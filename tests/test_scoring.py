@@ -499,7 +499,7 @@ def test_a_field_of_the_json_that_cannot_be_used_is_named(tmp_path, content, whe
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("[" * 100000, "JSON is damaged: at .*model.json, found lists in lists in lists"),
+        ("[" * 100000, "JSON is damaged: at .*model.json, found lists nested too deeply"),
         ('{"format": ' + "9" * 10000 + "}", "JSON is damaged|not its description"),
         ('{"format": "od_qat/1", "\\ud800": 1}', "incomplete: at .*found no outputs"),
         (
@@ -523,7 +523,7 @@ def test_a_json_that_is_damaged_is_one_line(tmp_path, content, message):
 )
 def test_numbers_that_are_given_are_checked_too(model_dir, given):
     (name,) = given
-    with pytest.raises(ExportError, match="the {} given is not one: found .*, allowed: ".format(name)):
+    with pytest.raises(ExportError, match="the {} given cannot be used: found .*, allowed: ".format(name)):
         scoring.detect(os.path.join(model_dir, "int8.tflite"), EXAMPLES[:1], progress=False, **given)
 
 

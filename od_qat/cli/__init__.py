@@ -1,7 +1,7 @@
-"""The command line: a file for each command, with its words, its flags and what it does with them.
+"""The command line, with a file for each command that has its help, its flags and its handler.
 
-command_line.py has the list of them and runs one; flags.py has what their flags have in common; explained.py
-makes one line of an error.
+command_line.py lists the commands and runs one. flags.py has what their flags have in common. explained.py
+turns an error into one line.
 """
 
 from od_qat.cli.command_line import build_parser, main

@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit status out; the work is done elsewhere.
+"""Parses the command line, runs the command, and returns its exit status.
 
 Flags have the names of the OD API's scripts. TensorFlow takes seconds to import, so each handler imports
 what it needs and `--help` is instant.
@@ -124,7 +124,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         os.environ.setdefault("OD_QAT_DEBUG", "1")
     try:
         status = arguments.handler(arguments)
-        sys.stdout.flush()  # here, so that a reader who has gone is noticed below
+        sys.stdout.flush()  # (here, so that a closed pipe is noticed below)
         return status
     except SystemExit as end:  # of a training that SIGTERM has ended
         return end.code if isinstance(end.code, int) else 1
@@ -135,7 +135,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         # The reader of our output has gone (`od-qat ... | head`). Python would complain at exit, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # noqa: BLE001  (the one place where everything ends up)
+    except Exception as error:  # noqa: BLE001  (every error that nothing else handles is reported here)
         if arguments.debug:
             traceback.print_exc()
         print("od-qat: error: " + describe_error(error, arguments.debug), file=sys.stderr)

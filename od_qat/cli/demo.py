@@ -45,14 +45,14 @@ EVAL_GRAPH, QAT_FROZEN, QAT = "fake-quant eval graph", "QAT frozen .pb", "QAT in
 
 
 class Schedule(NamedTuple):
-    """Which configs, and how much training.
+    """The configs of a demo and the length of its trainings.
 
     Attributes:
       configs: prefix of the two configs' names.
-      float_steps: of the float training.
-      qat_steps: of QAT, and of the float training that goes on for comparison.
-      pixels: height times width of the input, which is fitted to the data as the anchors are; None keeps the
-        config's own input and anchors.
+      float_steps: steps of the float training.
+      qat_steps: steps of QAT, and of the continued float training that it is compared with.
+      pixels: height times width of the input. With it, input and anchors are fitted to the data; None keeps
+        the config's own input and anchors.
     """
 
     configs: str
@@ -61,7 +61,7 @@ class Schedule(NamedTuple):
     pixels: Optional[int]
 
 
-# The built-in set has to be done in eight minutes on two cores; a user's photographs get more.
+# The built-in data set has to be done in eight minutes on two cores; a user's photographs may take longer.
 BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=2400, qat_steps=500, pixels=None)
 FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320)
 
@@ -129,17 +129,17 @@ def run(
 
     Args:
       data: 'builtin', 'voc:FOLDER' or 'coco:FOLDER'.
-      work_dir: everything goes here; a second run goes on from what is there.
-      seed: of the data and of the trainings.
-      float_steps, qat_steps: other lengths of training. The float training that goes on beside QAT, for a
-        comparison at equal training, is as long as QAT.
-      train_list, val_list: of a VOC folder's ImageSets/Main.
-      processes: for scoring.
+      work_dir: folder for everything; a second run continues from what is there.
+      seed: seed of the data and of the trainings.
+      float_steps, qat_steps: steps of the trainings, in place of the defaults. The continued float training
+        that QAT is compared with takes as many steps as QAT.
+      train_list, val_list: names of lists in a VOC folder's ImageSets/Main.
+      processes: number of processes for scoring.
       skip_invalid: leave unreadable images out too; invalid objects (public sets have a few boxes without
         area) are left out, listed and counted in any case.
 
     Returns:
-      what is written to demo.json.
+      the content of demo.json.
 
     Raises:
       OdQatError: from any step.
@@ -154,9 +154,9 @@ def run(
     _say("1/7 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
     _say("1/7 data: " + dataset.summary())
-    # Not before: a folder in which nothing was made is free for another try.
+    # This is not done earlier, so that a folder without data can be used again with other settings.
     write_json(os.path.join(work_dir, _SETTINGS), settings)
-    # Nothing of TensorFlow is imported before the data is known to be good.
+    # (The trainer is imported once the data is known to be good.)
     from od_qat import commands, evaluator
 
     paths = _Paths(work_dir)
@@ -189,10 +189,10 @@ def run(
 
 
 def _keep_to_one_run(work_dir: str, settings: Dict[str, object]) -> None:
-    """Refuses a folder with the steps of another run, which this one would take for its own.
+    """Refuses a folder that holds a run with other settings, whose files this run would take for its own.
 
     Raises:
-      ConfigError: naming the setting.
+      ConfigError: with the setting that differs.
     """
     path = os.path.join(work_dir, _SETTINGS)
     if not os.path.exists(path):
@@ -239,7 +239,7 @@ def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list:
     if kind == "builtin":
         return builtin.build(output_dir, seed=seed)
     if kind == "voc" and folder:
-        # Public sets have a few boxes without area (BCCD has two): dropped here, and counted aloud.
+        # Public data sets have a few boxes without area (BCCD has two). They are left out and counted.
         return voc.convert(
             folder, output_dir, train_list, val_list, skip_invalid=skip_invalid, skip_invalid_objects=True
         )
@@ -259,10 +259,10 @@ def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list:
 
 
 def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
-    """Input height and width, and anchor scales, from the training set's own boxes.
+    """Chooses the input height and width and the anchor scales by the boxes of the training set.
 
-    The input keeps the images' usual aspect ratio, so that round things stay round; the first feature map,
-    the finest, gets the small and the usual boxes, the others what is larger.
+    The input has the images' median aspect ratio, so that objects keep their shapes. The first feature map,
+    which is the finest, gets the small and the usual boxes; the others get the larger boxes.
 
     Args:
       examples: datasets.records.Example.
@@ -272,7 +272,7 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
       height, width (multiples of 16) and four ascending scales, as shares of the shorter side.
 
     Raises:
-      DataError: when no image has a box.
+      DataError: if no image has a box.
     """
     import numpy as np
 
@@ -296,17 +296,17 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
     width = max(64, int(round(height * aspect / 16)) * 16)
     small, usual, large = np.quantile(sides, [0.05, 0.5, 0.95])
     first = float(np.clip(small, 0.02, 0.5))
-    # SSD adds a square between neighbouring scales, their geometric mean: with the second scale here, the
-    # square of the first feature map is the usual box.
+    # SSD adds a square anchor at the geometric mean of neighbouring scales. With this second scale, the added
+    # anchor of the first feature map has the size of the usual box.
     second = usual**2 / first
-    # Boxes that are clearly larger (a rarer class, often) must find an anchor too, as long as that leaves the
-    # usual ones theirs.
+    # Boxes that are clearly larger (often of a rarer class) need an anchor too, as long as the usual boxes
+    # keep theirs.
     larger = [side for side in sides if side > 1.3 * usual]
     if larger:
         second = min(second, max(np.median(larger), (0.8 * usual) ** 2 / first))
     last = float(np.clip(large, first * 1.3, 0.95))
     if second > 0.8:
-        # Boxes of all sizes: equal steps.
+        # The boxes have all sizes, so each scale is the same multiple of the one before.
         second = first * (last / first) ** (1 / 3.0)
     second = float(max(second, first * 1.3))
     last = max(last, second * 1.2)
@@ -360,8 +360,8 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     """Scores the models, draws pictures and writes everything into the work_dir.
 
     Args:
-      checkpoints: label -> mAP, mAP at .5 and size of what the evaluator has scored.
-      models: label -> path of what is still to be scored.
+      checkpoints: label -> mAP, mAP at .5 and size of the checkpoints, which the evaluator has scored.
+      models: label -> path of the models to score.
     """
     from od_qat import scoring
     from od_qat.datasets import records
@@ -410,12 +410,12 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
 
 
 def what_quantization_cost(float_on: float, ptq: float, qat: float) -> str:
-    """A sentence for the last line: differences in mAP after equally long training.
+    """The sentence of the last line: the differences in mAP after equally long training.
 
     Args:
-      float_on: mAP (0 to 1) of the float model that was trained on for as long as QAT took.
-      ptq: of the .tflite that post-training quantization makes of it.
-      qat: of QAT's .tflite.
+      float_on: mAP (0 to 1) of the float model that was trained further for as many steps as QAT took.
+      ptq: mAP of the .tflite that post-training quantization makes of it.
+      qat: mAP of QAT's .tflite.
     """
     return (
         "at equal training (mAP {:.1f} in float) QAT's .tflite differs by {:+.1f} points, PTQ's by {:+.1f}; "
@@ -424,7 +424,7 @@ def what_quantization_cost(float_on: float, ptq: float, qat: float) -> str:
 
 
 def _of_checkpoint(metrics: Dict[str, float], train_dir: str) -> Tuple[float, float, int]:
-    """mAP, mAP at .5 and the size of the newest checkpoint, slots of the optimizer included."""
+    """The mAP, mAP at .5 and size in bytes of the newest checkpoint, including the optimizer's slots."""
     from od_qat import checkpoints
 
     prefix = checkpoints.latest(train_dir)

@@ -1,7 +1,7 @@
-"""What is installed, what is missing and how to get it.
+"""`od-qat doctor`: lists what is installed, what is missing and how to get it.
 
-Names and versions come from the packages' metadata, so a broken TensorFlow can be diagnosed as well; only the
-last check imports everything, in a process of its own. Works without rich, since that may be what is missing.
+Names and versions come from the packages' metadata, so a broken TensorFlow can be diagnosed too. Only the
+last check imports everything, in a process of its own. The command works without rich, which may be missing.
 """
 
 import argparse
@@ -57,11 +57,11 @@ class Check(NamedTuple):
     """One line of the answer.
 
     Attributes:
-      name: what was looked for.
+      name: of what was looked for.
       status: 'ok', 'missing' (and needed), 'optional' (missing), 'problem' or 'note'.
       found: version and place, or what is wrong.
       purpose: what needs it.
-      fix: how to get it; empty when there is nothing to do.
+      fix: how to get it; empty if there is nothing to do.
     """
 
     name: str
@@ -75,12 +75,12 @@ class _Package(NamedTuple):
     """A package to look for.
 
     Attributes:
-      distributions: names it may be installed under.
-      module: what is imported; '' to trust the metadata.
+      distributions: names under which it may be installed.
+      module: the name of its module.
       purpose: what needs it.
-      needed: for anything at all to work.
-      how: the command that brings it.
-      since: the first TensorFlow, (major, minor), that it is of use with.
+      needed: whether od_qat cannot do without it.
+      how: the command that installs it.
+      since: the first TensorFlow, (major, minor), with which it is used.
     """
 
     distributions: Tuple[str, ...]
@@ -139,7 +139,7 @@ def handle(arguments: argparse.Namespace) -> int:
 
 
 def examine(od_api: Optional[str] = None, quick: bool = False) -> List[Check]:
-    """Looks at everything that od_qat needs or can use.
+    """Checks everything that od_qat needs or can use.
 
     Args:
       od_api: a models/research folder to look at, instead of the environment's OD_API or the installed one.
@@ -179,20 +179,20 @@ def _tensorflow() -> Check:
     versions = sorted({version for _, version in installed})
     names = [name for name, _ in installed]
     if len(versions) > 1:
-        # Both write the same folder; which one is imported is a matter of luck.
+        # They write into the same folder, so chance decides which one is imported.
         found = ", ".join("{} {}".format(name, version) for name, version in installed)
         fix = "pip uninstall {}; then pip install the one that you want".format(" ".join(names))
         return Check("TensorFlow", PROBLEM, "several versions in one place: " + found, purpose, fix)
     found = "{} ({})".format(versions[0], ", ".join(names))
     if {"tensorflow", "tensorflow-cpu"} <= set(names):
-        # Of one version, they have the same files.
-        fix = "it works; to be rid of one, pip uninstall both, then pip install the one that you want"
+        # (If they are of one version, they have the same files.)
+        fix = "it works; to remove one, pip uninstall both, then pip install the one that you want"
         return Check("TensorFlow", NOTE, "two packages in one place: " + found, purpose, fix)
     return Check("TensorFlow", OK, found, purpose)
 
 
 def _minor_version(tensorflow: Check) -> Tuple[int, int]:
-    """(major, minor) of what was found; without a TensorFlow, that of the newest."""
+    """The (major, minor) of the TensorFlow that was found; without one, (99, 0), as for the newest."""
     has_one = tensorflow.status in (OK, NOTE)
     numbers = re.search(r"(\d+)\.(\d+)\.", tensorflow.found) if has_one else None
     return (int(numbers.group(1)), int(numbers.group(2))) if numbers else (99, 0)
@@ -225,7 +225,7 @@ def _od_api(root: Optional[str]) -> Check:
 
 
 def _od_api_needs() -> Check:
-    """What the OD API imports and no line above is about."""
+    """Checks the packages that the OD API imports and that have no line of their own."""
     name, purpose = "OD API's packages", "models, evaluation"
     named = [package.distributions[0] for package in _PACKAGES]
     missing = [pin.name for pin in packages.needed_and_missing() if pin.name not in named]
@@ -236,14 +236,14 @@ def _od_api_needs() -> Check:
 
 
 def _tree(root: Optional[str], with_tf1: bool) -> List[Check]:
-    """A tree of the user's own: its generation, what differs from upstream, the patches, what will work."""
+    """Checks a tree of the user's own: its generation, its differences from upstream, patches and protos."""
     root = root or os.environ.get(locate.PATH_VARIABLE)
     if not root:
         return []
     try:
         tree = patching.find_tree(root)
     except OdQatError:
-        return []  # `_od_api` has said it
+        return []  # `_od_api` reports it
     try:
         identity = patching.identify(tree)
     except OdQatError as error:
@@ -283,7 +283,7 @@ def _patches(root: str, identity: patching.Identity) -> Check:
     except OdQatError as error:
         return Check(name, NOTE, ": ".join(filter(None, [error.what, error.found])), purpose, error.fix or "")
     if identity.record is not None and outcome.files:
-        # The user believes that the tree is patched; its commands would ignore the block.
+        # The user believes that the tree is patched, but its commands would ignore the block.
         fix = "od-qat patch --od_api={}".format(root)
         return Check(name, PROBLEM, "no longer in; " + outcome.message, purpose, fix)
     if identity.record is not None:
@@ -301,22 +301,20 @@ def _protos(tree: patching.Tree) -> Check:
     name, purpose = "its protos", "every command"
     missing = len(protos.missing(tree.root))
     if missing and protos.is_available():
-        return Check(
-            name, OK, "{} not compiled: od_qat does it while they are imported".format(missing), purpose
-        )
+        return Check(name, OK, "{} not compiled: od_qat compiles them on import".format(missing), purpose)
     if missing:
         return Check(name, MISSING, "{} not compiled".format(missing), purpose, protos.how_to_get_protoc())
     compiled = tree.read("object_detection/protos/pipeline_pb2.py")
     if compiled is None:
         return Check(name, MISSING, "no .proto files and no *_pb2.py", purpose, "restore the tree's protos")
     if old_protos.is_old(compiled.decode("utf-8", "replace")):
-        found = "compiled by a protoc of before 2022: today's protobuf takes them through od_qat only"
+        found = "compiled by protoc before 2022: current protobuf takes them through od_qat only"
         return Check(name, OK, found, purpose)
     return Check(name, OK, "compiled", purpose)
 
 
 def _accelerator() -> List[Check]:
-    """A graphics card that would lie idle; silence where there is none, or none that could be used."""
+    """A note if there is an NVIDIA card that tensorflow-cpu cannot use; otherwise an empty list."""
     if not shutil.which("nvidia-smi") or not installed_version("tensorflow-cpu"):
         return []
     if installed_version("tensorflow"):
@@ -361,17 +359,17 @@ def _everything(checks: Sequence[Check], od_api: Optional[str]) -> Check:
 
 
 def to_json(checks: Sequence[Check]) -> Dict[str, Any]:
-    """The answer as a value for JSON: {'healthy': bool, 'checks': [...]}."""
+    """The checks as a value for JSON: {'healthy': bool, 'checks': [...]}."""
     return {"healthy": is_healthy(checks), "checks": [dict(check._asdict()) for check in checks]}
 
 
 def print_checks(checks: Sequence[Check], as_json: bool = False, stream: Optional[TextIO] = None) -> None:
-    """Prints a table, or JSON, and what to do next.
+    """Prints a table and what to do next, or JSON.
 
     Args:
       checks: from examine.
-      as_json: JSON instead of a table.
-      stream: default is standard output.
+      as_json: whether to print JSON instead of the table.
+      stream: by default standard output.
     """
     stream = stream or sys.stdout
     if as_json:
@@ -389,9 +387,9 @@ def print_checks(checks: Sequence[Check], as_json: bool = False, stream: Optiona
 
 
 def _print_rich(checks: Sequence[Check], stream: TextIO) -> bool:
-    """Prints the table; False without rich."""
+    """Prints the table with rich; returns False if that is not installed or the stream is no terminal."""
     if not stream.isatty():
-        return False  # a pipe or a file gets plain lines
+        return False  # (a pipe or a file gets plain lines)
     try:
         from rich.console import Console
         from rich.table import Table

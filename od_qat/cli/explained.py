@@ -1,4 +1,4 @@
-"""Errors, the system's and TensorFlow's too, as one line: what it is and what to do."""
+"""Turns errors, also those of the system and of TensorFlow, into one line that says what to do."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from od_qat.errors import OdQatError
 
 
 def describe_error(error: BaseException, debug: bool = False) -> str:
-    """One line about an error: what it is and what to do."""
+    """Describes an error in one line: what it is and what to do."""
     if isinstance(error, OdQatError):
         return _one_line(str(error))
     known = _known_error(error)
@@ -19,7 +19,7 @@ def describe_error(error: BaseException, debug: bool = False) -> str:
 
 
 def _known_error(error: BaseException) -> Optional[str]:
-    """What TensorFlow and the system call it -> what it means here. None for everything else."""
+    """Explains a known error of TensorFlow or the system; None for any other error."""
     message = _one_line(str(error), 300)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full: at {}. Fix: free space there and run again".format(
@@ -48,7 +48,7 @@ def _known_error(error: BaseException) -> Optional[str]:
         "PermissionDeniedError": ("a file cannot be read or written", "correct its permissions"),
     }
     if name == "ResourceExhaustedError":
-        # (The whole text is looked at: since TensorFlow 2.12 it begins with where the op was made.)
+        # (The whole text is searched: since TensorFlow 2.12 it begins with the place where the op was made.)
         if os.strerror(errno.ENOSPC) in str(error):
             return "the disk is full: {}. Fix: free space and run again".format(message)
         return "out of memory: {}. Fix: lower train_config.batch_size or the input size".format(message)
@@ -59,7 +59,7 @@ def _known_error(error: BaseException) -> Optional[str]:
 
 
 def _tensorflow_error_name(error: BaseException) -> Optional[str]:
-    """Name of the tf.errors class, by its module: TensorFlow need not be imported to ask."""
+    """The name of the tf.errors class of an error, found without importing TensorFlow; None for another."""
     for kind in type(error).__mro__:
         if kind.__module__.startswith("tensorflow.") and kind.__name__.endswith("Error"):
             return kind.__name__

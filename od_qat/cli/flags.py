@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def subparser(subparsers: Any, name: str, help_text: str, description: str) -> argparse.ArgumentParser:
-    """Adds a subcommand's parser, with the flag that all have."""
+    """Adds a subcommand's parser, with the flag that all subcommands have."""
     parser = subparsers.add_parser(name, help=help_text, description=description)
     # No default: it would overwrite a --debug that was given before the subcommand.
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
-    # SIGTERM then removes the files that lie aside, as Ctrl-C does.
+    # With this, SIGTERM removes the temporary files, as Ctrl-C does.
     former = signal.signal(signal.SIGTERM, _end)
     try:
         _carry_out(arguments)
@@ -48,9 +48,9 @@ def _carry_out(arguments: argparse.Namespace) -> None:
     from od_qat.od_api import install
 
     plan = install.make_plan(arguments.replace)
-    _say("TensorFlow {0.version} ({0.name}) is here and stays as it is".format(plan.tensorflow))
+    _say("TensorFlow {0.version} ({0.name}) is installed and stays as it is".format(plan.tensorflow))
     if plan.here:
-        _say("Here already: {}".format(", ".join(plan.here)))
+        _say("Installed already: {}".format(", ".join(plan.here)))
     for note in plan.notes:
         _say(note)
     wanted = plan.needed + plan.pins

@@ -10,7 +10,7 @@ NAME = "patch"
 HELP = "put od_qat into your copy of the OD API"
 DESCRIPTION = """\
 Puts od_qat into your copy of the OD API. Its commands (legacy/train.py, legacy/eval.py,
-export_inference_graph.py, export_tflite_ssd_graph.py, model_main.py) then quantise if their config has a
+export_inference_graph.py, export_tflite_ssd_graph.py, model_main.py) then quantize if their config has a
 graph_rewriter block, on TensorFlow 1.15 and 2. Their command lines stay the same. od_qat must be installed
 where they run.
 
@@ -53,7 +53,7 @@ def handle(arguments: argparse.Namespace) -> int:
 
 
 def print_outcome(outcome: Any) -> int:
-    """Names of the files, and the message; returns the exit status."""
+    """Prints the names of the files and the message; returns the exit status."""
     for name in outcome.files:
         print(name)
     print(outcome.message)

@@ -1,7 +1,8 @@
 """`od-qat run`: runs a module or script of the OD API, or a user's own, with `od_qat.plugin` imported first.
 
-The program sees the same as under `python -m MODULE` or `python SCRIPT`: sys.argv, sys.path[0], __name__,
-absl's flags and tf.app.run, its exit status, its tracebacks. Only od_qat's own errors go to the caller.
+The program runs as under `python -m MODULE` or `python SCRIPT`: with the same sys.argv, sys.path[0],
+__name__, absl flags and tf.app.run, exit status and tracebacks. Only od_qat's own errors are raised to the
+caller.
 """
 
 import argparse
@@ -14,8 +15,6 @@ from typing import Optional, Sequence
 
 from od_qat.errors import ConfigError, OdQatError
 from od_qat.od_api import locate
-
-# The flag that all of the OD API's commands have.
 
 NAME = "run"
 HELP = "run a command of the OD API, or your own script, as it is"
@@ -45,23 +44,24 @@ def handle(arguments: argparse.Namespace) -> int:
     return run(arguments.target, arguments.program_arguments)
 
 
+# The flag that all of the OD API's commands have.
 _CONFIG_FLAG = "pipeline_config_path"
 _ALLOWED = "a module such as object_detection.legacy.train, or the path of a .py script"
 
 
 def run(target: str, arguments: Sequence[str]) -> int:
-    """Runs it as the main program.
+    """Runs a module or a script as the main program.
 
     Args:
       target: dotted name of a module, or path of a script.
-      arguments: its own, without its name.
+      arguments: the program's arguments, without its name.
 
     Returns:
-      the exit status that Python would have ended with.
+      the exit status with which Python would have ended.
 
     Raises:
-      ConfigError: when there is no such program, or when it cannot honour the config's graph_rewriter block.
-      OdQatError: from what runs.
+      ConfigError: if there is no such program, or if it cannot honour the config's graph_rewriter block.
+      OdQatError: from the program.
     """
     from od_qat.od_api import refusals
 
@@ -97,13 +97,13 @@ def run(target: str, arguments: Sequence[str]) -> int:
         return 1
     finally:
         sys.argv = former
-        if first in sys.path:  # (it is the program's to change)
+        if first in sys.path:  # (the program may have removed it)
             sys.path.remove(first)
     return 0
 
 
 def _status(end: SystemExit) -> int:
-    """Python's rule: none is 0, a number is itself, anything else is printed and is 1."""
+    """The exit status by Python's rule: None is 0, a number is itself, anything else is printed and is 1."""
     if end.code is None:
         return 0
     if isinstance(end.code, int):
@@ -125,7 +125,7 @@ def _of_the_program(trace):
 
 
 def _require_python(target: str, script: bool) -> None:
-    """What no import is needed to see."""
+    """Raises ConfigError, before anything is imported, for a target that cannot be a Python program."""
     extension = os.path.splitext(target)[1]
     if script and extension not in ("", ".py"):
         raise ConfigError(
@@ -137,7 +137,7 @@ def _require_python(target: str, script: bool) -> None:
             where=target,
             found="a folder" if os.path.isdir(target) else "nothing",
             allowed=_ALLOWED,
-            fix="correct the path; it is looked for from {} on".format(os.getcwd()),
+            fix="correct the path; a relative one starts from {}".format(os.getcwd()),
         )
 
 
@@ -148,7 +148,7 @@ def _require_module(name: str) -> None:
             "there is no such module or script",
             where=name,
             allowed=_ALLOWED,
-            fix="correct the name; a module is looked for from this folder on",
+            fix="correct the name; modules are found in this folder and where Python finds packages",
         )
     if spec.submodule_search_locations is not None and _find(name + ".__main__") is None:
         raise ConfigError(
@@ -172,7 +172,7 @@ def _name_in_od_api(path: str) -> Optional[str]:
 
 
 def _use_tree_of(path: str, module: str) -> None:
-    """A script out of a models/research folder is run with that folder's OD API, unless one is named."""
+    """Makes a script of a models/research folder use that folder's OD API, unless OD_API is set."""
     root = os.path.abspath(path)
     for _ in module.split("."):
         root = os.path.dirname(root)

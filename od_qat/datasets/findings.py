@@ -1,4 +1,4 @@
-"""What is wrong in the files that a data set is made from: all of it, before anything is written."""
+"""Collects everything that is wrong in the files of a data set, before anything is written."""
 
 import sys
 from typing import Any, Dict, Tuple
@@ -10,30 +10,30 @@ _LISTED = 20
 
 
 class Findings(object):
-    """Collects the problems of a data set's files; :meth:`settle` lists them, and stops where it must.
+    """Collects the problems of a data set's files; :meth:`settle` lists them, and raises if it must.
 
     Args:
       where: the folder or file that the data comes from, for the message.
-      skip_images: images that cannot be read, or whose annotations cannot, may be left out.
-      skip_objects: invalid objects may be left out.
+      skip_images: whether images may be left out that cannot be read, or whose annotations cannot.
+      skip_objects: whether invalid objects may be left out.
     """
 
     def __init__(self, where: str, skip_images: bool = False, skip_objects: bool = False) -> None:
         self._where = where
         self._allowed = {"image": skip_images, "object": skip_objects}
-        # (A list of images that is trained and scored on is read twice: a dict keeps each problem once.)
+        # (A dict keeps each problem once. A list of images that is both trained and scored on is read twice.)
         self._problems: Dict[str, Tuple[str, DataError]] = {}
 
     def image(self, error: DataError) -> None:
-        """An image that cannot be used."""
+        """Adds an image that cannot be used."""
         self._problems.setdefault(str(error), ("image", error))
 
     def object(self, error: DataError) -> None:
-        """An object that cannot be used; its image can."""
+        """Adds an object that cannot be used, in an image that can."""
         self._problems.setdefault(str(error), ("object", error))
 
     def count(self, kind: str) -> int:
-        """How many there are of 'image' or 'object'."""
+        """The number of problems of a kind, 'image' or 'object'."""
         return sum(1 for found, _ in self._problems.values() if found == kind)
 
     def stops(self) -> bool:
@@ -41,10 +41,10 @@ class Findings(object):
         return any(not self._allowed[kind] for kind, _ in self._problems.values())
 
     def settle(self) -> None:
-        """Lists the problems on standard error, the first 20 and a count.
+        """Lists the first 20 problems on standard error, and the number of the others.
 
         Raises:
-          DataError: where one of them may not be left out; of a single problem, its own.
+          DataError: if one of them may not be left out. A single problem is raised itself.
         """
         stops = self.stops()
         if stops and len(self._problems) == 1:
@@ -68,7 +68,7 @@ class Findings(object):
 
 
 def example_of(found: Any) -> str:
-    """A value from a file for a message: on one line, in ASCII where it cannot be encoded, cut where long."""
+    """A value from a file, for a message: one line, shortened, and in ASCII if it cannot be encoded."""
     try:
         text = repr(found)
     except ValueError:  # Python refuses to print integers of thousands of digits

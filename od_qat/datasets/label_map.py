@@ -1,4 +1,4 @@
-"""Label maps: `label_map.pbtxt`, the list of class ids and names that training and scoring share.
+"""Reads and writes label maps: `label_map.pbtxt`, the class ids and names that training and scoring share.
 
 The file is protobuf text (`item { id: 1 name: 'cat' }`). It is parsed here, without the OD API's generated
 code, so that data can be converted and .tflite files scored where the OD API is not installed.
@@ -35,12 +35,12 @@ _FIX = "write the label map as item { id: 1 name: 'cat' } item { id: 2 name: 'do
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """A list for a message, cut where it gets long."""
+    """A text for a message, cut if it is long."""
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
 def unusable(name: str) -> str:
-    """What keeps a name out of label maps, records and file systems; empty when nothing does."""
+    """Why a name cannot be used in label maps, records and file systems; empty if it can."""
     if "\0" in name:
         return "a NUL character"
     if any("\ud800" <= character <= "\udfff" for character in name):
@@ -49,7 +49,7 @@ def unusable(name: str) -> str:
 
 
 def names_by_id(class_names: ClassNames) -> Dict[int, str]:
-    """Class names as id -> name, by id; a plain sequence is numbered from 1."""
+    """Class names as id -> name, sorted by id. A plain sequence is numbered from 1."""
     if isinstance(class_names, Mapping):
         return {int(key): class_names[key] for key in sorted(class_names)}
     return dict(enumerate(class_names, start=1))
@@ -163,11 +163,11 @@ class _Parser(object):
 
 
 def read_items(path: str) -> List[LabelMapItem]:
-    """The classes of a label map, by id; an item for the background (id 0) is left out.
+    """Reads the classes of a label map, sorted by id, without an item for the background (id 0).
 
     Raises:
-      DataError: naming file and line, when the file is missing, malformed, empty, has an id below 1, or has
-        an id or a name twice.
+      DataError: if the file is missing, malformed or empty, if it has an id below 1, or if it has an id or a
+        name twice; with file and line.
     """
     items: Dict[int, LabelMapItem] = {}
     names: Dict[str, int] = {}
@@ -218,7 +218,7 @@ def _text_of(path: str) -> str:
 
 
 def _item(entry: Mapping[str, Any], where: str) -> Optional[LabelMapItem]:
-    """The class that an item is of; None for the background's."""
+    """The class of an item; None for the background."""
     name, display_name = entry.get("name", ""), entry.get("display_name", "")
     identifier = entry.get("id")
     if not isinstance(identifier, int) or not isinstance(name, str) or not isinstance(display_name, str):
@@ -253,7 +253,7 @@ def _require_usable(name: str, where: str) -> None:
 
 
 def read_label_map(path: str) -> Dict[int, str]:
-    """The names to show of the classes of a label map, by id.
+    """Reads the display names of the classes of a label map, by id.
 
     Raises:
       DataError: as :func:`read_items`.
@@ -268,7 +268,7 @@ def render_label_map(class_names: ClassNames) -> str:
       class_names: names from id 1 on, or id -> name; ids may be left out.
 
     Raises:
-      DataError: when a name is empty, there twice or not encodable, or an id is out of range.
+      DataError: if a name is empty, occurs twice or cannot be encoded, or if an id is out of range.
     """
     by_id = names_by_id(class_names)
     names = list(by_id.values())
@@ -301,7 +301,7 @@ def write_label_map(path: str, class_names: ClassNames) -> None:
 
     Raises:
       DataError: as :func:`render_label_map`.
-      OdQatError: when the file cannot be written.
+      OdQatError: if the file cannot be written.
     """
     write_atomically(path, render_label_map(class_names))
 
@@ -312,7 +312,7 @@ def class_ids(class_names: ClassNames) -> Dict[str, int]:
 
 
 def record_names(label_map_path: str) -> Dict[int, str]:
-    """The names that records use for the classes of a label map, by id.
+    """Reads the names that records use for the classes of a label map, by id.
 
     Raises:
       DataError: as :func:`read_items`.

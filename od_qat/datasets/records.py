@@ -1,6 +1,6 @@
-"""TFRecord files of tf.Example, in the OD API's layout: writing, reading, checking.
+"""Writes, reads and checks TFRecord files of tf.Example in the OD API's layout.
 
-Boxes are stored and given back normalised to the image.
+Boxes are normalised to the image, in the files and in what is read from them.
 """
 
 import io
@@ -14,12 +14,13 @@ from od_qat import files
 from od_qat.datasets.label_map import read_items, shorten
 from od_qat.errors import DataError
 
-# The OD API's own limit for what it still takes as a normalised coordinate.
+# The OD API's own limit for normalised coordinates.
 _MAX_NORMALISED = 1.1
-# Around each record of a TFRecord file: its length (8 bytes), a checksum (4) of that and one of the data.
+# A TFRecord file adds to each record its length (8 bytes) and two checksums (4 bytes each), of the length and
+# of the data.
 _FRAME_BYTES = 16
 _IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
-# What JPEG can have, and more than detectors take.
+# The greatest side of a JPEG in pixels, which is more than detectors take.
 MAX_SIDE = 65535
 _FIX_RECORD = "convert the data again with `od-qat data`"
 
@@ -49,7 +50,7 @@ class Example(NamedTuple):
 
 
 class EncodedExample(NamedTuple):
-    """A serialised tf.Example, its image's id, and how many objects it holds."""
+    """A serialised tf.Example, the id of its image, and its number of objects."""
 
     image_id: str
     serialized: bytes
@@ -57,9 +58,9 @@ class EncodedExample(NamedTuple):
 
 
 class RecordWriter(object):
-    """Writes a TFRecord file beside its destination; :meth:`commit` gives it its name.
+    """Writes a TFRecord file beside its destination; :meth:`commit` renames it.
 
-    Used as a context manager, it leaves nothing behind when it was not committed.
+    As a context manager, it removes the file at its end unless that was committed.
     """
 
     def __init__(self, path: str) -> None:
@@ -87,8 +88,8 @@ class RecordWriter(object):
         """Appends one example.
 
         Raises:
-          DataError: when an example of that image id was written before.
-          OdQatError: when the disk is full.
+          DataError: if an example of that image id was written before.
+          OdQatError: if the disk is full.
         """
         if example.image_id in self._ids:
             raise DataError(
@@ -105,10 +106,10 @@ class RecordWriter(object):
         self.count += 1
 
     def close(self) -> None:
-        """Brings everything to the disk, still under the temporary name.
+        """Writes everything to the disk, still under the temporary name.
 
         Raises:
-          OdQatError: when the disk is full.
+          OdQatError: if the disk is full.
         """
         if self._writer is None:
             return
@@ -124,19 +125,19 @@ class RecordWriter(object):
         """Closes the file and renames it.
 
         Raises:
-          OdQatError: when the disk is full.
+          OdQatError: if the disk is full.
         """
         self.close()
         files.put_in_place(self._temporary, self.path)
         self._temporary = None
 
     def discard(self) -> None:
-        """Removes what has not been committed."""
+        """Removes the file if it has not been committed."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             try:
                 writer.close()
-            except self._errors:  # a full disk: the file goes anyway
+            except self._errors:  # (the disk is full; the file is removed anyway)
                 pass
         if self._temporary and os.path.exists(self._temporary):
             os.unlink(self._temporary)
@@ -149,14 +150,14 @@ def is_pattern(path: str) -> bool:
 
 
 def _read_serialized(path: str) -> Iterator[bytes]:
-    """The records of a TFRecord file, or of all that a pattern names, sorted.
+    """Yields the records of a TFRecord file, or of all files that match a pattern, sorted by path.
 
     Raises:
-      DataError: naming the file, when it is missing, truncated or not a TFRecord file.
+      DataError: if a file is missing, truncated or not a TFRecord file, with its path.
     """
     from od_qat import compat
 
-    compat.quiet_logging()  # the iterator is deprecated, but the only one that needs no graph or session
+    compat.quiet_logging()  # (tf_record_iterator is deprecated, but no other reader works without a session)
     tf = compat.tf
     if is_pattern(path) and not tf.gfile.Exists(path) and tf.gfile.IsDirectory(os.path.dirname(path) or "."):
         shards = sorted(tf.gfile.Glob(path))
@@ -196,7 +197,7 @@ def _read_serialized(path: str) -> Iterator[bytes]:
             yield serialized
             count += 1
             size += _FRAME_BYTES + len(serialized)
-        # TensorFlow takes a file that ends inside a record's header for one that ends before it.
+        # If a file ends inside a record's header, TensorFlow reads it as if it ended before that record.
         if size != tf.gfile.Stat(path).length:
             raise damaged()
     except tf.errors.DataLossError as error:
@@ -227,7 +228,7 @@ class _Features(object):
         self._feature = example.features.feature
 
     def values(self, key: str, kind: str) -> Sequence[Any]:
-        """The list of a feature, empty when there is none; `kind` is 'bytes', 'float' or 'int64'."""
+        """The list of a feature, empty if there is none; `kind` is 'bytes', 'float' or 'int64'."""
         if key not in self._feature:
             return ()
         feature = self._feature[key]
@@ -249,7 +250,7 @@ class _Features(object):
         return values[0].decode("utf-8", "replace") if values else ""
 
     def encoded(self) -> bytes:
-        """The image; only its first bytes are checked."""
+        """The bytes of the image, of which only the first are checked."""
         values = self.values("image/encoded", "bytes")
         if not values or not values[0]:
             raise DataError(
@@ -267,7 +268,7 @@ class _Features(object):
         return encoded
 
     def size(self) -> Optional[Tuple[int, int]]:
-        """Height and width in pixels as the record states them; None when it does not."""
+        """Height and width in pixels as the record states them; None if it does not."""
         height, width = self.values("image/height", "int64"), self.values("image/width", "int64")
         if not height or not width:
             return None
@@ -294,7 +295,7 @@ class _Features(object):
                 fix=_FIX_RECORD,
             )
         boxes = np.array(sides, np.float32).T.reshape(-1, 4)
-        with np.errstate(invalid="ignore"):  # written so that a NaN is wrong too
+        with np.errstate(invalid="ignore"):  # (a NaN is invalid too, since it compares as false)
             valid = (boxes >= 1 - _MAX_NORMALISED).all(axis=1) & (boxes <= _MAX_NORMALISED).all(axis=1)
         valid &= (boxes[:, 0] <= boxes[:, 2]) & (boxes[:, 1] <= boxes[:, 3])
         if not valid.all():
@@ -311,7 +312,7 @@ class _Features(object):
         return boxes
 
     def per_object(self, key: str, kind: str, count: int) -> Sequence[Any]:
-        """A feature with one value an object, or with none at all."""
+        """The values of a feature that has one for each object, or none at all."""
         values = self.values(key, kind)
         if len(values) not in (0, count):
             raise DataError(
@@ -330,11 +331,11 @@ def _flags(values: Sequence[int], count: int) -> np.ndarray:
 def read_examples(path: str) -> Iterator[Example]:
     """Reads the examples of a record, in the order of the file.
 
-    An example without `image/source_id` gets its file name as id, else its number.
+    An example without `image/source_id` gets its file name as its id or, without that, its number.
 
     Raises:
-      DataError: while iterating, naming file and example: missing, truncated or not a TFRecord file, not the
-        OD API's tf.Example, or two images of the same id.
+      DataError: while iterating, with file and example: if the file is missing, truncated or not a TFRecord
+        file, if an example is not the OD API's tf.Example, or if two images have the same id.
     """
     ids = set()
     for number, serialized in enumerate(_read_serialized(path), start=1):
@@ -378,7 +379,7 @@ def _size_of(encoded: bytes, where: str) -> Tuple[int, int]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.size[1], image.size[0]
-    except Exception as error:  # as in read_image
+    except Exception as error:  # (Pillow's decoders raise many kinds, see sources.read_image)
         raise DataError("an example's image cannot be decoded", where=where, fix=_FIX_RECORD) from error
 
 
@@ -388,14 +389,14 @@ def check_records(record_path: str, label_map_path: str, max_images: Optional[in
     Args:
       record_path: a TFRecord file.
       label_map_path: the label map that training or scoring will use.
-      max_images: how many to look at, default all.
+      max_images: number of examples to read, from the first; by default all.
 
     Returns:
-      the number of examples, of those.
+      the number of examples that were read.
 
     Raises:
-      DataError: naming file and example: the record is missing, truncated, empty or not the OD API's
-        tf.Example; a class id is not in the label map; a class text is not that id's name.
+      DataError: with file and example: if the record is missing, truncated, empty or not the OD API's
+        tf.Example, if a class id is not in the label map, or if a class text is not that id's name.
     """
     names: Dict[int, Tuple[str, ...]] = {}
     ids: Dict[str, int] = {}
@@ -424,7 +425,7 @@ def check_records(record_path: str, label_map_path: str, max_images: Optional[in
                     allowed=shorten(", ".join(str(known) for known in names)) + " of " + label_map_path,
                     fix=fix,
                 )
-        # The OD API goes by the text where there is one, so a text that disagrees trains another class.
+        # The OD API uses the text if there is one, so a text that disagrees with the id trains another class.
         for index, text in enumerate(texts):
             name = text.decode("utf-8", "replace")
             if name not in ids or (len(labels) and ids[name] != labels[index]):

@@ -1,6 +1,6 @@
-"""From an annotated image to an example, and from examples to a data set.
+"""Turns annotated images into examples, and examples into a data set.
 
-Every kind of data (`builtin`, `voc`, `coco`) goes through here, so the same things are refused everywhere.
+Every kind of data (`builtin`, `voc`, `coco`) goes through this file, so that all are checked in the same way.
 """
 
 import hashlib
@@ -18,14 +18,15 @@ from od_qat.datasets.records import EncodedExample, RecordWriter
 from od_qat.errors import DataError
 from od_qat.files import read_regular
 
-# VOC counts pixels from 1 and some tools write a last pixel of `width`, others of `width + 1`, so a box
-# may overshoot the image by one pixel and is clipped; beyond that the box belongs to another image or size.
+# VOC counts pixels from 1, and some tools write the last pixel as `width`, others as `width + 1`. So a box
+# that exceeds the image by one pixel is clipped. If it exceeds it by more, it belongs to another image or
+# size.
 _OVERSHOOT_PIXELS = 1.0
-# (MPO: a JPEG with more pictures behind it, as telephones make; TensorFlow reads the first, as Pillow does.)
+# (MPO is a JPEG with more pictures after the first, as phones make. TensorFlow and Pillow read the first.)
 _IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 _FIX_OBJECT = "correct the annotation, or leave such objects out with --skip_invalid"
 _FIX_IMAGE = "replace the file, take it off the list, or leave such images out with --skip_invalid"
-# More than any annotated image has; a number beyond is a mistake, or means harm.
+# Pixels of a side, more than any annotated image has. A greater number is a mistake or an attack.
 _MAX_SIDE = 10**6
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -34,7 +35,7 @@ _decoder = None  # type: Optional[Callable]
 
 
 class SourceObject(NamedTuple):
-    """One object as annotated: edges in pixels of the image, not yet checked."""
+    """One object as annotated, not yet checked, with its edges in pixels of the image."""
 
     class_name: str
     xmin: float
@@ -55,7 +56,7 @@ class SourceImage(NamedTuple):
       path: of the image file.
       objects: the annotated objects.
       annotation: the file that the objects come from, for messages.
-      stated_size: (width, height) of the image that was annotated; None for the file's own.
+      stated_size: (width, height) of the image that was annotated; None if it is the file's own.
     """
 
     image_id: str
@@ -75,10 +76,10 @@ class EncodedImage(NamedTuple):
 
 
 def progress_bar(items: Iterable[Any], title: str, total: Optional[int], progress: bool) -> Iterable[Any]:
-    """`items` with a progress bar on stderr, when that is a terminal."""
+    """`items` with a progress bar on stderr, if that is a terminal."""
     from tqdm import tqdm
 
-    # `disable=None` is tqdm's "only on a terminal".
+    # For tqdm, `disable=None` means "only on a terminal".
     return tqdm(
         items, desc=title, total=total, unit="image", file=sys.stderr, disable=None if progress else True
     )
@@ -87,12 +88,12 @@ def progress_bar(items: Iterable[Any], title: str, total: Optional[int], progres
 def read_image(path: str) -> EncodedImage:
     """Reads an image file and decodes it once, to be sure that training can.
 
-    What Pillow refuses and TensorFlow decodes (a PNG with a damaged comment, a JPEG with a damaged camera's
-    note) is good; its pixels are kept as a PNG, since scoring decodes with Pillow. Of a file that breaks off
-    TensorFlow decodes nothing, nor of a PNG with a wrong checksum, which Pillow overlooks.
+    If TensorFlow decodes an image that Pillow refuses (a PNG with a damaged comment, a JPEG with damaged EXIF
+    data), its pixels are kept as a PNG, since scoring decodes with Pillow. TensorFlow decodes no truncated
+    file, and no PNG with a wrong checksum, which Pillow overlooks.
 
     Raises:
-      DataError: naming the file, when it is missing, damaged, or neither JPEG nor PNG.
+      DataError: if the file is missing, damaged, or neither JPEG nor PNG, with its path.
     """
     from PIL import Image
 
@@ -141,7 +142,7 @@ def _undecodable(path: str, found: str) -> DataError:
 
 
 def _tensorflow_pixels(encoded: bytes) -> Any:
-    """What TensorFlow makes of a JPEG or PNG, uint8 [height, width, 3]; None when it refuses it."""
+    """A JPEG or PNG as TensorFlow decodes it, uint8 [height, width, 3]; None if TensorFlow refuses it."""
     from od_qat.compat import tf
 
     if not encoded.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
@@ -150,7 +151,7 @@ def _tensorflow_pixels(encoded: bytes) -> Any:
     if _decoder is None:
         with tf.Graph().as_default() as graph:
             placeholder = tf.placeholder(tf.string, [])
-            # As the OD API's decoder has it.
+            # The OD API's decoder uses this op.
             pixels = tf.image.decode_image(placeholder, channels=3)
         _decoder = tf.Session(graph=graph).make_callable(pixels, [placeholder])
     try:
@@ -160,7 +161,7 @@ def _tensorflow_pixels(encoded: bytes) -> Any:
 
 
 def _image_problem(error: Exception) -> str:
-    """What Pillow says, on one line, without the address of its stream."""
+    """Pillow's message on one line, without the address of its stream."""
     text = re.sub(r"<_io\.\w+ object at \w+>", "", str(error))
     return shorten(" ".join(text.split())) or type(error).__name__
 
@@ -169,7 +170,7 @@ def _checked(item: SourceObject, size: Tuple[int, int], ids: Dict[str, int], whe
     """The object with its box clipped to an image of that width and height.
 
     Raises:
-      DataError: when class or box are not valid.
+      DataError: if the class or the box is not valid.
     """
     if not item.class_name:
         raise DataError("an object has no class", where=where, found="an empty name", fix=_FIX_OBJECT)
@@ -220,7 +221,7 @@ def encode_example(
     objects: Sequence[SourceObject],
     ids: Dict[str, int],
 ) -> EncodedExample:
-    """A tf.Example in the OD API's layout; the same arguments always give the same bytes.
+    """Makes a tf.Example in the OD API's layout. The same arguments always give the same bytes.
 
     Args:
       image_id: unique in the data set; the OD API's evaluators tell images apart by it.
@@ -261,20 +262,20 @@ def encode_example(
         "image/object/is_crowd": integers(item.is_crowd for item in objects),
     }
     example = tf.train.Example(features=tf.train.Features(feature=feature))
-    # Features are a map field: without `deterministic` their order changes from process to process.
+    # Features are a map field, whose order differs between processes without `deterministic`.
     return EncodedExample(image_id, example.SerializeToString(deterministic=True), len(objects))
 
 
 def _annotated_size(source: SourceImage, image: EncodedImage) -> Tuple[int, int]:
-    """Width and height that the boxes are in: the file may have been resized since it was annotated.
+    """The width and height that the boxes refer to. The file may have been resized since it was annotated.
 
     Raises:
-      DataError: when the file is no resized copy but turned (by a camera's note on how it was held, which
-        training does not read), cropped or another image.
+      DataError: if the file is no resized copy of the annotated image, but turned (by an EXIF orientation,
+        which training does not read), cropped or another image.
     """
     width, height = source.stated_size or (0, 0)
     if width == 0 or height == 0:
-        return image.width, image.height  # (tools that do not know write 0)
+        return image.width, image.height  # (tools that do not know the size write 0)
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
         raise DataError(
             "the annotation states a size that no image has",
@@ -284,7 +285,7 @@ def _annotated_size(source: SourceImage, image: EncodedImage) -> Tuple[int, int]
             fix="correct the annotation's size",
         )
     across, down = image.width / float(width), image.height / float(height)
-    # Within a pixel of either: resizing rounds.
+    # Resizing rounds, so either size may be off by up to a pixel.
     off = (width * down - image.width, height * across - image.height)
     off += (image.width / down - width, image.height / across - height)
     if min(map(abs, off)) > 1.0:
@@ -293,7 +294,7 @@ def _annotated_size(source: SourceImage, image: EncodedImage) -> Tuple[int, int]
             where=source.annotation,
             found="{}x{} pixels; {} has {}x{}".format(width, height, source.path, image.width, image.height),
             allowed="the file's size, or that of an image of which it is a resized copy",
-            fix="turn the pixels as the camera's note says (EXIF orientation) and save, or correct the "
+            fix="turn the pixels as the EXIF orientation says and save the image, or correct the "
             "annotation's size",
         )
     return width, height
@@ -307,10 +308,10 @@ def encode_source(
     Args:
       source: image and annotation.
       ids: label map ids by class name.
-      invalid_object: is told of each object that is left out, and may raise instead.
+      invalid_object: is called with the error of each object that is left out; it may raise.
 
     Raises:
-      DataError: naming the file, when the image cannot be used.
+      DataError: if the image cannot be used, with its path.
     """
     image = read_image(source.path)
     size = _annotated_size(source, image)
@@ -348,12 +349,12 @@ def write_dataset(
       output_dir: where to write.
       class_names: names from id 1 on, or id -> name.
       train, val: the examples.
-      findings: problems that come up while the examples are made; settled before anything gets its name.
+      findings: collects problems while the examples are made; it is settled before a file is put in place.
 
     Raises:
-      DataError: when a problem may not be left out, there is no image, no training object, or one image id
-        twice.
-      OdQatError: when the folder cannot be written.
+      DataError: if a problem may not be left out, if the training or the validation images have no object, or
+        if an image id occurs twice.
+      OdQatError: if the folder cannot be written.
     """
     paths = {split: os.path.join(output_dir, split + ".record") for split in ("train", "val")}
     names = names_by_id(class_names)
@@ -370,8 +371,8 @@ def write_dataset(
         for writer, split in ((train_writer, "training"), (val_writer, "validation")):
             _require_objects(objects[split], writer.count, split, output_dir)
             writer.close()
-        # From here only renames are left. The old description goes first, so that it never describes
-        # files of the new data set.
+        # Only renames are left. The old description is removed before them, so that it never describes files
+        # of the new data set.
         write_label_map(label_map, names)
         if os.path.exists(description):
             os.unlink(description)
@@ -412,7 +413,7 @@ def write_sources(
 ) -> DatasetInfo:
     """Reads the images of annotated sources and writes them as a data set.
 
-    All images are looked at, also when one of them is in no state to be written.
+    All images are checked, even if nothing can be written because of one of them.
 
     Raises:
       DataError, OdQatError: as :func:`write_dataset`.
@@ -426,7 +427,7 @@ def write_sources(
             except DataError as error:
                 findings.image(error)
                 continue
-            # Once it is known that nothing will be written the others are looked at only.
+            # If it is known that nothing will be written, the other images are only checked.
             if not findings.stops():
                 yield example
 

@@ -1,1 +1,1 @@
-"""From a checkpoint to a frozen graph or a .tflite, and what is checked on the way."""
+"""Exports a checkpoint as a frozen graph or as a .tflite, and checks both."""

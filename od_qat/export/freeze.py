@@ -14,7 +14,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
     Args:
       checkpoint: prefix, `.../model.ckpt-123`.
       output_names: names of the ops to keep, with everything that they need.
-      graph: tf.Graph; by default the default graph. To be quantised, it must have been rewritten.
+      graph: tf.Graph; by default the default graph. To be quantized, it must have been rewritten.
       use_moving_averages: restore trained variables from their moving averages.
 
     Returns:
@@ -23,7 +23,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
     Raises:
       CheckpointError: with the names of the variables that the checkpoint lacks.
       ExportError: for an unknown output, or a graph with a quantization delay.
-      OdQatError: if a quantization range is not finite. (Other troubles of ranges are printed.)
+      OdQatError: if a quantization range is not finite. (Other problems with ranges are printed.)
     """
     graph = graph or tf.get_default_graph()
     names = list(output_names)

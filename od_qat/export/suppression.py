@@ -3,7 +3,7 @@
 The op suppresses overlapping boxes class by class, as the OD API does. Its candidates are the boxes that
 score at least the threshold in a class. It sorts them and compares each with those that it keeps, so its time
 grows with their number. The 1e-8 of published configs makes nearly every anchor a candidate in every class.
-(A quantised score is a multiple of 1/256, so a threshold up to that leaves out the zeros and nothing else.)
+(A quantized score is a multiple of 1/256, so a threshold up to that leaves out the zeros and nothing else.)
 
 A higher threshold changes no detection that scores above it, since only a better box suppresses another. It
 leaves out the end of the list, which `max_detections` cuts anyway. `LARGEST` is the usual threshold for

@@ -80,7 +80,7 @@ def add_post_process(
       boxes, scores: op names of the encodings [1, anchors, 4] and scores [1, anchors, classes + 1].
       anchors: float32 [anchors, 4], centre y, centre x, height, width.
       parameters: see PostProcess.
-      quantised_input: whether the op dequantises its inputs itself, which its kernel does for uint8. For
+      quantised_input: whether the op dequantizes its inputs itself, which its kernel does for uint8. For
         int8, the converter has to put DEQUANTIZE ops in front.
 
     Returns:
@@ -168,7 +168,7 @@ def convert(
     """Runs TensorFlow's converter.
 
     Args:
-      graph_def: frozen GraphDef, fake-quantised, or float with `calibration`.
+      graph_def: frozen GraphDef, fake-quantized, or float with `calibration`.
       input_name: op name of the input.
       input_shape: its shape.
       output_names: tensor names, without `:0`.

@@ -1,4 +1,4 @@
-"""Checks before a conversion that the graph is quantised, and after it that the .tflite is."""
+"""Checks before a conversion that the graph is quantized, and after it that the .tflite is."""
 
 import re
 from typing import Any, Collection, Dict, List, NamedTuple
@@ -21,18 +21,18 @@ _COMPARES_INTEGERS = frozenset(["MAXIMUM", "MINIMUM"])
 def require_quantised(
     graph_def, where: str, inference_type: str, excluded: Collection[str] = frozenset()
 ) -> None:
-    """Raises unless every op with weights reads fake-quantised weights that the inference type can hold.
+    """Raises unless every op with weights reads fake-quantized weights that the inference type can hold.
 
     The converter's own message for such a graph is a page that ends in 'lacking min/max data'.
 
     Args:
       graph_def: frozen GraphDef.
-      where: for the message.
+      where: the checkpoint, for the message.
       inference_type: 'int8' or 'uint8'.
-      excluded: ops that stay float because a rule of the config wants it.
+      excluded: ops that stay float because a rule of the config says so.
 
     Raises:
-      ExportError: naming an op.
+      ExportError: with the name of an op.
     """
     nodes = {node.name: node for node in graph_def.node}
     weighted = [
@@ -47,7 +47,7 @@ def require_quantised(
     ]
     if unquantised:
         raise ExportError(
-            "the graph is not quantised",
+            "the graph is not quantized",
             where=where,
             found="{} of {} layers read float weights, {} first".format(
                 len(unquantised), len(weighted), unquantised[0]
@@ -68,7 +68,7 @@ def require_quantised(
         if inference_type == "int8":
             _require_symmetric(nodes, fake_quant, where)
         elif fake_quant.op == policy.FAKE_QUANT_PER_CHANNEL:
-            # The converter would write it; TFLite's kernels then refuse to run it.
+            # The converter would write them, but TFLite's kernels refuse to run them.
             raise ExportError(
                 "{} has no per-channel weights".format(inference_type),
                 where="{}, {}".format(where, fake_quant.name),
@@ -79,7 +79,7 @@ def require_quantised(
 
 
 def _require_symmetric(nodes: Dict[str, Any], fake_quant, where: str) -> None:
-    """Of each channel, where there are several ranges."""
+    """Raises ExportError unless the range is symmetric, or that of each channel if there are several."""
     low, high = (
         tf.make_ndarray(_producer(nodes, name).attr["value"].tensor).reshape(-1)
         for name in fake_quant.input[1:3]
@@ -104,7 +104,7 @@ def _producer(nodes: Dict[str, Any], name: str):
 
 
 class Inspection(NamedTuple):
-    """What is inside a .tflite.
+    """The contents of a .tflite.
 
     Attributes:
       ops: op name -> count.
@@ -123,14 +123,14 @@ def inspect(model: bytes) -> Inspection:
     """Reads a .tflite's ops and tensors through the interpreter.
 
     Raises:
-      ExportError: when no interpreter will run it.
+      ExportError: if the interpreter refuses it.
     """
     opened = interpreter.without_delegates(model)
     try:
         opened.allocate_tensors()
     except RuntimeError as error:
         raise ExportError(
-            "the interpreter refuses what the converter made",
+            "the interpreter refuses the .tflite that the converter made",
             found=str(error).strip(),
             fix="leave the op that it names out of the model, or convert with another TensorFlow",
         ) from error
@@ -155,17 +155,21 @@ def inspect(model: bytes) -> Inspection:
 def check(
     model: bytes, weight_count: int, where: str, float_layers: bool = False, other_bytes: int = 0
 ) -> Inspection:
-    """Raises unless a .tflite is fully quantised up to its post-processing, small, and runs.
+    """Raises unless a .tflite is fully quantized up to its post-processing, is small, and runs.
 
     Args:
-      model: the .tflite.
-      weight_count: parameters of the network; one byte each is expected.
-      where: for the message.
-      float_layers: the config's rules leave layers float, so float tensors and four bytes a weight are right.
-      other_bytes: what the file holds beside the network, its anchors.
+      model: the bytes of the .tflite.
+      weight_count: number of weights of the network; one byte each is expected.
+      where: its path, for the message.
+      float_layers: whether the config's rules leave layers float, which allows float tensors and four bytes
+        for each weight.
+      other_bytes: size of the anchors, which the file holds beside the network.
+
+    Returns:
+      the Inspection of the .tflite.
 
     Raises:
-      ExportError: naming what is wrong.
+      ExportError: if one of these does not hold.
     """
     inspection = inspect(model)
     fake = {name: count for name, count in inspection.ops.items() if "FAKE_QUANT" in name}
@@ -173,17 +177,17 @@ def check(
         raise ExportError("fake quants are left in the .tflite", where=where, found=str(fake))
     if inspection.float_tensors and not float_layers:
         raise ExportError(
-            "the .tflite is not fully quantised",
+            "the .tflite is not fully quantized",
             where=where,
             found="{} float tensors, {} first".format(
                 len(inspection.float_tensors), inspection.float_tensors[0]
             ),
-            fix="their ranges were not trained: the rewrite's report says what stays float between layers; "
-            "what stands behind the last one may have no range: let the network end in a layer",
+            fix="their ranges were not trained: the rewrite's report lists what stays float between layers, "
+            "and an op after the last layer may have no range, so let the network end in a layer",
         )
     if inspection.unequal and not inspection.float_tensors:
         raise ExportError(
-            "the converter compares quantised numbers of different scales, so that the .tflite is wrong",
+            "the converter compares quantized numbers of different scales, so that the .tflite is wrong",
             where=where,
             found="{} such ops, {} first".format(len(inspection.unequal), inspection.unequal[0]),
             fix="convert with TensorFlow 2, or have no {} in the network".format(
@@ -205,7 +209,7 @@ def run_once(model: bytes, where: str) -> None:
     """Runs one inference on zeros, with the delegates that a user would get.
 
     Raises:
-      ExportError: when it fails.
+      ExportError: if it fails.
     """
     module = interpreter.module()
     try:
@@ -220,7 +224,7 @@ def run_once(model: bytes, where: str) -> None:
 
 
 def count_weights(graph_def) -> int:
-    """Number of float32 values in the constants of a GraphDef."""
+    """The number of float32 values in the constants of a GraphDef."""
     total = 0
     for node in graph_def.node:
         if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum:
@@ -232,7 +236,7 @@ def count_weights(graph_def) -> int:
 
 
 def reason_of(text: str) -> str:
-    """What a converter gave for its reason: the last line, or the one that TensorFlow 1.15's aborted with."""
+    """The reason in a converter's message: its last line, or the one with which TensorFlow 1.15's aborted."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     fatal = [line.partition("] ")[2] for line in lines if re.search(r": F (\./)?tensorflow/", line)]
     return (fatal or lines or ["no message"])[-1][:300]

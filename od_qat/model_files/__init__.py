@@ -1,1 +1,1 @@
-"""What the file of a model says of itself and beside itself, without running it."""
+"""Reads what the file of a model and the JSON beside it say about the model, without running it."""

@@ -1,4 +1,4 @@
-"""The JSON beside a model: what a scorer has to know, and what can be assumed without one."""
+"""Makes and reads the JSON beside a model, which says how to feed the model and how to read its outputs."""
 
 import dataclasses
 import json
@@ -26,12 +26,12 @@ class ModelDescription:
       is_tflite: a .tflite; otherwise a frozen GraphDef.
       input_name: tensor name of the image in a .pb; unused for a .tflite, which has one input.
       output_names: (role, tensor name or None) in the model's order; without a name the order counts.
-      resize: (height, width) to resize images to; None when the model does it (a .pb), or the size of the
-        input tensor (a .tflite without a JSON).
-      mean: of real = (pixel - mean) / std; None when the model takes pixels as they are.
+      resize: (height, width) to resize images to; None if the model does it (a .pb), or if it is the size of
+        the input tensor (a .tflite without a JSON).
+      mean: of real = (pixel - mean) / std; None if the model takes pixels as they are.
       std: as `mean`.
       class_id_offset: added to the class output to give a label map id.
-      assumed: no JSON was there.
+      assumed: whether there was no JSON.
     """
 
     path: str
@@ -46,7 +46,7 @@ class ModelDescription:
 
 
 def json_path(model_path: str) -> str:
-    """Where the JSON of a model is: beside it, same name."""
+    """The path of a model's JSON, which is beside the model and has the same name."""
     return os.path.splitext(model_path)[0] + ".json"
 
 
@@ -62,7 +62,7 @@ def content(
     max_detections: Optional[int] = None,
     nms: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
-    """What is written beside a model; docs/architecture.md shows it."""
+    """Makes the content of the JSON beside a model; docs/architecture.md shows it."""
     found = {
         "format": FORMAT,
         "model": os.path.basename(model_file),
@@ -86,17 +86,19 @@ def describe_model(
     std: Optional[float] = None,
     class_id_offset: Optional[int] = None,
 ) -> ModelDescription:
-    """Reads the JSON beside a model; without one, assumes what the OD API's own exporters write.
+    """Reads the JSON beside a model. Without one, it assumes what the OD API's own exporters write.
 
-    Assumed for a .pb: the canonical names, pixels in, label map ids out. Assumed for a .tflite: an image of
-    the input tensor's size, normalised with 127.5 and 127.5, class ids from 0. Either is logged.
+    It assumes that a .pb has the OD API's names, takes pixels and returns label map ids. It assumes that a
+    .tflite takes an image of the input tensor's size, normalised with mean 127.5 and std 127.5, and returns
+    class ids from 0; that is logged, unless mean, std or class_id_offset is given.
 
     Args:
       model_path: a .tflite or a frozen GraphDef (.pb).
-      mean, std, class_id_offset: take precedence over the JSON when given.
+      mean, std, class_id_offset: take precedence over the JSON if they are given.
 
     Raises:
-      ExportError: when the model is missing or of another kind, or the JSON is damaged.
+      ExportError: if the model is missing or of another kind, if the JSON is damaged, or if a given number
+        cannot be used.
     """
     is_tflite = _is_tflite(model_path)
     beside = json_path(model_path)
@@ -119,7 +121,9 @@ def describe_model(
         ("class_id_offset", class_id_offset, _SMALL_INTEGER, _is_small_integer),
     ):
         if value is not None and not right(value):
-            raise ExportError("the {} given is not one".format(name), found=_shown(value), allowed=allowed)
+            raise ExportError(
+                "the {} given cannot be used".format(name), found=_shown(value), allowed=allowed
+            )
     changes = {}  # type: Dict[str, Any]
     if mean is not None or std is not None:
         changes["mean"] = mean if mean is not None else _or(description.mean, DEFAULT_MEAN)
@@ -172,7 +176,7 @@ def _from_json(model_path: str, is_tflite: bool, path: str) -> ModelDescription:
     except OSError as error:
         raise ExportError("cannot read the model's JSON", where=path, found=error.strerror) from error
     except (ValueError, RecursionError) as error:
-        found = "lists in lists in lists" if isinstance(error, RecursionError) else str(error)
+        found = "lists nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ExportError("the model's JSON is damaged", where=path, found=found, fix=_FIX_EXPORT) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ExportError(
@@ -187,7 +191,7 @@ def _from_json(model_path: str, is_tflite: bool, path: str) -> ModelDescription:
     return _parse(model_path, is_tflite, path, content)
 
 
-# What a field may be: in words, and the test.
+# The values that a field may have, in words; the tests follow.
 _ANY_NUMBER = "a number"
 _ABOVE_ZERO = "a number above 0"
 _SMALL_INTEGER = "a whole number, smaller than 2**31"
@@ -229,7 +233,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value of a JSON, on one line whatever is in it."""
+    """A value of the JSON as a short line, whatever is in it."""
     if isinstance(value, (dict, list)):
         return "{} with {} items".format("an object" if isinstance(value, dict) else "a list", len(value))
     if isinstance(value, int) and abs(value) >= 10**20:
@@ -245,10 +249,10 @@ class _Fields(object):
         self._path, self._content, self._prefix = path, content, prefix
 
     def get(self, key: str, allowed: str, right: Callable[[Any], bool], optional: bool = False) -> Any:
-        """The value; None where it may be missing, or null, and is.
+        """The value of a field; None if it is optional and is missing or null.
 
         Raises:
-          ExportError: naming the field.
+          ExportError: if the field is missing or its value is not right, with the name of the field.
         """
         value = self._content.get(key)
         if value is None and (optional or key not in self._content):
@@ -272,11 +276,11 @@ class _Fields(object):
         return value
 
     def inside(self, key: str) -> "_Fields":
-        """The object that a field is."""
+        """The object that is the value of a field."""
         return _Fields(self._path, self.get(key, "an object", _is_object), "{}{}.".format(self._prefix, key))
 
     def each(self, key: str) -> Any:
-        """The objects of the list that a field is."""
+        """The objects in the list that is the value of a field."""
         items = self.get(key, "a list of objects", _is_list)
         return [
             _Fields(self._path, item, "{}{}[{}].".format(self._prefix, key, number))
@@ -327,7 +331,7 @@ def _parse(model_path: str, is_tflite: bool, path: str, content: Dict[str, Any])
             fix="export a model that takes RGB",
         )
     mean = preprocessing.get("mean", _ANY_NUMBER, _is_finite, optional=True)
-    # (Both or neither.)
+    # (The JSON has mean and std both or neither.)
     std = preprocessing.get("std", _ABOVE_ZERO, _is_positive, optional=mean is None)
     if std is not None:
         mean = preprocessing.get("mean", _ANY_NUMBER, _is_finite)

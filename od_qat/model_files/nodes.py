@@ -40,7 +40,7 @@ class Node(NamedTuple):
       key: its name in the signature; empty without one.
       shape: as text; empty if it is not known.
       dtype: as text.
-      quantization: scale and zero point as text; empty if it is not quantised.
+      quantization: scale and zero point as text; empty if it is not quantized.
       role: 'boxes' and so on; empty if it is not known.
     """
 

@@ -28,7 +28,7 @@ class TensorOfModel(NamedTuple):
       name: of the tensor.
       shape: -1 for a size that is not fixed.
       dtype: 'uint8' and so on.
-      scale, zero_point: real = (q - zero_point) * scale; the scale is 0 if the tensor is not quantised.
+      scale, zero_point: real = (q - zero_point) * scale; the scale is 0 if the tensor is not quantized.
       key: its name in the signature; None if there is no signature.
     """
 

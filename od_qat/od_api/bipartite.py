@@ -1,4 +1,4 @@
-"""Greedy bipartite matching, the op that went with tf.contrib.image."""
+"""Greedy bipartite matching, in place of tf.contrib.image's op, which TensorFlow 2 does not have."""
 
 from typing import Tuple
 
@@ -15,7 +15,7 @@ def _greedy(distance: np.ndarray, num_valid_rows: np.ndarray, top_k: int) -> Tup
     wanted = min(valid, columns)
     if top_k > 0:
         wanted = min(wanted, top_k)
-    # Stable, row-major: of equal distances the first row, then the first column, is taken.
+    # The sort is stable and row-major, so among equal distances the first row wins, then the first column.
     for flat in np.argsort(distance[:valid], axis=None, kind="stable"):
         if wanted == 0:
             break
@@ -32,8 +32,8 @@ def bipartite_match(distance_mat, num_valid_rows, top_k: int = -1, name: str = "
 
     Args:
       distance_mat: float32 [N, M].
-      num_valid_rows: float scalar; only the first so many rows take part, all when it is negative.
-      top_k: stop after so many matches when positive.
+      num_valid_rows: float scalar, the number of rows, from the first, that take part; negative for all.
+      top_k: the greatest number of matches if it is positive.
       name: op name.
 
     Returns:

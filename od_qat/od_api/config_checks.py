@@ -1,7 +1,7 @@
-"""What the fields of a pipeline config may be, checked before anything is read, built or trained.
+"""Checks the values of a pipeline config before anything is read, built or trained.
 
-protobuf checks types only. The OD API takes what is left as it comes: some values end in an error that names
-no field, some never end, and some train or suppress nonsense. What is refused here makes no sense for any
+protobuf checks only types, and the OD API checks little more. Some wrong values end in an error that names no
+field, some never end, and some train or suppress nonsense. The values refused here make no sense for any
 model.
 """
 
@@ -13,9 +13,9 @@ from typing import NamedTuple, Optional, Tuple
 
 from od_qat.errors import ConfigError, quoted
 
-# The feature extractors take no smaller image, and none that is larger fits a machine.
+# Pixels of a side. The feature extractors take no smaller image, and a larger one fits no machine.
 _SMALLEST, _LARGEST = 33, 16384
-# Batches of images that training holds at least: one that is filled, one that waits, one that is used.
+# The least number of batches of images that training holds: one is filled, one waits, and one is in use.
 _BATCHES_HELD = 3
 _BYTES_OF_PIXEL = 3 * 4  # float32, three channels
 
@@ -26,7 +26,7 @@ class Bounds(NamedTuple):
     Attributes:
       low, high: its ends.
       above: whether `low` itself is left out.
-      whole: said of whole numbers.
+      whole: whether the text says "a whole number"; :meth:`holds` does not check it.
     """
 
     low: float
@@ -35,7 +35,7 @@ class Bounds(NamedTuple):
     whole: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a number is within. NaN and infinity never are."""
+        """Whether a number lies within. NaN and infinity never do."""
         return (
             math.isfinite(value)
             and (value > self.low if self.above else value >= self.low)
@@ -55,8 +55,9 @@ _POSITIVE, _FROM_0, _FRACTION = Bounds(0, above=True), Bounds(0), Bounds(0, 1)
 _COUNT, _WHOLE = Bounds(1, whole=True), Bounds(0, whole=True)
 _SIDE = Bounds(_SMALLEST, _LARGEST, whole=True)
 
-# Tables of fields: path below what the table is of -> what it may be. A path goes on in messages that are set
-# only, so that of alternatives the chosen one is looked at. A field that a tree's proto lacks is passed over.
+# Tables of fields: the path below the table's message, and the allowed values. A path is followed only
+# through messages that are set, so that among alternatives only the chosen one is checked. A field that the
+# tree's proto lacks is skipped.
 
 _RESIZER = (
     ("fixed_shape_resizer.height", _SIDE),
@@ -91,7 +92,7 @@ _FASTER_RCNN = (
     ("second_stage_classification_loss_weight", _FROM_0),
     ("second_stage_post_processing.logit_scale", _POSITIVE),
 )
-# A rate of 0 within a schedule stops training for a while; a negative one climbs.
+# A rate of 0 within a schedule pauses the training. A negative one would raise the loss.
 _LEARNING_RATE = (
     ("constant_learning_rate.learning_rate", _POSITIVE),
     ("exponential_decay_learning_rate.initial_learning_rate", _POSITIVE),
@@ -123,15 +124,15 @@ _OF_NAMES = ("freeze_variables", "update_trainable_variables")
 
 
 def check(config, where: str, training: bool = False) -> None:
-    """Looks at the model, and for training at train_config.
+    """Checks the model and, for training, train_config.
 
     Args:
       config: TrainEvalPipelineConfig.
       where: its path, for the message.
-      training: whether it is trained.
+      training: whether the model will be trained.
 
     Raises:
-      ConfigError: naming the first field that is wrong, what it may be and the override for it.
+      ConfigError: for the first wrong field, with its allowed values and the override that sets it.
     """
     kind = config.model.WhichOneof("model")
     model = getattr(config.model, kind)
@@ -163,11 +164,11 @@ def check(config, where: str, training: bool = False) -> None:
 
 
 def check_training(train_config, pixels: int = _SMALLEST**2) -> None:
-    """Looks at a train_config, for callers that have no more.
+    """Checks a train_config, for callers that have no other part of the config.
 
     Args:
       train_config: train_pb2.TrainConfig.
-      pixels: of an image in a batch, at least.
+      pixels: the least number of pixels of an image in a batch.
 
     Raises:
       ConfigError: see `check`.
@@ -196,7 +197,7 @@ def _check_table(message, path: str, table: Tuple[Tuple[str, Bounds], ...]) -> N
 
 
 def _value(message, path: str):
-    """The value of a field; None below a message that is not set, and for a field of other trees."""
+    """The value of a field; None if a message on the path is not set, or if the tree's proto lacks it."""
     steps = path.split(".")
     for step in steps[:-1]:
         if step not in message.DESCRIPTOR.fields_by_name or not message.HasField(step):
@@ -227,7 +228,7 @@ def _missing(what: str, path: str, allowed: str) -> ConfigError:
 
 
 def _chosen(message, alternatives: str, path: str) -> str:
-    """Which of the alternatives is set."""
+    """The name of the alternative that is set."""
     found = message.WhichOneof(alternatives)
     if found is None:
         names = [field.name for field in message.DESCRIPTOR.oneofs_by_name[alternatives].fields]
@@ -291,7 +292,7 @@ def _check_post_processing(model, path: str, name: str) -> None:
             suppression.max_detections_per_class,
             "up to max_total_detections, {}".format(suppression.max_total_detections),
         )
-    # (Without a converter scores are logits, which are anything.)
+    # (Without a converter the scores are logits, which may be any number.)
     converters = post_processing.DESCRIPTOR.fields_by_name["score_converter"].enum_type
     converted = converters.values_by_number[post_processing.score_converter].name != "IDENTITY"
     bounds = _FRACTION if converted else Bounds(-math.inf)
@@ -315,7 +316,9 @@ def _check_schedule(schedule, name: str, path: str) -> None:
         for number, part in enumerate(schedule.schedule):
             below = "{}.schedule[{}]".format(path, number)
             if part.step <= last:
-                raise _wrong(_join(below, "step"), part.step, "a step behind the one before, {}".format(last))
+                raise _wrong(
+                    _join(below, "step"), part.step, "a step after the previous one, {}".format(last)
+                )
             last = part.step
             _check_table(part, below, (("learning_rate", _FROM_0),))
     elif name == "cosine_decay_learning_rate":
@@ -341,7 +344,7 @@ def _check_pattern(pattern: str, path: str) -> None:
 
 
 def _least_pixels(resizer) -> int:
-    """Of an image as the model gets it, or nearly so: the shorter side squared, where only that is known."""
+    """About the least number of pixels of an image: the shorter side squared if only that is known."""
     if resizer is None:
         return _SMALLEST**2
     chosen = resizer.WhichOneof("image_resizer_oneof")
@@ -353,7 +356,7 @@ def _least_pixels(resizer) -> int:
 
 
 def _check_batch_size(train_config, pixels: int) -> None:
-    """The images alone have to fit into memory, whatever the network takes beside them."""
+    """Raises ConfigError if the images of the batches alone, without the network, do not fit into memory."""
     memory = _memory_bytes()
     if memory is None:
         return
@@ -377,5 +380,5 @@ def _check_batch_size(train_config, pixels: int) -> None:
 def _memory_bytes() -> Optional[int]:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # elsewhere than on Unix
+    except (AttributeError, ValueError, OSError):  # not on Unix
         return None

@@ -1,4 +1,4 @@
-"""The OD API's half of an evaluation graph: detections and groundtruth of one image, and the metrics."""
+"""Builds the OD API's part of an evaluation: detections and groundtruth of one image, and the metrics."""
 
 from typing import Callable, List
 
@@ -8,14 +8,14 @@ from od_qat.errors import ConfigError
 
 
 def predictions_and_losses(model, create_input_dict_fn: Callable):
-    """Tensors of one image's detections and groundtruth, and its losses, in the default graph."""
+    """Builds the tensors of one image's detections and groundtruth, and its losses, in the default graph."""
     return upstream._extract_predictions_and_losses(
         model=model, create_input_dict_fn=create_input_dict_fn, ignore_groundtruth=False
     )
 
 
 def evaluators(eval_config, categories: List[dict]):
-    """The metrics that eval_config.metrics_set names (COCO, VOC, Open Images).
+    """The evaluators of the metrics that eval_config.metrics_set names (COCO, VOC, Open Images).
 
     Raises:
       ConfigError: for an unknown name.
@@ -33,7 +33,7 @@ def evaluators(eval_config, categories: List[dict]):
 
 
 def write_images(result, tag: str, step: int, categories: List[dict], eval_dir: str, eval_config) -> None:
-    """Detections drawn on an image, as a TensorBoard summary and, if configured, a PNG."""
+    """Writes an image with its detections as a TensorBoard summary and, if configured, as a PNG."""
     from object_detection import eval_util
 
     eval_util.visualize_detection_results(

@@ -1,4 +1,7 @@
-"""The config's graph_rewriter block -> a rewrite of the default graph; upstream's graph_rewriter_builder."""
+"""Turns a config's graph_rewriter block into a rewrite of the default graph, and checks the block.
+
+`build` replaces upstream's graph_rewriter_builder.
+"""
 
 from typing import Callable
 
@@ -8,7 +11,7 @@ from od_qat.od_api import layers_proto
 from od_qat.rewrite import api
 
 PROTO_DEFAULT_DELAY = 500000
-# What QatConfig's fields are called in the block, where that is something else.
+# The fields of QatConfig that have another name in the block.
 _FIELDS = {"quant_delay": "delay"}
 
 
@@ -17,7 +20,7 @@ def build(graph_rewriter_config, is_training: bool) -> Callable:
 
     Args:
       graph_rewriter_config: graph_rewriter_pb2.GraphRewriter.
-      is_training: which rewrite.
+      is_training: whether to rewrite for training or for evaluation.
 
     Returns:
       a function without arguments that rewrites the default graph and returns a RewriteReport.
@@ -29,16 +32,16 @@ def build(graph_rewriter_config, is_training: bool) -> Callable:
     def rewrite():
         return api.rewrite(config, training=is_training)
 
-    # The trainer, which gets this function and no config, compares it with num_steps.
+    # The trainer gets this function and no config, and compares the delay with num_steps.
     rewrite.quant_delay = config.quant_delay
     return rewrite
 
 
 def qat_config(graph_rewriter_config) -> QatConfig:
-    """What a graph_rewriter block asks for: upstream's quantization { } and our [od_qat.layers] { }.
+    """The QatConfig of a graph_rewriter block: upstream's quantization { } and od_qat's [od_qat.layers] { }.
 
     Raises:
-      ConfigError: naming the field as it stands in the block.
+      ConfigError: for a value that is not allowed, with the name of its field in the block.
     """
     quantization = graph_rewriter_config.quantization
     options = dict(
@@ -60,15 +63,15 @@ def _elsewhere(error: ConfigError, where: str) -> ConfigError:
 
 
 def check(config, training: bool, where: str) -> None:
-    """Refuses a config that would never quantise, or not to something TFLite takes.
+    """Refuses a config whose graph_rewriter block is invalid or, for training, would never quantize.
 
     Args:
       config: TrainEvalPipelineConfig.
-      training: whether num_steps matters.
-      where: its path, for the message.
+      training: whether to compare the delay with num_steps.
+      where: the config's path, for the message.
 
     Raises:
-      ConfigError.
+      ConfigError: for a delay that training never reaches, or for a value that is not allowed.
     """
     if not config.HasField("graph_rewriter"):
         return
@@ -85,15 +88,15 @@ def check(config, training: bool, where: str) -> None:
 
 
 def require_delay_below(num_steps: int, delay: int, where: str) -> None:
-    """Refuses a delay that training does not outlast, so that quantization would never start.
+    """Refuses a delay that training never reaches, so that quantization would never start.
 
     Args:
-      num_steps: of the training; 0 for one without an end.
-      delay: of the quantization, in steps.
+      num_steps: steps of the training; 0 if it has no end.
+      delay: steps before quantization starts.
       where: the field, for the message.
 
     Raises:
-      ConfigError.
+      ConfigError: if the delay is not below num_steps.
     """
     if num_steps and delay >= num_steps:
         raise ConfigError(
@@ -108,10 +111,10 @@ def require_delay_below(num_steps: int, delay: int, where: str) -> None:
 
 
 def check_for_tflite(config, where: str) -> None:
-    """TFLite takes 8 bits only.
+    """Refuses a graph_rewriter block that asks for other than 8 bits, which TFLite does not take.
 
     Raises:
-      ConfigError.
+      ConfigError: with the field and its bits.
     """
     if not config.HasField("graph_rewriter"):
         return

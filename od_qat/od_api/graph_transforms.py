@@ -1,4 +1,4 @@
-"""Stand-ins for what the OD API's exporters do with contrib's tools."""
+"""Replaces the functions for which the OD API's exporters use contrib's tools."""
 
 import os
 from typing import Optional, Sequence
@@ -21,23 +21,23 @@ def TransformGraph(  # noqa: N802  (upstream's name)
 
 
 def profile_inference_graph(graph) -> None:
-    """Upstream prints pages of per-op FLOPs here; the totals are what is read."""
+    """Logs the number of ops, in place of upstream's pages of FLOPs for each op."""
     count = sum(operation.type in policy.WEIGHTED for operation in graph.get_operations())
     tf.logging.info("inference graph: %d ops, %d with weights", len(graph.get_operations()), count)
 
 
-# What upstream looks for behind an upsampling.
+# The types of ops whose inputs upstream searches for an upsampling.
 _CONSUMERS = ("Add", "AddV2", "Max", "Mul", "StridedSlice")
 
 
 def rewrite_nn_resize_op(is_quantized: bool = False) -> None:
     """Drop-in for object_detection.exporter.rewrite_nn_resize_op, which needs contrib's graph_matcher.
 
-    Each upsampling that the OD API builds of Pack and Reshape ops (for TPUs), behind which one of _CONSUMERS
-    stands, is read from a ResizeNearestNeighbor of the same tensor instead, in the default graph.
+    The OD API builds upsamplings from Pack and Reshape ops, for TPUs. Each op of _CONSUMERS in the default
+    graph that reads such an upsampling gets a ResizeNearestNeighbor of the same tensor as its input.
 
     Args:
-      is_quantized: replace only what stands behind a fake quant.
+      is_quantized: replace only upsamplings of the output of a fake quant op.
     """
     resized = {}
     for consumer in tf.get_default_graph().get_operations():
@@ -60,7 +60,7 @@ def rewrite_nn_resize_op(is_quantized: bool = False) -> None:
 
 
 def _upsampled(tensor) -> Optional[object]:
-    """What a tensor repeats along its height and width: Reshape(Pack([Reshape](Pack(x, x)))), else None."""
+    """The x of an upsampling, Reshape(Pack([Reshape](Pack(x, x)))); None for any other tensor."""
     if tensor.op.type != "Reshape" or None in tensor.shape.as_list()[1:3]:
         return None
     across = _twice(tensor.op.inputs[0])
@@ -70,7 +70,7 @@ def _upsampled(tensor) -> Optional[object]:
 
 
 def _twice(tensor) -> Optional[object]:
-    """x of Pack(x, x), else None."""
+    """The x of Pack(x, x); None for any other tensor."""
     if tensor.op.type != "Pack" or len(tensor.op.inputs) != 2:
         return None
     first, second = tensor.op.inputs

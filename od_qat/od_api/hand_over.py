@@ -1,6 +1,6 @@
-"""od_qat's functions under the names that the OD API's modules have for their own.
+"""The functions of od_qat that replace functions of the OD API's modules, under the OD API's names.
 
-Each imports what it stands for at the first call, because our trainer itself imports the OD API's.
+Each imports its target when it is called, because od_qat's trainer itself imports the OD API's modules.
 """
 
 import importlib
@@ -31,5 +31,5 @@ export_tflite_model = _LateBound("od_qat.od_api.refusals:export_tflite_model")
 
 
 def checked(create_estimator_and_inputs: Callable) -> Callable:
-    """object_detection.model_lib's function behind the check of what it is given."""
+    """Puts the check of the config in front of object_detection.model_lib.create_estimator_and_inputs."""
     return _LateBound("od_qat.od_api.refusals:create_estimator_and_inputs", create_estimator_and_inputs)

@@ -1,16 +1,16 @@
-"""The record that slim's NASNet reads its hyper-parameters from (tf.contrib.training.HParams is gone)."""
+"""The record that slim's NASNet reads its hyperparameters from, in place of tf.contrib.training.HParams."""
 
 from typing import Any
 
 
 class HParams(object):
-    """Named values as attributes."""
+    """Holds named values as attributes."""
 
     def __init__(self, **values: Any) -> None:
         self.__dict__.update(values)
 
     def set_hparam(self, name: str, value: Any) -> None:
-        """Changes a value that exists already.
+        """Changes an existing value.
 
         Raises:
           KeyError: for an unknown name.

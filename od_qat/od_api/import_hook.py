@@ -21,7 +21,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Compiler(importlib.abc.InspectLoader):
-    """Makes a *_pb2 module that the tree has as a .proto file only."""
+    """Makes a *_pb2 module of which the tree has only the .proto file."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -43,7 +43,7 @@ def _changed(fullname: str, data: bytes) -> str:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Hands the modules of SOURCE_CHANGES and protos to _Loader; every other module is left to Python."""
+    """Loads the modules of SOURCE_CHANGES and the protos, and leaves every other module to Python."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname not in SOURCE_CHANGES and not _is_proto(fullname):
@@ -71,10 +71,10 @@ _installed: Optional[_Finder] = None
 
 
 def install() -> None:
-    """Puts the hook in place, once.
+    """Installs the hook. Further calls do nothing.
 
     Raises:
-      EnvironmentProblem: when a module of SOURCE_CHANGES has been imported already, unchanged.
+      EnvironmentProblem: if a module of SOURCE_CHANGES was imported before, without its changes.
     """
     global _installed
     if _installed is not None:
@@ -91,7 +91,7 @@ def install() -> None:
 
 
 def _is_patched(name: str) -> bool:
-    """Whether an imported module's file holds its changes already (`od-qat patch`)."""
+    """Whether the file of an imported module has its changes, from `od-qat patch`."""
     path = getattr(sys.modules[name], "__file__", None)
     if not path or not path.endswith(".py"):
         return False

@@ -1,6 +1,6 @@
-"""Clean inference graphs of a DetectionModel: an image goes in, detections or raw SSD heads come out.
+"""Builds inference graphs of a DetectionModel, from an image to detections or to the raw heads of an SSD.
 
-Built from a placeholder, never from the graph with the input queue.
+Their input is a placeholder, never the input queue of training.
 """
 
 from typing import Dict, Tuple
@@ -16,14 +16,14 @@ _LABEL_ID_OFFSET = 1
 
 
 def build_detection_graph(model) -> Dict[str, str]:
-    """uint8 images [batch, height, width, 3] -> post-processed detections, in the default graph.
+    """Builds the default graph from uint8 images [batch, height, width, 3] to post-processed detections.
 
     Args:
       model: a DetectionModel built with is_training=False.
 
     Returns:
-      role -> op name, for the outputs that this model has. Boxes are normalised yxyx, classes are label map
-      ids from 1.
+      role -> op name, for the outputs that this model has. Boxes are normalised ymin, xmin, ymax, xmax;
+      classes are label map ids from 1.
     """
     image = tf.placeholder(tf.uint8, [None, None, None, 3], name=IMAGE_TENSOR)
     preprocessed, true_shapes = model.preprocess(tf.cast(image, tf.float32))
@@ -41,10 +41,10 @@ def build_detection_graph(model) -> Dict[str, str]:
 
 
 def input_size(model_config, where: str) -> Tuple[int, int]:
-    """Height and width that a .tflite of this model takes.
+    """The height and width of the image that a .tflite of this model takes.
 
     Raises:
-      ConfigError: when the model is no SSD or its resizer has no fixed shape.
+      ConfigError: if the model is no SSD, or if its resizer has no fixed shape.
     """
     kind = model_config.WhichOneof("model")
     if kind != "ssd":
@@ -72,10 +72,10 @@ def resize_method(model_config) -> str:
 
 
 def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.ndarray:
-    """Normalised image [1, height, width, 3] -> box encodings and scores, in the default graph.
+    """Builds the default graph from a normalised image, float32 [1, height, width, 3], to the raw heads.
 
-    Makes the ops `raw_outputs/box_encodings` [1, anchors, 4] and `raw_outputs/class_predictions`
-    [1, anchors, classes + 1], scores converted as the config's post_processing says.
+    The heads are the ops `raw_outputs/box_encodings` [1, anchors, 4] and `raw_outputs/class_predictions`
+    [1, anchors, classes + 1]. The scores are converted as the config's post_processing says.
 
     Returns:
       the anchors, float32 [anchors, 4], as centre y, centre x, height, width.
@@ -89,7 +89,7 @@ def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.nd
     scores = convert_scores(predictions["class_predictions_with_background"])
     with tf.name_scope("raw_outputs"):
         boxes = predictions["box_encodings"]
-        if boxes.shape.ndims == 4:  # a shared code per class
+        if boxes.shape.ndims == 4:  # one box encoding for all classes
             boxes = tf.squeeze(boxes, 2)
         tf.identity(boxes, name="box_encodings")
         tf.identity(scores, name="class_predictions")
@@ -101,12 +101,13 @@ def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.nd
 
 
 def input_statistics(model, height: int, width: int) -> Tuple[float, float]:
-    """Mean and standard deviation of the model's own preprocessing: real = (pixel - mean) / std.
+    """The mean and standard deviation of the model's own preprocessing: real = (pixel - mean) / std.
 
-    Read off its ends (it is affine for every feature extractor but those that subtract a mean a channel).
+    They follow from its results for a black and a white image. It is affine and the same for all channels,
+    except in feature extractors that subtract another mean from each channel.
 
     Raises:
-      ExportError: when the channels differ, which quantized_input_stats cannot express.
+      ExportError: if the channels differ, which quantized_input_stats cannot express.
     """
     with tf.Graph().as_default():
         black = tf.zeros([1, height, width, 3])

@@ -1,9 +1,10 @@
-"""Brings the OD API, and what it needs, into the environment that runs this. Nothing there is replaced.
+"""Installs the OD API and the packages that it needs into the environment that runs od_qat.
 
-pip cannot do that in one go: the OD API, lvis and tf-keras each name dependencies that would put a second
-TensorFlow or another OpenCV on top of those that are there. So these three come by hash and without
-dependencies. They go into a folder aside first, and are renamed into place when they are whole. What they
-really import comes by pip as usual, with everything that is installed as a constraint.
+No installed package is replaced unless the user asks for it. pip alone cannot do that: the OD API, lvis and
+tf-keras each name dependencies that would put a second TensorFlow or another OpenCV on top of the installed
+ones. So these three are installed by hash and without dependencies, first into a temporary folder, from which
+they are renamed into place when they are complete. The packages that they really import are installed by pip
+as usual, with every installed version as a constraint.
 """
 
 import csv
@@ -25,17 +26,17 @@ from od_qat.od_api import locate, packages
 from od_qat.od_api.packages import Pin
 
 _OD_API = "tf-object-detection-api"
-# Without these an OD API is not whole.
+# An OD API without one of these files is incomplete.
 _NEEDED_FILES = (
     "object_detection/protos/pipeline_pb2.py",
     "object_detection/legacy/trainer.py",
     "nets/mobilenet/mobilenet_v2.py",
     "deployment/model_deploy.py",
 )
-# Folders of slim that detectors do not need. Their names are so common that others have packages of the same.
+# Folders of slim that detectors do not need. Their names are common, so other packages may have them too.
 _MAY_BE_LEFT_OUT = ("datasets", "preprocessing")
 _ASIDE = ".od_qat-"
-# What pip says when no index answers.
+# What pip writes if no index answers.
 _OFFLINE = re.compile(
     r"NewConnectionError|Max retries|Temporary failure in name resolution|ProxyError|ConnectTimeout|"
     r"connection broken by"
@@ -43,15 +44,15 @@ _OFFLINE = re.compile(
 
 
 class Plan(NamedTuple):
-    """What is to be done.
+    """What to install.
 
     Attributes:
-      tensorflow: name and version of the TensorFlow that is here.
-      here: what is here already and stays, each with its version, as text.
-      notes: what the user should know of that.
-      needed: what pip installs as usual, beside what is here.
-      pins: what comes by hash and without dependencies.
-      replaced: packages, installed by pip, that a pin takes the place of.
+      tensorflow: name and version of the installed TensorFlow.
+      here: texts that name what is installed and stays, with its version.
+      notes: texts for the user about `here`.
+      needed: packages that pip installs as usual.
+      pins: packages that are installed by hash and without dependencies.
+      replaced: names of packages, installed by pip, that a pin replaces.
     """
 
     tensorflow: packages.Installed
@@ -63,14 +64,14 @@ class Plan(NamedTuple):
 
 
 def make_plan(replace: bool = False) -> Plan:
-    """Looks at what is here.
+    """Decides what to install, by what is installed.
 
     Args:
-      replace: other versions than the pinned ones, of the packages that come by hash, are replaced.
+      replace: whether to replace the packages that come by hash if their versions are not the pinned ones.
 
     Raises:
-      EnvironmentProblem: without a TensorFlow, with one that no tf-keras is known for, and with an OD API
-        that is not whole.
+      EnvironmentProblem: if there is no TensorFlow, if no tf-keras is known for it, or if the installed OD
+        API is incomplete.
     """
     tensorflow = _tensorflow()
     plan = Plan(tensorflow, [], [], packages.needed_and_missing(), [], [])
@@ -95,7 +96,7 @@ def _tensorflow() -> packages.Installed:
     found = packages.tensorflows()
     if not found:
         raise EnvironmentProblem(
-            "there is no TensorFlow, which has to come first: tf-keras is chosen by its version",
+            "TensorFlow is not installed; it has to come first, as tf-keras is chosen by its version",
             where=sys.executable,
             fix="pip install tensorflow (or tensorflow-cpu, or any other build), then run this again",
         )
@@ -128,32 +129,34 @@ def _numbers(version: str) -> Tuple[int, ...]:
 
 
 def _keep(plan: Plan, pin: Pin, version: Optional[str]) -> None:
-    """Notes that a package stays, after a look at whether it will do."""
+    """Notes that a package stays. Raises EnvironmentProblem for an OD API that is incomplete."""
     plan.here.append("{} {}".format(pin.name, version) if version else pin.module)
     if pin.name == _OD_API:
         folder = locate.imported_from()
         missing = _first_missing(folder)
         if missing:
             raise EnvironmentProblem(
-                "the OD API that is here is not whole",
+                "the installed OD API is incomplete",
                 where=folder,
                 found="no {}".format(missing),
                 fix="pip uninstall {}, or remove its folders there, then run this again".format(_OD_API),
             )
         if version is None:
-            plan.notes.append("The OD API in {} is another's; it stays.".format(folder))
+            plan.notes.append(
+                "The OD API in {} is not tf-object-detection-api; it stays as it is.".format(folder)
+            )
     elif version and packages.minor(version) != packages.minor(pin.version):
         plan.notes.append(
-            "{} {} is not the version for this environment ({}); it stays, --replace replaces it.".format(
+            "{} {} is not the version for this environment ({}); it stays unless you pass --replace.".format(
                 pin.name, version, pin.version
             )
         )
 
 
 def _first_missing(folder: str) -> Optional[str]:
-    """The first file that an OD API has to have and does not. Slim may be elsewhere on the path."""
+    """The first needed file that an OD API lacks, or None. Slim may be elsewhere on the path."""
     for path in _NEEDED_FILES:
-        # (protos.py compiles what is not.)
+        # (A .proto file is enough, as protos.py can compile it.)
         alternatives = (path, path.replace("_pb2.py", ".proto"))
         package = path.split("/")[0]
         if any(os.path.exists(os.path.join(folder, alternative)) for alternative in alternatives):
@@ -164,33 +167,35 @@ def _first_missing(folder: str) -> Optional[str]:
 
 
 def _place_of(package: str) -> Optional[str]:
-    """Where a package is found, None without one. (A folder without Python files is none.)"""
+    """The file of a package that is installed, or None. (A folder without Python files is no package.)"""
     spec = importlib.util.find_spec(package)
     return spec.origin if spec is not None else None
 
 
 def install(plan: Plan, say: Callable[[str], None]) -> str:
-    """Carries a plan out.
+    """Carries out a plan.
 
     Args:
-      plan: of make_plan.
-      say: gets a line before each step that takes time.
+      plan: from make_plan.
+      say: is called with a line of text before each step that takes time.
 
     Returns:
-      the folder that packages are in.
+      the folder that the packages are in.
 
     Raises:
-      EnvironmentProblem: where pip fails, with the place of its output. Nothing has then changed, but for
-        what pip may have installed of `plan.needed`.
+      EnvironmentProblem: if pip is missing or may not install into this Python, if pip fails (with the path
+        of its log), or if another package has the name of a folder that detectors need. By then pip may have
+        installed packages of `plan.needed` or removed those of `plan.replaced`; nothing else has changed.
+      OdQatError: if the folder cannot be written.
     """
     _require_pip()
     destination = _destination()
     for name in os.listdir(destination):
-        if name.startswith(_ASIDE):  # of a run that was killed
+        if name.startswith(_ASIDE):  # left by a run that was killed
             shutil.rmtree(os.path.join(destination, name), ignore_errors=True)
     if plan.needed:
         names = ", ".join(pin.name for pin in plan.needed)
-        say("Installing {} and what they need; what is here keeps its version".format(names))
+        say("Installing {} and what they need; installed packages keep their versions".format(names))
         _install_beside(plan.needed)
     if plan.pins:
         names = ", ".join("{} {}".format(pin.name, pin.version) for pin in plan.pins)
@@ -210,7 +215,7 @@ def _require_pip() -> None:
 
 
 def _destination() -> str:
-    """Where pip would install to: the environment's packages or, if those cannot be written, the user's."""
+    """The folder that pip would install into: the environment's or, if that cannot be written, the user's."""
     marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
     if sys.prefix == sys.base_prefix and os.path.exists(marker):
         raise EnvironmentProblem(
@@ -238,7 +243,7 @@ def _install_beside(needed: List[Pin]) -> None:
 
 
 def _installed_now() -> List[str]:
-    """name==version of everything that is installed."""
+    """A line, name==version, for each installed package."""
     listing = _pip(["list", "--format=freeze"], stderr=subprocess.DEVNULL)
     lines = listing.stdout.decode("utf-8", "replace").splitlines()
     return [line for line in lines if re.match(r"[A-Za-z0-9._-]+==[0-9A-Za-z.!+_-]+$", line)]
@@ -256,9 +261,9 @@ def _install_aside(plan: Plan, destination: str, say: Callable[[str], None]) -> 
         )
         if any(pin.name == _OD_API for pin in plan.pins) and _first_missing(whole):
             raise EnvironmentProblem(
-                "the OD API that pip brought is not whole",
+                "the OD API that pip installed is incomplete",
                 found="no {}".format(_first_missing(whole)),
-                fix="run this again; report it if it stays so",
+                fix="run this again; report it if it happens again",
             )
         if plan.replaced:
             _run_pip(["uninstall", "--yes"] + plan.replaced, plan.pins)
@@ -272,10 +277,10 @@ def _install_aside(plan: Plan, destination: str, say: Callable[[str], None]) -> 
 
 
 def _leave_out_others_names(whole: str, say: Callable[[str], None]) -> None:
-    """Removes folders from what is to be installed where a package of that name is here already.
+    """Leaves out the folders whose name an installed package has.
 
     Raises:
-      EnvironmentProblem: where it is one that detectors need.
+      EnvironmentProblem: if detectors need such a folder.
     """
     for name in sorted(os.listdir(whole)):
         place = None if name.endswith(".dist-info") else _place_of(name)
@@ -286,9 +291,11 @@ def _leave_out_others_names(whole: str, say: Callable[[str], None]) -> None:
                 "a package of the same name is in the way",
                 where=place,
                 found="a package {}, which the OD API has too".format(name),
-                fix="remove that one, or make an environment of its own for od_qat",
+                fix="remove that package, or make a separate environment for od_qat",
             )
-        say("Left out: slim's {0}, as another package {0} is here; detectors do not need it".format(name))
+        say(
+            "Left out: slim's {0}, as another package {0} is installed; detectors do not need it".format(name)
+        )
         shutil.rmtree(os.path.join(whole, name))
         for record in _records(whole):
             _remove_from_record(record, name)
@@ -300,7 +307,7 @@ def _records(whole: str) -> List[str]:
 
 
 def _remove_from_record(record: str, package: str) -> None:
-    """Takes a package's files out of a RECORD: pip uninstall would remove those of the other package."""
+    """Removes a package's files from a RECORD, by which pip uninstall would delete the other package's."""
     with open(record, newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.reader(stream) if not row[0].startswith(package + "/")]
     with open(record, "w", newline="", encoding="utf-8") as stream:
@@ -308,7 +315,7 @@ def _remove_from_record(record: str, package: str) -> None:
 
 
 def _move_all(whole: str, destination: str) -> None:
-    """Renames everything into place, or nothing. A package is known to pip by what is renamed last."""
+    """Renames everything into place, or nothing. The .dist-info folders, which pip looks for, come last."""
     names = sorted(os.listdir(whole), key=lambda name: (name.endswith(".dist-info"), name))
     moved = []
     try:
@@ -324,18 +331,18 @@ def _move_all(whole: str, destination: str) -> None:
 def _pip(arguments: List[str], **streams) -> "subprocess.CompletedProcess[bytes]":
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
     if "--target" in arguments:
-        environment["PIP_USER"] = "0"  # pip takes no folder where its settings say --user
+        environment["PIP_USER"] = "0"  # pip refuses --target if its settings say --user
     streams.setdefault("stdout", subprocess.PIPE)
     return subprocess.run([sys.executable, "-m", "pip"] + arguments, env=environment, **streams)
 
 
 def _run_pip(arguments: List[str], wanted: List[Pin]) -> None:
-    """Runs pip; its output goes into a log, which stays where pip fails."""
+    """Runs pip. Its output goes into a log file, which is kept if pip fails."""
     handle, log = tempfile.mkstemp(prefix="od-qat-install-", suffix=".log")
     try:
         with os.fdopen(handle, "wb") as stream:
             status = _pip(arguments, stdout=stream, stderr=subprocess.STDOUT).returncode
-    except BaseException:  # Ctrl-C, too
+    except BaseException:  # (Ctrl-C, too)
         os.unlink(log)
         raise
     if status == 0:
@@ -343,10 +350,10 @@ def _run_pip(arguments: List[str], wanted: List[Pin]) -> None:
         return
     with open(log, encoding="utf-8", errors="replace") as stream:
         text = stream.read()
-    # (After "ERROR: Exception:" comes a traceback, whose last line says what it is.)
+    # (After "ERROR: Exception:" comes a traceback, whose last line names the exception.)
     said = [line for line in text.splitlines() if re.match(r"ERROR: (?!Exception:)", line)]
     found = (said or text.splitlines()[-1:] or ["nothing"])[0].replace("ERROR: ", "")
-    what, fix = "pip failed", "remove the cause and run this again; it goes on from here"
+    what, fix = "pip failed", "remove the cause and run this again; it continues from here"
     if os.strerror(errno.ENOSPC) in text:
         what, found, fix = "the disk is full", os.strerror(errno.ENOSPC), "free space and run this again"
     elif _OFFLINE.search(text):
@@ -354,5 +361,5 @@ def _run_pip(arguments: List[str], wanted: List[Pin]) -> None:
     raise EnvironmentProblem(
         "{}, asked for {}".format(what, ", ".join(pin.name for pin in wanted)),
         found=quoted(found),
-        fix="{}. All that pip said: {}".format(fix, log),
+        fix="{}. All of pip's output: {}".format(fix, log),
     )

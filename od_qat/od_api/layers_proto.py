@@ -1,14 +1,14 @@
-"""`[od_qat.layers] { ... }` in a config's graph_rewriter block: our extension of the OD API's GraphRewriter.
+"""Defines `[od_qat.layers] { ... }`, od_qat's extension of the OD API's message GraphRewriter.
 
-That message reserves its numbers from 1000 on for extensions. The proto is made here, at run time, so neither
-upstream's files nor protoc are needed. As a .proto file it would read::
+That message reserves its field numbers from 1000 on for extensions. The extension is defined at run time, so
+it changes none of upstream's files and needs no protoc. As a .proto file it would be::
 
     package od_qat;
     extend object_detection.protos.GraphRewriter { optional Layers layers = 1973; }
 
     message Layers {
       optional bool per_channel = 1;       // weights of convolutions with a range for each output channel
-      repeated Rule rule = 2;              // the later wins
+      repeated Rule rule = 2;              // a later rule wins
       optional int32 freeze_bn_delay = 3;  // optimiser steps before batch norm uses its moving statistics
       optional string placement = 4;       // "full" or "contrib"
       optional double ema_decay = 5;       // of the activation ranges' moving average
@@ -21,7 +21,7 @@ upstream's files nor protoc are needed. As a .proto file it would read::
       }
     }
 
-What an absent field means, and what each may be, says od_qat.config.
+od_qat.config says what each field may be, and what it means if it is absent.
 """
 
 from typing import Optional
@@ -49,7 +49,7 @@ _RULE_FIELDS = (
     ("activation_bits", _INT),
     ("per_channel", _BOOL),
 )
-# The rules' field has number 2, hence its place.
+# The number of a field is its place here; the field of the rules has number 2.
 _FIELDS = (
     ("per_channel", _BOOL),
     ("rule", _MESSAGE),
@@ -57,16 +57,16 @@ _FIELDS = (
     ("placement", _STRING),
     ("ema_decay", _DOUBLE),
 )
-# The options of QatConfig that are a plain field here.
+# The options of QatConfig that are plain fields of Layers.
 OPTIONS = tuple(name for name, kind in _FIELDS if kind != _MESSAGE)
 
 _extension: Optional[object] = None
 
 
 def extension():
-    """The extension's descriptor, `message.Extensions[extension()]`; makes it known when first called.
+    """The descriptor of the extension, for `message.Extensions[extension()]`. The first call registers it.
 
-    None where GraphRewriter takes no extensions: trees of early 2019 reserve no numbers for them.
+    None if GraphRewriter takes no extensions: trees of early 2019 reserve no numbers for them.
     """
     global _extension
     if _extension is None:
@@ -104,7 +104,7 @@ def _register():
         try:
             target.RegisterExtension(found)
         except NotImplementedError:
-            pass  # version 4 has the name left, and all extensions in the pool
+            pass  # version 4 still has the method, but keeps all extensions in the pool
     return found
 
 
@@ -128,16 +128,16 @@ def _make_classes(descriptor) -> None:
 
 
 def options(graph_rewriter_config) -> dict:
-    """What a GraphRewriter message's extension sets of QatConfig.
+    """The options of QatConfig that the extension of a GraphRewriter message sets.
 
     Args:
       graph_rewriter_config: graph_rewriter_pb2.GraphRewriter.
 
     Returns:
-      keyword arguments of QatConfig; those that are not set are left out.
+      keyword arguments of QatConfig, without those that are not set.
 
     Raises:
-      ConfigError: for a rule that is none.
+      ConfigError: for an invalid rule.
     """
     if extension() is None or not graph_rewriter_config.HasExtension(extension()):
         return {}
@@ -154,7 +154,7 @@ def _rule(rule) -> LayerRule:
 
 
 def field_names() -> str:
-    """For messages."""
+    """The names of all fields, as text for messages."""
     return "{}; of a rule: {}".format(
         ", ".join(name for name, _ in _FIELDS), ", ".join(name for name, _ in _RULE_FIELDS)
     )

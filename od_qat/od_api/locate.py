@@ -8,7 +8,8 @@ from typing import Optional
 from od_qat.errors import EnvironmentProblem
 from od_qat.od_api import protos
 
-# The user's own clone: the `research` folder of tensorflow/models, which holds object_detection and slim.
+# The environment variable with the path of the user's own clone: the `research` folder of tensorflow/models,
+# which holds object_detection and slim.
 PATH_VARIABLE = "OD_API"
 
 WHICH_FOLDER = "pass --od_api=/path/to/models/research, or set {} to it".format(PATH_VARIABLE)
@@ -18,7 +19,7 @@ _HOW_TO_GET_IT = "od-qat install-od-api, or set {}=/path/to/models/research to u
 
 
 def require_folder(path: str) -> None:
-    """Raises EnvironmentProblem when there is no folder of that name."""
+    """Raises EnvironmentProblem if there is no folder of that name."""
     if not os.path.isdir(path):
         raise EnvironmentProblem(
             "no such folder",
@@ -30,7 +31,7 @@ def require_folder(path: str) -> None:
 
 
 def research_folder(path: str) -> str:
-    """A models/research folder: the path itself or, for a whole clone of `models`, what is in it."""
+    """The models/research folder: the path itself or, in a whole clone of `models`, its `research`."""
     inside = os.path.join(path, "research")
     return inside if _holds_it(inside) and not _holds_it(path) else path
 
@@ -51,11 +52,11 @@ def add_to_path(root: Optional[str] = None) -> None:
     """Makes `object_detection` and slim's packages importable.
 
     Args:
-      root: a `models/research` folder, or `models`; default is the environment's OD_API, and without it
-        whatever is installed.
+      root: a `models/research` folder, or a `models` folder. The default is the environment variable OD_API
+        or, without that, the installed OD API.
 
     Raises:
-      EnvironmentProblem: when no OD API can be found there.
+      EnvironmentProblem: if no OD API is found, or if its protos are missing and cannot be compiled.
     """
     root = root or os.environ.get(PATH_VARIABLE)
     if root:
@@ -75,7 +76,7 @@ def add_to_path(root: Optional[str] = None) -> None:
                     fix=WHICH_FOLDER,
                 )
         for folder in (slim, root):
-            # In front, also of another tree that PYTHONPATH names.
+            # They go to the front, also of another tree in PYTHONPATH.
             sys.path[:] = [folder] + [other for other in sys.path if other != folder]
     for package in ("object_detection", "nets", "deployment"):
         if importlib.util.find_spec(package) is None:
@@ -84,7 +85,7 @@ def add_to_path(root: Optional[str] = None) -> None:
                 found="no package {}".format(package),
                 fix=_HOW_TO_GET_IT,
             )
-    # (The import hook compiles protos that are not.)
+    # (Protos that are not compiled are no error, since the import hook compiles them with grpcio-tools.)
     tree = imported_from()
     if "pipeline_pb2.py" in protos.missing(tree):
         protos.require_protoc(tree)

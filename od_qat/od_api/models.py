@@ -1,4 +1,4 @@
-"""Models, inputs and categories of a pipeline config."""
+"""Builds the model and the inputs of a pipeline config, and checks the inputs."""
 
 import sys
 from typing import Callable, Dict, List
@@ -8,13 +8,13 @@ from od_qat.od_api import pipeline
 
 
 def model_fn(config, is_training: bool) -> Callable:
-    """A function without arguments that builds the config's DetectionModel.
+    """Returns a function without arguments that builds the config's DetectionModel.
 
-    It raises ConfigError for what the OD API's builder does not take.
+    That function raises ConfigError if the OD API cannot build the model.
 
     Args:
       config: TrainEvalPipelineConfig.
-      is_training: batch norm and dropout mode.
+      is_training: whether batch normalization and dropout are in training mode.
     """
     from object_detection.builders import model_builder
 
@@ -23,24 +23,24 @@ def model_fn(config, is_training: bool) -> Callable:
             return model_builder.build(model_config=config.model, is_training=is_training)
         except OdQatError:
             raise
-        except Exception as error:  # noqa: BLE001  (it raises what the field happens to lead to)
+        except Exception as error:  # noqa: BLE001  (a wrong field can lead to any)
             raise ConfigError(
                 "the OD API cannot build this model",
                 where="model." + config.model.WhichOneof("model"),
                 found="{}: {}".format(type(error).__name__, quoted(error) or "no message"),
-                fix="correct the field that this is about; --debug shows where it arises",
+                fix="correct the field that causes it; --debug shows where it is raised",
             ) from error
 
     return build
 
 
 def input_fn(reader, in_order: bool = False) -> Callable:
-    """A function without arguments that gives the tensors of one example of an input reader.
+    """Returns a function without arguments that makes the tensors of one example of an input reader.
 
     Args:
       reader: input_reader_pb2.InputReader.
-      in_order: record files are read one at a time: of several that are read at once the OD API takes
-        whichever has a record ready. Shuffling is not touched; it follows the graph's seed.
+      in_order: whether to read the record files one at a time. If the OD API reads several at once, it takes
+        whichever has a record ready. Shuffling stays, and follows the graph's seed.
     """
     from object_detection.builders import dataset_builder
 
@@ -53,7 +53,7 @@ def input_fn(reader, in_order: bool = False) -> Callable:
 
 
 def categories(label_map_path: str) -> List[dict]:
-    """[{'id': 1, 'name': ...}, ...] of a label map."""
+    """The categories of a label map: [{'id': 1, 'name': ...}, ...]."""
     from object_detection.utils import label_map_util
 
     return label_map_util.create_categories_from_labelmap(label_map_path)
@@ -63,10 +63,12 @@ def check_inputs(config, reader) -> Dict[str, int]:
     """Reads every record and the label map before a graph is built.
 
     Returns:
-      examples per record file.
+      path of each record file -> its number of examples.
 
     Raises:
-      DataError, ConfigError: naming the file.
+      DataError: for a record or label map that is missing, damaged or does not fit the other, with its path.
+      ConfigError: if the reader has no label map or no records, or if the label map has an id above the
+        model's num_classes.
     """
     from od_qat.datasets import label_map, records
 

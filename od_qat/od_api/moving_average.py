@@ -1,4 +1,4 @@
-"""The optimizer that `use_moving_average: true` asks for (tf.contrib.opt.MovingAverageOptimizer is gone)."""
+"""The optimizer for `use_moving_average: true`, in place of tf.contrib.opt.MovingAverageOptimizer."""
 
 from typing import Optional
 
@@ -6,15 +6,15 @@ from od_qat.compat import tf
 
 
 class MovingAverageOptimizer(tf.train.Optimizer):
-    """Wraps an optimizer; keeps an exponential moving average of every variable it trains.
+    """Wraps an optimizer and keeps an exponential moving average of every variable that it trains.
 
-    Shadow variables are named `<variable>/ExponentialMovingAverage`, as contrib's, so that checkpoints and
-    `eval_config.use_moving_averages` work unchanged.
+    The averages are variables named `<variable>/ExponentialMovingAverage`, as contrib's are, so that
+    checkpoints and `eval_config.use_moving_averages` work unchanged.
 
     Args:
       optimizer: the optimizer that computes and applies gradients.
       average_decay: decay of the average.
-      num_updates: optional step that makes the decay smaller at first.
+      num_updates: optional step counter, which makes the decay smaller at first.
     """
 
     def __init__(self, optimizer, average_decay: float = 0.9999, num_updates=None) -> None:
@@ -24,11 +24,11 @@ class MovingAverageOptimizer(tf.train.Optimizer):
         self._swap = {}
 
     def compute_gradients(self, *args, **kwargs):
-        """As the wrapped optimizer."""
+        """Calls the wrapped optimizer."""
         return self._optimizer.compute_gradients(*args, **kwargs)
 
     def apply_gradients(self, grads_and_vars, global_step=None, name: Optional[str] = None):
-        """As the wrapped optimizer, then updates the averages."""
+        """Calls the wrapped optimizer, then updates the averages."""
         grads_and_vars = list(grads_and_vars)
         trained = [variable for gradient, variable in grads_and_vars if gradient is not None]
         update = self._optimizer.apply_gradients(grads_and_vars, global_step=global_step)
@@ -38,13 +38,13 @@ class MovingAverageOptimizer(tf.train.Optimizer):
         return tf.group(update, average, name=name or "train")
 
     def get_slot(self, *args, **kwargs):
-        """As the wrapped optimizer."""
+        """Calls the wrapped optimizer."""
         return self._optimizer.get_slot(*args, **kwargs)
 
     def get_slot_names(self, *args, **kwargs):
-        """As the wrapped optimizer."""
+        """Calls the wrapped optimizer."""
         return self._optimizer.get_slot_names(*args, **kwargs)
 
     def variables(self):
-        """As the wrapped optimizer."""
+        """Calls the wrapped optimizer."""
         return self._optimizer.variables()

@@ -1,8 +1,8 @@
-"""Compiled protos of older trees, which today's protobuf refuses, in the form that it takes.
+"""Brings the compiled protos of older trees into the form that current protobuf takes.
 
-Until 2022 protoc wrote Python that makes each descriptor by itself ("Descriptors cannot be created directly",
-says protobuf from version 4 on). The same files hold the whole definition as bytes; what protoc writes today
-is those bytes and three calls.
+Until 2022 protoc wrote Python that makes each descriptor by itself, which protobuf from version 4 on refuses
+("Descriptors cannot be created directly"). The same files hold the whole definition as bytes. What protoc
+writes today is those bytes and three calls.
 """
 
 import ast
@@ -13,21 +13,23 @@ _OLD = "_descriptor.FileDescriptor("
 
 
 def is_old(source: str) -> bool:
-    """Whether protoc wrote it before 2022."""
+    """Whether a *_pb2.py has the form that protoc wrote before 2022."""
     return _OLD in source
 
 
 def modern(name: str, source: str) -> str:
-    """An `object_detection.protos.*_pb2` module's source for today's protobuf; one that fits stays as it is.
+    """Returns the source of an `object_detection.protos.*_pb2` module in the form that this protobuf takes.
+
+    A source that has this form is returned unchanged.
 
     Args:
-      name: of the module.
-      source: of its file.
+      name: the module's name.
+      source: the text of its file.
     """
     try:
         from google.protobuf.internal import builder  # noqa: F401
     except ImportError:
-        return source  # before 3.20, which takes the old form
+        return source  # protobuf before 3.20 takes the old form
     definition = _definition(source) if is_old(source) else None
     if definition is None:
         return source
@@ -42,7 +44,7 @@ def modern(name: str, source: str) -> str:
 
 
 def _definition(source: str) -> Optional[bytes]:
-    """What the file's `serialized_pb=` is given: bytes, or until 2019 a text of Latin-1."""
+    """The value of the file's `serialized_pb=`, or None. It is bytes or, until 2019, text in Latin-1."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.keyword) and node.arg == "serialized_pb":
             value = node.value

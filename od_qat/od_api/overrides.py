@@ -1,4 +1,4 @@
-"""`--override dotted.path=value`: one field of a pipeline config, set from the command line."""
+"""Applies `--override dotted.path=value`, which sets one field of a pipeline config."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ from od_qat.errors import ConfigError, quoted
 from od_qat.od_api import layers_proto
 
 _INDEX = re.compile(r"\[(\d+)\]")
-# `a.b.[package.extension].c`: a name in brackets holds dots itself.
+# `a.b.[package.extension].c`: a name in brackets has dots itself.
 _STEPS = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
 
 
@@ -20,15 +20,16 @@ def apply(config, override: str) -> None:
 
     Args:
       config: any message, changed in place.
-      override: `dotted.path=value`. The value is proto text, a string may go without quotes and a message
-        without braces. `path=` clears the field: a fine_tune_checkpoint, a whole graph_rewriter block. An
-        index, `path[0]` or `path.0`, picks an element of a repeated field, or appends behind the last;
-        without one a repeated field of values is replaced as a whole, and of messages the first is meant,
-        unless the path ends there. An extension stands in brackets: `graph_rewriter.[od_qat.layers]`.
+      override: `dotted.path=value`. The value is proto text; a string needs no quotes, and a message no
+        braces. `path=` clears the field: a fine_tune_checkpoint, for example, or a whole graph_rewriter
+        block. An index, `path[0]` or `path.0`, picks an element of a repeated field; the index after the
+        last one appends. Without an index, a path that ends at a repeated field replaces all of it, and a
+        path that continues takes the first message. An extension is written in brackets:
+        `graph_rewriter.[od_qat.layers]`.
 
     Raises:
-      ConfigError: for an unknown field or a value that does not fit, and the config is unchanged but for
-        empty messages on the way.
+      ConfigError: for an unknown field or a value that does not fit. The config is then unchanged, except
+        for empty messages along the path.
     """
     if not all(one.isprintable() or one.isspace() for one in override):
         found = quoted(ascii(override))
@@ -52,7 +53,7 @@ def apply(config, override: str) -> None:
             return
         if field.message_type is None:
             raise ConfigError(
-                "the override's path goes on behind a plain value",
+                "the override's path continues after a plain value",
                 where=key,
                 found=".".join(steps[len(taken) :]),
                 allowed="{}={}".format(".".join(taken), _kind(field)),
@@ -73,18 +74,17 @@ def _clear(message, field) -> None:
 
 
 def _is_repeated(message, field) -> bool:
-    # (FieldDescriptor.label is deprecated in the protobuf of one TensorFlow, is_repeated is not there in the
-    # other's.)
+    # (FieldDescriptor.label is deprecated in newer protobuf, and older protobuf has no is_repeated.)
     return hasattr(_value(message, field), "extend")
 
 
 def _warn_of_replaced(message, field, key: str) -> None:
-    """A path through one of several alternatives, of which the config has another, changes over to it."""
+    """Warns if the path goes through one of several alternatives and so replaces the one in the config."""
     alternatives = field.containing_oneof
     former = alternatives and message.WhichOneof(alternatives.name)
     if former and former != field.name:
         print(
-            "warning: --override {}: {} takes the place of the config's {} and all in it".format(
+            "warning: --override {}: {} replaces the config's {} and everything in it".format(
                 key, field.name, former
             ),
             file=sys.stderr,
@@ -92,7 +92,7 @@ def _warn_of_replaced(message, field, key: str) -> None:
 
 
 def _child(message, field, index: Optional[int], key: str):
-    """The message that the path goes into."""
+    """The message in which the path continues."""
     child = _value(message, field)
     if not _is_repeated(message, field):
         return child
@@ -134,7 +134,7 @@ def _assign(message, field, index: Optional[int], value: str, key: str) -> None:
 
 
 def _parsed(message, field, value: str, key: str):
-    """A message of the same type that holds this field alone."""
+    """A message of the same type in which only this field is set."""
     text = value
     is_list = value.startswith("[") and _is_repeated(message, field)
     if field.type == field.TYPE_STRING and not is_list and not value.startswith(("'", '"')):
@@ -162,7 +162,7 @@ def _parsed(message, field, value: str, key: str):
 
 
 def _kind(field) -> str:
-    """What a field takes, in words."""
+    """The values that a field takes, in words."""
     if field.message_type is not None:
         return "{{ {} }}".format(", ".join(other.name for other in field.message_type.fields))
     if field.enum_type is not None:
@@ -214,7 +214,7 @@ def _unknown_field(config, message, name: str, key: str, taken: List[str]) -> Co
 
 
 def _paths_to(message, name: str, above: Tuple[str, ...] = ()) -> Iterator[Tuple[str, ...]]:
-    """Where the messages that are set have a field of this name."""
+    """The paths of the fields of this name, in the messages that are set."""
     if name in message.DESCRIPTOR.fields_by_name:
         yield above + (name,)
     for field, value in message.ListFields():

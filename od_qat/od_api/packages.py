@@ -1,7 +1,7 @@
-"""Which packages are installed, and which the OD API needs (the lists in requirements/, beside this file).
+"""Finds which packages are installed, and which the OD API needs (requirements/ beside this file lists them).
 
-Names and versions come from the packages' metadata. Nothing is imported, so that a broken TensorFlow can be
-looked at.
+Names and versions come from the packages' metadata. No package is imported, so a broken TensorFlow can be
+examined too.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ _TENSORFLOW_NAMES = (
     "intel-tensorflow",
     "nvidia-tensorflow",
 )
-# What is imported, where it is not the name of the package.
+# The modules of packages whose module has another name.
 _MODULES = {
     "opencv-python-headless": "cv2",  # or another build of OpenCV
     "tf-object-detection-api": "object_detection",
@@ -39,11 +39,11 @@ class Installed(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A line of a list.
+    """A line of a list in requirements/.
 
     Attributes:
       name: of the package.
-      version: of the package; empty where the line allows several.
+      version: of the package; empty if the line allows several.
       line: as pip takes it, without the comment.
     """
 
@@ -53,12 +53,12 @@ class Pin(NamedTuple):
 
     @property
     def module(self) -> str:
-        """What is imported of it."""
+        """The name of its module."""
         return _MODULES.get(self.name, self.name.replace("-", "_"))
 
 
 def read_list(name: str) -> List[Pin]:
-    """The lines of a file of requirements/."""
+    """Reads the lines of a file in requirements/."""
     pins = []
     with open(os.path.join(REQUIREMENTS, name), encoding="utf-8") as stream:
         for text in stream:
@@ -70,22 +70,22 @@ def read_list(name: str) -> List[Pin]:
 
 
 def needed_and_missing() -> List[Pin]:
-    """What the OD API imports (needed.in) and is not here."""
+    """The packages that the OD API imports (needed.in) and that are not installed."""
     return [pin for pin in read_list("needed.in") if not is_importable(pin.module)]
 
 
 def tf_keras_pin(tensorflow: str) -> Optional[Pin]:
-    """The tf-keras for a version of TensorFlow, None where none is known."""
+    """The tf-keras for a version of TensorFlow; None if none is known."""
     return next((pin for pin in read_list("tf_keras.txt") if minor(pin.version) == minor(tensorflow)), None)
 
 
 def minor(version: str) -> str:
-    """'2.21' of '2.21.0'."""
+    """The first two parts of a version: '2.21' for '2.21.0'."""
     return ".".join(version.split(".")[:2])
 
 
 def installed_version(distribution: str) -> Optional[str]:
-    """Version of an installed package, None when it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     try:
         from importlib import metadata
     except ImportError:  # Python 3.7
@@ -111,7 +111,7 @@ def _version_of_old(distribution: str) -> Optional[str]:
 
 
 def is_importable(module: str) -> bool:
-    """Whether a module is found; it is not imported."""
+    """Whether a module can be found. It is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -119,7 +119,7 @@ def is_importable(module: str) -> bool:
 
 
 def tensorflows() -> List[Installed]:
-    """The packages that TensorFlow is installed by: none, one or, by mistake, several."""
+    """The installed packages that contain TensorFlow: none, one or, by mistake, several."""
     if not is_importable("tensorflow"):
         return []
     named = [(name, installed_version(name)) for name in _TENSORFLOW_NAMES]
@@ -127,7 +127,7 @@ def tensorflows() -> List[Installed]:
 
 
 def _other_builds() -> Iterator[Installed]:
-    """Packages of other names that have a module tensorflow."""
+    """Packages of any other name that have a module tensorflow."""
     try:
         from importlib import metadata
     except ImportError:  # Python 3.7, whose TensorFlow 1.15 has one of the names

@@ -1,4 +1,4 @@
-"""Pipeline configs: reading, overriding and checking them before anything expensive starts."""
+"""Reads, overrides, checks and writes pipeline configs."""
 
 import os
 import re
@@ -11,13 +11,13 @@ from od_qat.errors import ConfigError, quoted
 from od_qat.od_api import layers_proto
 from od_qat.od_api import overrides as overriding
 
-# Upstream's ssdlite_mobilenet_{v1,v2}_coco_quantize have them, and no published train.proto has.
+# Fields of upstream's ssdlite_mobilenet_{v1,v2}_coco_quantize configs that no published train.proto has.
 _IN_NO_PROTO = (
     "load_all_optimizer_checkpoint_vars",
     "load_all_moving_average_checkpoint_vars",
     "include_global_step",
 )
-# What stands for a folder in upstream's samples.
+# The placeholder for a folder in upstream's samples.
 _TO_BE_CONFIGURED = "PATH_TO_BE_CONFIGURED"
 
 
@@ -32,7 +32,8 @@ def load(path: str, overrides: Iterable[str] = ()):
       pipeline_pb2.TrainEvalPipelineConfig.
 
     Raises:
-      ConfigError: naming the file, and the line where it is malformed.
+      ConfigError: if the file cannot be read or is malformed, with its path and the line, or if an override
+        cannot be applied, or if there is no model.
     """
     from object_detection.protos import pipeline_pb2
 
@@ -72,9 +73,9 @@ def load(path: str, overrides: Iterable[str] = ()):
 
 
 def _without_unmet_wishes(text: str, config) -> str:
-    """A config's text without those fields of _IN_NO_PROTO that are false: what they name is never restored.
+    """A config's text without the fields of _IN_NO_PROTO that are false, as what they name is never restored.
 
-    (true stays, and is an unknown field with its line.)
+    (A field that is true stays, and is reported as unknown, with its line.)
     """
     names = [name for name in _IN_NO_PROTO if name not in config.train_config.DESCRIPTOR.fields_by_name]
     line = r"^[ \t]*(?:{})[ \t]*:[ \t]*[Ff]alse[ \t]*$".format("|".join(names or ["(?!)"]))
@@ -82,14 +83,14 @@ def _without_unmet_wishes(text: str, config) -> str:
 
 
 def require_paths(message, where: str) -> None:
-    """Raises when a path of upstream's samples has not been filled in.
+    """Raises if a path of upstream's samples has not been filled in.
 
     Args:
       message: a part of a config.
       where: its path in the config.
 
     Raises:
-      ConfigError: naming the field and the override for it.
+      ConfigError: with the field and the override that sets it.
     """
     for field, value in message.ListFields():
         name = "{}.{}".format(where, field.name)
@@ -114,7 +115,7 @@ def merge(config, text: str) -> None:
     """Merges proto text into a config, as the OD API's --config_override does.
 
     Raises:
-      ConfigError: when it is malformed.
+      ConfigError: if the text is malformed.
     """
     try:
         text_format.Merge(text, config)
@@ -123,10 +124,10 @@ def merge(config, text: str) -> None:
 
 
 def input_files(reader) -> Tuple[str, ...]:
-    """The record files of an input reader, patterns expanded.
+    """The record files of an input reader, with patterns expanded.
 
     Raises:
-      ConfigError: when none is named.
+      ConfigError: if it names none.
     """
     from od_qat.compat import tf
 

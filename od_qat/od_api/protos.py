@@ -1,6 +1,6 @@
-"""Compiles the OD API's .proto files where nobody has: upstream's repository has no *_pb2.py.
+"""Compiles the OD API's .proto files, since upstream's repository has no *_pb2.py.
 
-The plugin compiles in memory; `od-qat patch --compile_protos` writes the same into the tree.
+The plugin compiles them in memory; `od-qat patch --compile_protos` writes the same files into the tree.
 """
 
 import functools
@@ -18,7 +18,7 @@ FOLDER = "object_detection/protos"
 
 
 def missing(root: str) -> List[str]:
-    """The *_pb2.py (below FOLDER) that a models/research folder has a .proto for, but not compiled."""
+    """The names of the *_pb2.py in FOLDER that a models/research folder lacks although it has the .proto."""
     folder = os.path.join(root, *FOLDER.split("/"))
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     compiled = [name[: -len(".proto")] + "_pb2.py" for name in names if name.endswith(".proto")]
@@ -27,18 +27,18 @@ def missing(root: str) -> List[str]:
 
 @functools.lru_cache(maxsize=None)
 def compiled_in_memory(root: str) -> Dict[str, bytes]:
-    """`compile_missing`, once in a process."""
+    """Does what `compile_missing` does, once in a process."""
     return compile_missing(root)
 
 
 def compile_missing(root: str) -> Dict[str, bytes]:
-    """Compiles what is missing, and writes nothing into the tree.
+    """Compiles the missing *_pb2.py, without writing anything into the tree.
 
     Returns:
       path below the root -> content.
 
     Raises:
-      EnvironmentProblem: without grpcio-tools, or where protoc fails, with its message.
+      EnvironmentProblem: if grpcio-tools is not installed, or if protoc fails, with protoc's message.
     """
     names = missing(root)
     if not names:
@@ -46,7 +46,7 @@ def compile_missing(root: str) -> Dict[str, bytes]:
     require_protoc(root)
     with tempfile.TemporaryDirectory() as out:
         sources = [os.path.join(root, FOLDER, name[: -len("_pb2.py")] + ".proto") for name in names]
-        # In a process of its own: beside TensorFlow in one, the protobuf in each would end both.
+        # It runs in a process of its own: in one process, its protobuf and TensorFlow's would crash.
         command = [
             sys.executable,
             "-W",
@@ -73,7 +73,7 @@ def compile_missing(root: str) -> Dict[str, bytes]:
 
 
 def require_protoc(root: str) -> None:
-    """Raises EnvironmentProblem, which names the tree, where grpcio-tools is not installed."""
+    """Raises EnvironmentProblem, with the tree's path, if grpcio-tools is not installed."""
     if not is_available():
         raise EnvironmentProblem(
             "the OD API's protos are not compiled, and grpcio-tools, which compiles them, is not installed",
@@ -86,7 +86,7 @@ def require_protoc(root: str) -> None:
 
 
 def how_to_get_protoc() -> str:
-    """The command for a grpcio-tools that fits the protobuf that is here, which TensorFlow chose."""
+    """The command that installs a grpcio-tools for the installed protobuf, whose version TensorFlow chose."""
     version = packages.installed_version("protobuf")
     return "pip install grpcio-tools{}".format(" protobuf=={}".format(version) if version else "")
 

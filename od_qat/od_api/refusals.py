@@ -1,8 +1,8 @@
-"""Commands that would ignore a graph_rewriter block: they stop and say what to run instead.
+"""Stops commands that would ignore a graph_rewriter block, and says what to run instead.
 
-The TF 2 half of the OD API never reads the block (tensorflow/models issue 9835), and the plugin switches
-TensorFlow to the graph mode that the TF 1 half needs, so under the plugin that half is refused altogether.
-In a patched tree it runs as before, so that importing this imports no TensorFlow of od_qat.compat.
+The TF 2 half of the OD API never reads the block (tensorflow/models issue 9835). Under the plugin that half
+is refused altogether, because the plugin switches TensorFlow to the graph mode that the TF 1 half needs. In a
+patched tree it runs in its own mode, so this file must not import od_qat.compat.
 """
 
 from typing import Optional
@@ -15,28 +15,29 @@ _EVALUATION = "od-qat eval, or od-qat run object_detection.legacy.eval"
 _EXPORT = "od-qat export, or od-qat run object_detection.export_inference_graph"
 _TFLITE = "od-qat export-tflite, or od-qat run object_detection.export_tflite_ssd_graph"
 
-# Command -> what does its work with quantization.
+# Command -> the commands that do its work with quantization.
 TF2_COMMANDS = {
     "object_detection.model_main_tf2": "{}; {}".format(_TRAINING, _EVALUATION),
     "object_detection.exporter_main_v2": _EXPORT,
     "object_detection.export_tflite_graph_tf2": _TFLITE,
 }
-# What stops by itself (source_changes.py has where): those, and the exporter for TPUs, of the TF 1 half.
+# The commands that call refuse_block (see source_changes.py): those above and, of the TF 1 half, the exporter
+# for TPUs.
 _STOPPED_BY_HUNKS = dict(TF2_COMMANDS)
 _STOPPED_BY_HUNKS["object_detection.tpu_exporters.export_saved_model_tpu"] = "{}; {}".format(_EXPORT, _TFLITE)
-# Of the TF 1 half, but without quantization.
+# Commands of the TF 1 half that train without quantization.
 UNABLE = {"object_detection.model_tpu_main": "{}; {}".format(_TRAINING, _EVALUATION)}
 
 
 def refuse_command(command: str, config_path: Optional[str]) -> None:
-    """Stops a command of the two tables; one of UNABLE only when its config has the block.
+    """Stops a command of TF2_COMMANDS, and one of UNABLE if its config has the block.
 
     Args:
       command: name of its module.
-      config_path: its --pipeline_config_path, None when it has none.
+      config_path: its --pipeline_config_path; None if it has none.
 
     Raises:
-      ConfigError: always for a TF 2 command.
+      ConfigError: for a TF 2 command always, for another if its config has the block.
     """
     quantised = bool(config_path) and pipeline.load(config_path).HasField("graph_rewriter")
     if command in TF2_COMMANDS:
@@ -46,8 +47,10 @@ def refuse_command(command: str, config_path: Optional[str]) -> None:
 
 
 def refuse_block(command: str, config_path: str, config_override: str = "") -> None:
-    """Stops a command whose config has the block: of the TF 2 half, in a patched tree, where that half runs
-    otherwise, and the exporter for TPUs, anywhere.
+    """Stops a command if its config has the block.
+
+    The commands of the TF 2 half call this in a patched tree, where they run otherwise. The exporter for TPUs
+    calls it under the plugin too.
 
     Args:
       command: one of _STOPPED_BY_HUNKS.
@@ -55,11 +58,11 @@ def refuse_block(command: str, config_path: str, config_override: str = "") -> N
       config_override: text that it merges into the config.
 
     Raises:
-      ConfigError: when the config has the block then.
+      ConfigError: if the merged config has the block.
     """
     from object_detection.utils import config_util
 
-    layers_proto.extension()  # known, so that a block that has it is parsed and refused
+    layers_proto.extension()  # (registered, so that a block with the extension can be parsed)
     if "graph_rewriter_config" in config_util.get_configs_from_pipeline_file(config_path, config_override):
         raise _tf2(command, _STOPPED_BY_HUNKS[command], config_path)
 
@@ -119,7 +122,7 @@ def export_tflite_model(pipeline_config, *args, **kwargs):
 
 
 def create_estimator_and_inputs(original, run_config, *args, **kwargs):
-    """In front of object_detection.model_lib.create_estimator_and_inputs, which then runs as it is.
+    """Checks the config, then calls object_detection.model_lib.create_estimator_and_inputs as it is.
 
     Args:
       original: that function.
@@ -128,7 +131,8 @@ def create_estimator_and_inputs(original, run_config, *args, **kwargs):
       **kwargs: the same by name.
 
     Raises:
-      ConfigError: when the block would not be honoured: on TPUs, or with a delay that never ends.
+      ConfigError: if the block is invalid or would not be honoured: on TPUs, or with a delay that training
+        never reaches.
     """
     names = ("hparams", "pipeline_config_path", "config_override", "train_steps")
     given = dict(zip(names, args))

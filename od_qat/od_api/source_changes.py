@@ -1,18 +1,18 @@
-"""What has to change in the OD API's own modules, as data: the one home of that knowledge.
+"""All changes that od_qat makes in the OD API's own modules, as data.
 
-Two ways lead from here into the OD API. `import od_qat.plugin` makes the changes in memory while the modules
-are imported (import_hook.py), on a tree of any age. The patches of `patches/` are the same changes as files,
-written by tests/generations/record.py; `od-qat patch` puts them into a tree (patching/).
+They are made in two ways. `import od_qat.plugin` makes them in memory while the modules are imported
+(import_hook.py), for a tree of any age. `od-qat patch` (patching/) puts the patches of `patches/` into a
+tree; these are the same changes as files, which tests/generations/record.py writes.
 
-Found by running tf-object-detection-api 0.1 (upstream's last state) on TensorFlow 2.21 with numpy 2 and
-Pillow 13. Each row is the smallest edit: a fragment of a line and what stands there instead, or a line at the
-end of the module. In memory, a row whose fragment is not in the module is skipped, since a tree of another
-generation may not need it, and so is one that has been made already.
+The changes were found by running tf-object-detection-api 0.1 (upstream's last state) on TensorFlow 2.21 with
+numpy 2 and Pillow 13. Each row is the smallest edit: a fragment of a line and its replacement, or a line at
+the end of the module. In memory, a row is skipped if its fragment is not in the module, since a tree of
+another generation may not need it, or if the module already has the change.
 """
 
 from typing import Dict, NamedTuple, Tuple
 
-# As a fragment: the replacement becomes the module's last line.
+# The fragment of a row whose replacement becomes the module's last line.
 END = ""
 
 # module -> ((fragment, replacement), ...)
@@ -26,14 +26,14 @@ _LATER = SERIES[1:]
 
 
 class Patch(NamedTuple):
-    """One patch; series share them.
+    """One patch. Several series can have it.
 
     Attributes:
       name: of its file, without the extension.
-      why: what a reader of the file is told.
-      series: which series it is in; none for what is changed in memory only.
-      changes: what it changes.
-      in_memory: whether the plugin makes these changes, too.
+      why: the text at the top of its file.
+      series: the series that have it; empty if the changes are made in memory only.
+      changes: module -> rows.
+      in_memory: whether the plugin makes these changes too.
     """
 
     name: str
@@ -59,7 +59,7 @@ _COMMANDS = (
 
 
 def _set_up(first_import: str) -> Changes:
-    """What the commands do before the import that they begin with."""
+    """The changes that make the commands import od_qat.plugin before their own first import."""
     return {module: (_before(first_import, "import od_qat.plugin"),) for module in _COMMANDS}
 
 
@@ -78,7 +78,7 @@ PATCHES: Tuple[Patch, ...] = (
         "The commands know the extension of the graph_rewriter block before they read a config.",
         ("2019",),
         _set_up("import tensorflow as tf"),
-        in_memory=False,  # with the plugin it has been done
+        in_memory=False,  # (the plugin is this set-up)
     ),
     Patch(
         "set-up",
@@ -123,14 +123,14 @@ PATCHES: Tuple[Patch, ...] = (
         "variable names.",
         _LATER,
         {
-            # The custom op's kernel went with contrib.
+            # The kernel of its custom op is in contrib.
             "object_detection.matchers.bipartite_matcher": (
                 (
                     "from tensorflow.contrib.image.python.ops import image_ops",
                     "from od_qat.od_api import bipartite as image_ops",
                 ),
             ),
-            # TransformGraph is gone from TF 2.
+            # TF 2 has no TransformGraph.
             "object_detection.export_tflite_ssd_graph_lib": (
                 (
                     "from tensorflow.tools.graph_transforms import TransformGraph",
@@ -143,7 +143,7 @@ PATCHES: Tuple[Patch, ...] = (
                     "from od_qat.od_api import moving_average as tf_opt",
                 ),
             ),
-            # contrib's tfprof and graph_matcher.
+            # These two use contrib's tfprof and graph_matcher.
             "object_detection.exporter": (
                 (
                     END,
@@ -151,7 +151,7 @@ PATCHES: Tuple[Patch, ...] = (
                     "profile_inference_graph, rewrite_nn_resize_op",
                 ),
             ),
-            # contrib's HParams: a record with attributes.
+            # These use contrib's HParams, a record with attributes.
             "nets.nasnet.nasnet": _HPARAMS,
             "nets.nasnet.pnasnet": _HPARAMS,
         },
@@ -303,11 +303,11 @@ for _patch in PATCHES:
 
 
 def changed(source: str, rows: Tuple[Tuple[str, str], ...]) -> str:
-    """A module's source with its changes; those that it has already are not made again.
+    """Returns a module's source with its changes. It does not repeat those that the source already has.
 
     Args:
-      source: with line ends as \\n.
-      rows: of one module.
+      source: the text of the module, with \\n as line ends.
+      rows: the module's rows.
     """
     for fragment, replacement in rows:
         if fragment == END:

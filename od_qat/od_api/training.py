@@ -1,4 +1,4 @@
-"""The OD API's half of a training graph: input queue, losses, optimizer and what train_config asks of it."""
+"""Builds the OD API's part of a training graph: input queue, losses, optimizer, adjustment of gradients."""
 
 import sys
 from typing import Callable, Dict, Iterable, List, Tuple
@@ -14,14 +14,14 @@ from od_qat.errors import ConfigError
 
 
 def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, in_order: bool = False):
-    """Reader, augmentation and batching as `train_config` says.
+    """Builds the input queue, with reading, augmentation and batching as `train_config` says.
 
     Args:
       batch_size: images per clone and step.
-      create_tensor_dict_fn: gives the tensors of one example.
+      create_tensor_dict_fn: makes the tensors of one example.
       train_config: train_pb2.TrainConfig.
-      in_order: one thread augments and batches, so that the order of the examples and their random numbers
-        do not depend on which of several threads comes first.
+      in_order: whether only one thread augments and batches, so that the order of the examples and their
+        random numbers do not depend on which of several threads comes first.
     """
     augmentation = [preprocessor_builder.build(step) for step in train_config.data_augmentation_options]
     return upstream.create_input_queue(
@@ -35,22 +35,23 @@ def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, 
 
 
 def losses_fn(create_model_fn: Callable, train_config) -> Callable:
-    """A function of an input queue that builds the model and adds its losses to the graph."""
+    """Returns a function of an input queue that builds the model and adds its losses to the graph."""
     return lambda queue: upstream._create_losses(queue, create_model_fn, train_config)
 
 
 def optimizer(train_config) -> Tuple[object, List]:
-    """The configured optimizer and the tensors it wants in the summaries (its learning rates)."""
+    """The optimizer of the config, and the tensors for its summaries (the learning rates)."""
     return optimizer_builder.build(train_config.optimizer)
 
 
 def adjust_gradients(grads_and_vars: List, train_config) -> List:
-    """Bias multiplier, frozen variables and clipping, in upstream's order.
+    """Applies the bias multiplier, the frozen variables and clipping to gradients, in upstream's order.
 
-    update_trainable_variables too, which upstream's legacy trainer passes over and its model_main honours.
+    It honours update_trainable_variables too, as upstream's model_main does; upstream's legacy trainer
+    ignores that field.
 
     Raises:
-      ConfigError: when that matches no variable.
+      ConfigError: if update_trainable_variables matches no variable.
     """
     if train_config.bias_grad_multiplier:
         grads_and_vars = variables_helper.multiply_gradients_matching_regex(
@@ -87,10 +88,10 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
 
 
 def fine_tune_type(train_config) -> str:
-    """'detection' or 'classification': what the fine-tune checkpoint is of.
+    """The type of model that the fine-tune checkpoint is of: 'detection' or 'classification'.
 
     Raises:
-      ConfigError: for another; upstream's TF 2 half has more ('full', 'fine_tune').
+      ConfigError: for another type; upstream's TF 2 half has more ('full', 'fine_tune').
     """
     kind = train_config.fine_tune_checkpoint_type or (
         "detection" if train_config.from_detection_checkpoint else "classification"
@@ -107,7 +108,7 @@ def fine_tune_type(train_config) -> str:
 
 
 def restore_map(detection_model, train_config) -> Dict[str, object]:
-    """Name in the fine-tune checkpoint -> variable, for the checkpoint type that the config names."""
+    """Name in the fine-tune checkpoint -> variable, for the type of checkpoint that the config names."""
     return detection_model.restore_map(
         fine_tune_checkpoint_type=fine_tune_type(train_config),
         load_all_detection_checkpoint_vars=train_config.load_all_detection_checkpoint_vars,
@@ -119,6 +120,6 @@ _BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")
 
 
 def backbone_scope(variables: Iterable) -> str:
-    """The scope of a model's feature extractor, which some of its variables have; empty when none has one."""
+    """The scope of a model's feature extractor, by the names of its variables; empty if none is in one."""
     names = [variable.op.name for variable in variables]
     return next((scope for scope in _BACKBONE_SCOPES if any(n.startswith(scope) for n in names)), "")

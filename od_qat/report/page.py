@@ -1,4 +1,4 @@
-"""One comparison of models as files: report.json, report.md, and report.html that loads nothing else."""
+"""Writes a comparison of models as report.json, report.md and report.html, a page that loads nothing else."""
 
 import base64
 import dataclasses
@@ -38,7 +38,7 @@ _PAGE = (
     "<tbody>\n{body}\n</tbody>\n</table></div>\n"
     '<p class="note">{note}</p>\n{conclusion}{figures}\n</body>\n</html>\n'
 )
-# By tone_of a cell.
+# The CSS class of a cell, by tone_of.
 _CLASSES = {"red": "loss", "green": "gain"}
 
 
@@ -51,8 +51,8 @@ def to_markdown(rows: Sequence[Row], baseline: Optional[str] = None, conclusion:
       conclusion: a sentence below the table.
 
     Raises:
-      DataError: without rows.
-      ConfigError: no row has the baseline's label.
+      DataError: if there are no rows.
+      ConfigError: if no row has the baseline's label.
     """
     cells = [
         [cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in cells_of(rows, baseline)
@@ -71,8 +71,8 @@ def to_json(rows: Sequence[Row], baseline: Optional[str] = None) -> Dict[str, An
       baseline: as for to_text.
 
     Raises:
-      DataError: without rows.
-      ConfigError: no row has the baseline's label.
+      DataError: if there are no rows.
+      ConfigError: if no row has the baseline's label.
     """
     compared = baseline_of(rows, baseline)
     values = []
@@ -98,20 +98,20 @@ def write_report(
     """Writes report.json, report.md and report.html.
 
     Args:
-      output_dir: made when missing.
+      output_dir: folder for the files; it is made if it is missing.
       rows: the models.
       pictures: PNG files for the HTML.
-      title: of the HTML.
-      baseline: label of the model that the others are compared with; default is the first.
+      title: title of the HTML.
+      baseline: label of the model that the others are compared with; by default the first.
       conclusion: a sentence below the table.
 
     Returns:
       the paths written.
 
     Raises:
-      DataError: without rows, or a picture cannot be read; nothing is written.
-      ConfigError: no row has the baseline's label.
-      OdQatError: when the folder cannot be written.
+      DataError: if there are no rows, or if a picture cannot be read; nothing is written then.
+      ConfigError: if no row has the baseline's label.
+      OdQatError: if the folder cannot be written.
     """
     contents = (
         ("report.md", to_markdown(rows, baseline, conclusion)),
@@ -143,8 +143,8 @@ def to_html(
       conclusion: a sentence below the table.
 
     Raises:
-      DataError: without rows, or a picture cannot be read.
-      ConfigError: no row has the baseline's label.
+      DataError: if there are no rows, or if a picture cannot be read.
+      ConfigError: if no row has the baseline's label.
     """
     return _PAGE.format(
         title=html.escape(title),

@@ -1,4 +1,4 @@
-"""Pictures: what each model finds on an image, beside the ground truth.
+"""Draws what each model finds on an image, beside the ground truth.
 
 Importing this file does not import Pillow.
 """
@@ -12,8 +12,8 @@ from od_qat.errors import ConfigError, DataError
 from od_qat.files import write_atomically
 from od_qat.scoring.metrics import ClassNames, names_by_id
 
-# Colours that are told apart on most photographs, by most eyes; white or black text follows from their
-# brightness.
+# Colours that most people can tell apart on most photographs. The brightness of each decides whether text on
+# it is white or black.
 _COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -24,8 +24,8 @@ _COLOURS = (
     (204, 121, 167),
     (170, 255, 195),
 )
-_PANEL_WIDTH = 480  # pixels that a panel has at least, so that labels are legible beside their boxes
-_PANEL_LIMIT = 960  # and at most, in either direction
+_PANEL_WIDTH = 480  # least width of a panel in pixels, so that labels are legible beside their boxes
+_PANEL_LIMIT = 960  # greatest width and height of a panel in pixels
 _GAP = 8
 _BACKGROUND = (255, 255, 255)
 _TITLE_COLOUR = (27, 31, 36)
@@ -47,15 +47,15 @@ def side_by_side(
       detections: title -> image_id -> scoring.Detections.
       class_names: names from id 1 on, or id -> name.
       output_path: a folder, for files named after the images; or, for a single example, a .png.
-      min_score: detections below are not drawn.
+      min_score: detections that score less are not drawn.
 
     Returns:
       the paths, in the order of the examples.
 
     Raises:
-      DataError: an image cannot be decoded, or a model was not run on it.
-      ConfigError: several examples and one .png.
-      OdQatError: when a file cannot be written.
+      DataError: if an image cannot be decoded, or if a model was not run on it.
+      ConfigError: if there are several examples and one .png.
+      OdQatError: if a file cannot be written.
     """
     examples = list(examples)
     names = names_by_id(class_names)
@@ -220,7 +220,7 @@ def _overlap(first, second) -> int:
 
 
 def _font(size: int):
-    """Pillow's own scalable font; Pillow before 10.1 has none, then a common one or its small bitmap font."""
+    """Pillow's own scalable font. Before Pillow 10.1, DejaVu Sans or else Pillow's small bitmap font."""
     from PIL import ImageFont
 
     try:
@@ -234,7 +234,7 @@ def _font(size: int):
 
 
 def _drawable(font, text: str) -> str:
-    """What a font has of a text: the small bitmap font knows Latin letters only, and fails on others."""
+    """The text that a font can draw: the small bitmap font has only Latin-1, and fails on other letters."""
     from PIL import ImageFont
 
     if isinstance(font, ImageFont.FreeTypeFont):
@@ -243,7 +243,7 @@ def _drawable(font, text: str) -> str:
 
 
 def _text_size(font, text: str) -> Tuple[int, int]:
-    """Width and height that a text takes from the point where it is drawn, pixels."""
+    """The width and height of a text from the point where it is drawn, in pixels."""
     if hasattr(font, "getbbox"):
         _, _, right, bottom = font.getbbox(text)
         return int(right + 0.5), int(bottom + 0.5)

@@ -1,6 +1,6 @@
-"""The table of scored models: its rows, what each is compared with, and the table as text and on a terminal.
+"""Makes the table that compares scored models, as text or on a terminal.
 
-Importing this file imports neither TensorFlow, Pillow nor rich.
+Importing this file does not import TensorFlow, Pillow or rich.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Row:
       map: COCO mAP at overlaps .50 to .95, 0 to 1.
       map50: COCO mAP at overlap .50, 0 to 1.
       size_bytes: of the file.
-      latency_ms: median milliseconds an image, None when it was not measured.
+      latency_ms: median milliseconds for one image; None if it was not measured.
     """
 
     label: str
@@ -60,7 +60,7 @@ def _size(size_bytes: int) -> str:
 
 
 def baseline_of(rows: Sequence[Row], label: Optional[str]) -> Row:
-    """The row with this label, which the others are compared with; the first without a label."""
+    """The row that the others are compared with: the one with this label, or the first if it is None."""
     if not rows:
         raise DataError("a report needs at least one scored model", fix="score a model first")
     if label is None:
@@ -76,7 +76,7 @@ def baseline_of(rows: Sequence[Row], label: Optional[str]) -> Row:
 
 
 def cells_of(rows: Sequence[Row], label: Optional[str]) -> List[Tuple[str, ...]]:
-    """The table's text, a tuple for each row, as HEADERS; the baseline has no differences."""
+    """The cells as text, a tuple for each row in the order of HEADERS. The baseline has no differences."""
     baseline = baseline_of(rows, label)
     cells = []
     for item in rows:
@@ -108,15 +108,15 @@ def to_text(rows: Sequence[Row], baseline: Optional[str] = None) -> str:
 
     Args:
       rows: the models.
-      baseline: label of the model that the others are compared with; default is the first.
+      baseline: label of the model that the others are compared with; by default the first.
 
     Raises:
-      DataError: without rows.
-      ConfigError: no row has the baseline's label.
+      DataError: if there are no rows.
+      ConfigError: if no row has the baseline's label.
     """
     cells = [HEADERS] + cells_of(rows, baseline)
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADERS))]
-    # The model's name gets what the numbers leave of a line.
+    # The model's name gets the width that the numbers leave.
     widths[0] = min(widths[0], max(_COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1), 10))
     lines = []
     for line in cells:
@@ -137,12 +137,12 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None, baseline: 
 
     Args:
       rows: the models.
-      stream: default is standard output.
+      stream: by default standard output.
       baseline: as for to_text.
 
     Raises:
-      DataError: without rows.
-      ConfigError: no row has the baseline's label.
+      DataError: if there are no rows.
+      ConfigError: if no row has the baseline's label.
     """
     stream = stream or sys.stdout
     cells = cells_of(rows, baseline)
@@ -166,7 +166,10 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None, baseline: 
 
 
 def tone_of(column: int, cell: str) -> str:
-    """'green' for a gain, 'red' for a loss, '' for other cells and for what a new training run could give."""
+    """'green' for a gain, 'red' for a loss, '' for other cells and for differences below 0.5 points.
+
+    Another training run with the same config could give such a difference.
+    """
     if column not in (2, 4) or not cell:
         return ""
     value = float(cell)

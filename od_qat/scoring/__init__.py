@@ -1,6 +1,6 @@
 """Scores of frozen graphs and .tflite files: detections, COCO and VOC metrics, agreement, latency.
 
-A model is never run in the process that asks for it, see model_process.
+A model never runs in the caller's process; see model_process.
 
 Importing this package, and detecting with a .tflite, does not import TensorFlow. (Reading records does.)
 """

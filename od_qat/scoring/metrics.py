@@ -1,4 +1,4 @@
-"""COCO and VOC average precision, equal to the OD API's evaluators and without the OD API."""
+"""Computes COCO and VOC average precision as the OD API's evaluators do, without the OD API."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,9 @@ class Score:
       map50: mean over classes at overlap .50.
       map75: mean over classes at overlap .75.
       per_class: class name -> average precision over all overlaps; None for a class that the ground truth
-        does not have, which no mean counts.
-      images: scored images.
-      detections: detections on them, of known classes.
+        does not have, and that no mean includes.
+      images: number of scored images.
+      detections: number of detections on them, of known classes.
     """
 
     map: float
@@ -45,7 +45,7 @@ class VocScore:
     Attributes:
       map: mean over the classes that the ground truth has.
       per_class: class name -> average precision; None for a class without objects.
-      iou: the overlap.
+      iou: the least overlap of a match.
     """
 
     map: float
@@ -58,8 +58,8 @@ def coco_metrics(
 ) -> Score:
     """COCO's average precision, as the OD API's CocoDetectionEvaluator computes it.
 
-    As there, crowd boxes are ignored and may match any number of detections, `difficult` has no meaning,
-    objects and detections of unknown classes are left out, and images without detections count.
+    As in that evaluator, crowd boxes are ignored and may match any number of detections, `difficult` has no
+    meaning, objects and detections of unknown classes are left out, and images without detections count.
 
     Args:
       examples: datasets.records.Example of every scored image.
@@ -67,8 +67,8 @@ def coco_metrics(
       class_names: names from id 1 on, or id -> name.
 
     Raises:
-      DataError: when the images differ, or there is no object to find.
-      EnvironmentProblem: without pycocotools.
+      DataError: if the images differ, or if there is no object to find.
+      EnvironmentProblem: if pycocotools is not installed.
     """
     _require_pycocotools()
     examples = _matched(examples, detections)
@@ -101,10 +101,10 @@ def _require_pycocotools() -> None:
 def _annotations(
     examples: Sequence[Any], detections: Mapping[Any, Detections], names: Mapping[int, str]
 ) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]]]:
-    """The objects and the detections of known classes, as pycocotools wants them."""
+    """The objects and the detections of known classes, as pycocotools takes them."""
     objects, found = [], []  # type: List[Dict[str, Any]], List[Dict[str, Any]]
-    # Numbered as the OD API's evaluators number them: pycocotools takes images in the order of their ids, and
-    # equal scores, of which a quantized model has many, in the order of the images.
+    # Images get the numbers that the OD API's evaluators give them, since pycocotools takes images in the
+    # order of their ids, and equal scores, of which a quantized model has many, in the order of the images.
     for number, example in enumerate(examples):
         crowd = _flags(example, "is_crowd")
         boxes = _absolute(example, example.boxes)
@@ -129,11 +129,11 @@ def _coco_precision(
     objects: List[Dict[str, Any]],
     found: List[Dict[str, Any]],
 ) -> Tuple[np.ndarray, np.ndarray, Sequence[int]]:
-    """Precision [overlaps, recalls, classes] at 100 detections an image; the overlaps; the classes' ids."""
+    """The precision [overlaps, recalls, classes] at 100 detections per image, the overlaps, the class ids."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    # pycocotools prints its progress, and has no way to be asked not to.
+    # pycocotools prints its progress, and has no option to turn that off.
     with contextlib.redirect_stdout(io.StringIO()):
         truth, result = COCO(), COCO()
         for index, annotations in ((truth, objects), (result, found)):
@@ -145,7 +145,7 @@ def _coco_precision(
             index.createIndex()
         evaluation = COCOeval(truth, result, iouType="bbox")
         evaluation.params.maxDets = list(_MAX_DETECTIONS)
-        # The size ranges are three quarters of the time and are not reported.
+        # The size ranges take three quarters of the time and are not reported.
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.evaluate()
@@ -156,7 +156,7 @@ def _coco_precision(
 
 
 def _matched(examples: Iterable[Any], detections: Mapping[Any, Detections]) -> List[Any]:
-    """The examples as a list, when they are the images that were scored."""
+    """The examples as a list. Raises DataError unless they are the images that were scored."""
     examples = list(examples)
     if not examples:
         raise DataError("there are no images to score", fix="check the record file")
@@ -196,7 +196,7 @@ def _flags(example: Any, field: str) -> np.ndarray:
 
 
 def _absolute(example: Any, boxes: np.ndarray) -> np.ndarray:
-    """Normalised boxes in pixels; in float32, as the OD API scales them, so that the results are equal."""
+    """Normalised boxes in pixels, scaled in float32 as the OD API does, so that the results are equal."""
     if not (1 <= example.height <= MAX_SIDE and 1 <= example.width <= MAX_SIDE):
         raise DataError(
             "an example states a size that no image has",
@@ -238,15 +238,15 @@ def voc_metrics(
 ) -> VocScore:
     """PASCAL VOC's average precision, as the OD API's PascalDetectionEvaluator computes it.
 
-    A detection belongs to the object of its class that it overlaps most. The first one of an object is
-    right, later ones are wrong; those of difficult objects are neither.
+    A detection belongs to the object of its class that it overlaps most. The first detection of an object is
+    right, later ones are wrong, and those of difficult objects are neither.
 
     Args:
       examples, detections, class_names: as for coco_metrics.
       iou: least overlap.
 
     Raises:
-      DataError: when the images differ, or there is no object to find.
+      DataError: if the images differ, or if there is no object to find.
     """
     examples = _matched(examples, detections)
     names = names_by_id(class_names)
@@ -292,7 +292,7 @@ def _voc_average_precision(
 def _voc_hits(
     boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, difficult: np.ndarray, iou: float
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Scores and rights of the detections that count in one image, best first."""
+    """The scores of the detections that count in one image, best first, and whether each is right."""
     order = np.argsort(-scores, kind="stable")
     boxes, scores = boxes[order], scores[order]
     hits, counts = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)

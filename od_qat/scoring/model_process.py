@@ -52,7 +52,9 @@ def require_time_limit(seconds: float) -> None:
     """Raises ConfigError unless it is a positive number of seconds."""
     if not 0 < seconds < 1e6:
         raise ConfigError(
-            "the time limit is not one", found=str(seconds), allowed="seconds above 0, fewer than a million"
+            "the time limit cannot be used",
+            found=str(seconds),
+            allowed="seconds above 0, fewer than a million",
         )
 
 

@@ -1,4 +1,4 @@
-"""Everything to say about one model: accuracy, size, speed, and the detections themselves."""
+"""Scores one model: its accuracy, size, latency, and the detections themselves."""
 
 import dataclasses
 import itertools
@@ -27,10 +27,11 @@ class ModelScore:
       path: of the model.
       score: its COCO metrics.
       size_bytes: of the file.
-      latency_ms: median milliseconds for one image, one thread, without decoding and resizing.
+      latency_ms: median milliseconds for one image in one thread, without decoding it and without the
+        resizing for a .tflite.
       detections: image_id -> Detections.
       class_names: id -> name.
-      warnings: where the ids that it detects do not fit the label map or the images, see class_ids.misfits.
+      warnings: how the ids that it detects do not fit the label map or the images; see class_ids.misfits.
     """
 
     path: str
@@ -49,16 +50,16 @@ def latency(
     image: Optional[np.ndarray] = None,
     time_limit: float = TIME_LIMIT,
 ) -> float:
-    """Median time of one image, measured in a process of its own after a few runs to warm up.
+    """Measures the median time of one image, in a process of its own, after a few runs to warm up.
 
-    Times what the model does: not the decoding of the image, nor the resizing before a .tflite. How long
-    the suppression of overlapping boxes takes depends on the image, so compare models on the same one.
+    This is the time of the model, without the decoding of the image and the resizing for a .tflite. The time
+    of the non-maximum suppression depends on the image, so compare models on the same image.
 
     Args:
       model_path: as for detect.
-      runs: how often to measure; fewer when that would take more than 20 seconds.
-      threads: of the interpreter, or of the session's operators.
-      image: uint8 [height, width, 3]; default is noise, the same each time.
+      runs: number of measured runs; fewer (at least 5) if they would take more than 20 seconds.
+      threads: number of threads of the interpreter, or of the session's operators.
+      image: uint8 [height, width, 3]; by default noise, the same each time.
       time_limit: seconds for loading the model and for each run.
 
     Returns:
@@ -89,13 +90,14 @@ def score(
     Args:
       model_path: a .tflite or a frozen .pb, see detect.
       record_path: a TFRecord file of the OD API's tf.Examples.
-      label_map_path: the record's label map; the record is compared with it. Or
-      class_names: names from id 1 on, or id -> name; objects and detections of other classes are left out.
+      label_map_path: the record's label map, with which the record is compared.
+      class_names: in place of a label map, names from id 1 on, or id -> name. Objects and detections of other
+        classes are left out.
       processes, max_images, progress, mean, std, class_id_offset, time_limit: as for detect.
 
     Raises:
-      ConfigError: without a label map and class names, or with both.
-      DataError: when record and label map do not belong together, see records.check_records.
+      ConfigError: if there is neither a label map nor class names, or if there are both.
+      DataError: if record and label map do not belong together; see records.check_records.
       ExportError, DataError, EnvironmentProblem: as detect and coco_metrics.
     """
     from od_qat.datasets import label_map, records
@@ -105,8 +107,8 @@ def score(
     description = describe_model(model_path, mean, std, class_id_offset)
     # (The model's process starts while the records are checked.)
     with workers.Pool(description, time_limit=time_limit) as pool:
-        # Read twice, as the images would not all fit into memory: once to check it and to count the images,
-        # once to score them.
+        # The record is read twice, once to check it and count its images and once to score them, as the
+        # images might not fit into memory.
         if label_map_path:
             total = records.check_records(record_path, label_map_path, max_images)
         else:
@@ -143,7 +145,7 @@ def _require_arguments(
 ) -> None:
     if (label_map_path is None) == (class_names is None):
         raise ConfigError(
-            "scoring needs the classes' names, once",
+            "scoring needs either a label map or class names",
             found="neither" if class_names is None else "both",
             allowed="label_map_path or class_names",
         )

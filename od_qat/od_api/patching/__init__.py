@@ -1,8 +1,8 @@
-"""Patches in a user's OD API tree: which generation it is, putting the series in, taking it out again.
+"""Finds out which generation a user's OD API tree is of, patches it, and takes the patches out again.
 
-A series is a list of unified diffs in od_qat/patches. Each of their hunks has to match exactly, and once. All
-files change or none does: everything is written beside its destination first, and a failure while renaming
-puts back what was there. A record in the tree has what is needed to restore every byte.
+A series is a list of unified diffs in od_qat/patches. Each of their hunks has to match exactly once. All
+files change or none does: every file is written beside its destination first, and if a rename fails, the
+files renamed before are put back. A record in the tree has what is needed to restore every byte.
 
 Nothing here imports TensorFlow or the OD API.
 """

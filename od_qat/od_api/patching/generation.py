@@ -1,4 +1,4 @@
-"""Which known tree of the OD API a user's tree is like."""
+"""Finds the known tree of the OD API that a user's tree is most like."""
 
 import json
 import os
@@ -12,14 +12,14 @@ _GENERATIONS = os.path.join(FOLDER, "generations.json")
 
 
 class Identity(NamedTuple):
-    """What a tree is.
+    """What a tree is, compared with the known trees.
 
     Attributes:
-      series: of patches; None when no known tree is like it.
-      nearest: the known tree that most of the compared files agree with.
-      differs: files whose content is of no known tree, patched ones by what they were before.
-      elsewhere: files whose content is of another known tree than `nearest`.
-      record: of the patches that are in, None without.
+      series: name of its series of patches; None if no known tree is like it.
+      nearest: name of the known tree that agrees with most of the compared files; None if none does.
+      differs: files whose content no known tree has. Of a patched file, the content before the patch counts.
+      elsewhere: files whose content other known trees have, but not `nearest`.
+      record: the record of the patches in it; None if it is not patched.
     """
 
     series: Optional[str]
@@ -50,7 +50,7 @@ def identify(tree: Tree) -> Identity:
         owners[name] = contents.get(found, [])
         for owner in owners[name]:
             votes[owner] += 1
-    # Of two that are as near, the one that more has to be changed in.
+    # If two trees are equally near, the one whose series has more hunks is taken.
     best = max(sorted(votes), key=lambda name: (votes[name], size(known["trees"][name]["series"])))
     nearest = best if votes[best] else None
     return Identity(

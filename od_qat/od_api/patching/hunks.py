@@ -1,4 +1,4 @@
-"""Hunks into a file and out of it again, to the byte. Line ends are the file's own."""
+"""Puts hunks into a file and takes them out again, to the byte. New lines get the file's own line ends."""
 
 from typing import NamedTuple, Sequence, Tuple
 
@@ -6,12 +6,12 @@ from od_qat.od_api.patching.series import Hunk
 
 
 class Edit(NamedTuple):
-    """One change as it was made, for taking it back.
+    """A change that was made, with what is needed to undo it.
 
     Attributes:
       line: index, from 0, of the first changed line in the patched file.
-      added: number of lines that stand there now.
-      removed: the lines that stood there, with their ends.
+      added: number of lines that the patched file has there.
+      removed: the lines that the original has there, with their ends.
     """
 
     line: int
@@ -20,15 +20,15 @@ class Edit(NamedTuple):
 
 
 def apply(data: bytes, hunks: Sequence[Hunk]) -> Tuple[bytes, Tuple[Edit, ...], Tuple[Hunk, ...]]:
-    """Makes the changes of a file.
+    """Puts hunks into a file.
 
     Args:
       data: the file's bytes.
-      hunks: in any order; the lines of each must be there exactly once.
+      hunks: in any order; the file must have the lines of each exactly once.
 
     Returns:
-      the new bytes, the edits from the last line to the first, and the hunks that do not match (then nothing
-      is changed).
+      the new bytes, the edits from the last line to the first, and the hunks that do not match (if there are
+      any, nothing is changed).
     """
     lines = data.splitlines(keepends=True)
     bare = [line.rstrip(b"\r\n") for line in lines]
@@ -54,7 +54,7 @@ def apply(data: bytes, hunks: Sequence[Hunk]) -> Tuple[bytes, Tuple[Edit, ...], 
 
 
 def take_back(data: bytes, edits: Sequence[Edit]) -> bytes:
-    """The inverse of apply, to the byte."""
+    """Undoes the edits that `apply` returned, to the byte."""
     lines = data.splitlines(keepends=True)
     for edit in edits:
         lines[edit.line : edit.line + edit.added] = edit.removed

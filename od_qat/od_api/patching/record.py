@@ -1,6 +1,6 @@
-"""The record in a patched tree, object_detection/od_qat_patch.json: what was done to which file.
+"""The record in a patched tree, object_detection/od_qat_patch.json, which says what was done to which file.
 
-It has what is needed to restore every byte. A record of an older od_qat is read as today's.
+It has what is needed to restore every byte. The records of older versions of od_qat can be read too.
 """
 
 import json
@@ -17,7 +17,7 @@ _UNFINISHED, _DONE = "unfinished", "done"
 
 
 def read(tree: Tree) -> Optional[Dict[str, Any]]:
-    """What `patch` wrote into a tree; None when it is not patched.
+    """Reads the record that `patch` wrote into a tree; None if the tree is not patched.
 
     Raises:
       PatchError: for a damaged record.
@@ -49,15 +49,15 @@ def make(
     edits: Mapping[str, Sequence[Edit]],
     created: Mapping[str, bytes],
 ) -> Dict[str, Any]:
-    """The record of a patching that has not been done yet; see `done`.
+    """Makes the record of a patching before it starts; `done` marks it as finished.
 
     Args:
-      tree: as it is before.
+      tree: the tree before the patching.
       series: name of the series that is put in.
-      nearest: the known tree that it is like.
+      nearest: the known tree that it is most like.
       changed: file -> its new content.
-      edits: file -> what leads back.
-      created: file that is new -> its content.
+      edits: file -> the edits, which lead back to its old content.
+      created: new file -> its content.
     """
     of_files = {}
     for name in sorted(changed):
@@ -66,7 +66,7 @@ def make(
             "fingerprint": fingerprint(original),
             "original": digest(original),
             "patched": digest(changed[name]),
-            # Lines as they are, bytes as Latin-1: JSON holds no bytes.
+            # JSON holds no bytes, so the lines are stored as Latin-1 text.
             "edits": [
                 {"line": e.line, "added": e.added, "removed": [r.decode("latin-1") for r in e.removed]}
                 for e in edits[name]
@@ -85,36 +85,37 @@ def make(
 
 
 def done(record: Dict[str, Any]) -> Dict[str, Any]:
-    """The same record once all files have their new content."""
+    """The same record, marked as finished, for when all files have their new content."""
     return dict(record, state=_DONE)
 
 
 def is_done(record: Dict[str, Any]) -> bool:
-    """False when the patching was interrupted."""
+    """Whether the patching was finished; it was interrupted otherwise."""
     return record["state"] == _DONE
 
 
 def is_of_todays_patches(record: Dict[str, Any]) -> bool:
-    """False when the series was another one, or has been changed since."""
+    """Whether the tree was patched with the series as this od_qat has it."""
     return record["patches"] == series_digest(record["series"])
 
 
 def fingerprints(record: Optional[Dict[str, Any]]) -> Dict[str, str]:
-    """File -> fingerprint of what it was before the patching."""
+    """File -> fingerprint of its content before the patching; empty without a record."""
     return {} if record is None else {name: known["fingerprint"] for name, known in record["files"].items()}
 
 
 def edited_since(tree: Tree, record: Dict[str, Any]) -> List[str]:
-    """Patched files that have other contents now."""
+    """The patched files whose content has changed since the patching."""
     known = record["files"]
     return [name for name in sorted(known) if digest(tree.read(name)) != known[name]["patched"]]
 
 
 def restored(tree: Tree, record: Dict[str, Any]) -> List[str]:
-    """The files of a finished patching that are as before it again, by something else than unpatch.
+    """The files of a finished patching that something other than unpatch (git, for example) has restored.
 
     Raises:
-      PatchError: when the tree has files edited after the patching beside them: then it is neither.
+      PatchError: if other files were edited after the patching, so that the tree is neither patched nor
+        restored.
     """
     if not is_done(record):
         return []
@@ -133,11 +134,11 @@ def restored(tree: Tree, record: Dict[str, Any]) -> List[str]:
 
 
 class WayBack(NamedTuple):
-    """What brings a tree back to what it was.
+    """What is needed to restore a tree.
 
     Attributes:
-      originals: file -> its content before; those that have it again are left out.
-      created: files that the patching made and that are there still.
+      originals: file -> its original content, without the files that have it already.
+      created: the files that the patching created and that still exist.
     """
 
     originals: Dict[str, bytes]
@@ -145,17 +146,18 @@ class WayBack(NamedTuple):
 
 
 def way_back(tree: Tree, record: Dict[str, Any]) -> WayBack:
-    """Undoes the edits of a record, without writing anything.
+    """Undoes the edits of a record in memory. It writes nothing.
 
     Raises:
-      PatchError: naming the files that were edited after the patching.
+      PatchError: if files were edited after the patching, with their names, or if the record does not lead
+        back to the original.
     """
     originals, edited = {}, []
     for name, known in record["files"].items():
         data = tree.read(name)
         found = digest(data)
         if found == known["original"]:
-            continue  # interrupted before it came to this file
+            continue  # (the patching was interrupted before this file)
         if found != known["patched"]:
             edited.append(name)
             continue
@@ -178,6 +180,6 @@ def way_back(tree: Tree, record: Dict[str, Any]) -> WayBack:
             "files were edited after patching",
             where=tree.root,
             found=", ".join(sorted(edited)),
-            fix="take these edits back (or save the files elsewhere and restore them from their source)",
+            fix="undo these edits (or save the files elsewhere and restore them from their source)",
         )
     return WayBack(originals, tuple(sorted(name for name, found in created.items() if found)))

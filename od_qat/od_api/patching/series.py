@@ -1,6 +1,6 @@
-"""The patches of od_qat: unified diffs in od_qat/patches, and which of them make a series.
+"""Reads the patches of od_qat, which are unified diffs in od_qat/patches, and the series that they form.
 
-Their hunks have the lines that they need and no more.
+Their hunks have no more lines than they need.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(od_qat.__file__)), "patche
 
 
 class Hunk(NamedTuple):
-    """One change of a patch: lines without their ends."""
+    """One change of a patch: the old and the new lines, without their ends."""
 
     old: Tuple[bytes, ...]
     new: Tuple[bytes, ...]
 
 
 def read_series(series: str) -> Dict[str, List[Hunk]]:
-    """All hunks of a series: file -> hunks, in the order of its patches."""
+    """Reads all hunks of a series: file -> hunks, in the order of its patches."""
     found: Dict[str, List[Hunk]] = {}
     for name in names_of(series):
         with open(os.path.join(FOLDER, name), "rb") as stream:
@@ -31,10 +31,10 @@ def read_series(series: str) -> Dict[str, List[Hunk]]:
 
 
 def names_of(series: str) -> List[str]:
-    """The patches of a series, in order: the lines of its file.
+    """The names of the patches of a series, in order, from its file.
 
     Raises:
-      PatchError: when there is no such series.
+      PatchError: if there is no such series.
     """
     try:
         with open(os.path.join(FOLDER, "series", series), encoding="utf-8") as stream:
@@ -46,24 +46,24 @@ def names_of(series: str) -> List[str]:
 
 
 def all_series() -> List[str]:
-    """Names of all series."""
+    """The names of all series."""
     return sorted(os.listdir(os.path.join(FOLDER, "series")))
 
 
 def size(series: str) -> int:
-    """Number of hunks."""
+    """The number of hunks in a series."""
     return sum(map(len, read_series(series).values()))
 
 
 def digest(series: str) -> Optional[str]:
-    """Of what a series changes; None for one that there is no longer."""
+    """The sha256 of the hunks of a series; None if there is no such series."""
     if series not in all_series():
         return None
     return hashlib.sha256(repr(sorted(read_series(series).items())).encode("utf-8")).hexdigest()
 
 
 def parse(text: bytes) -> Dict[str, List[Hunk]]:
-    """The hunks of a unified diff, by the path below `b/`; no file is new or gone in our patches."""
+    """The hunks of a unified diff, by the path below `b/`. (od_qat's patches add and delete no files.)"""
     found: Dict[str, List[Hunk]] = {}
     old: List[bytes] = []
     new: List[bytes] = []

@@ -1,4 +1,4 @@
-"""Patching a tree and taking the patches out, step by step: all files change or none does."""
+"""Patches a tree and takes the patches out, step by step. All files change or none does."""
 
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -15,32 +15,32 @@ from od_qat.od_api.patching.tree import PatchError, Tree, find_tree
 
 # A folder that the first trees lack.
 _NOT_EVERYWHERE = "object_detection/tpu_exporters/"
-# How the names of files begin that are written beside their destination.
+# The prefix of files that are written beside their destination.
 _ASIDE = ".od_qat_patch-"
 
 
 class Outcome(NamedTuple):
-    """What was done, and to which files (below the tree's root)."""
+    """What was done or would be done, and to which files (below the tree's root)."""
 
     message: str
     files: Tuple[str, ...]
 
 
 class Refusal(NamedTuple):
-    """A file that does not take what a series has for it, and why."""
+    """A file that the hunks of a series cannot be put into, and why."""
 
     file: str
     why: str
 
 
 class Trial(NamedTuple):
-    """A series, tried on a tree; nothing is written.
+    """The result of trying a series on a tree, which writes nothing.
 
     Attributes:
       series: its name.
       changed: file -> its new content.
-      edits: file -> what leads back.
-      refusals: the files that do not take it.
+      edits: file -> the edits, which lead back to its old content.
+      refusals: the files that its hunks cannot be put into.
     """
 
     series: str
@@ -57,11 +57,12 @@ def patch(
     Args:
       path: see find_tree.
       check: only say what would be done.
-      accept_unknown: patch files whose content is of no known tree, too, if every hunk matches.
-      compile_protos: make the missing *_pb2.py from the tree's .proto files.
+      accept_unknown: also patch files whose content no known tree has, if every hunk matches.
+      compile_protos: also write the *_pb2.py that the tree lacks, compiled from its .proto files.
 
     Raises:
-      PatchError: naming the files, when a hunk does not match or a file was edited. The tree is as before.
+      PatchError: if a hunk does not match or a file was edited, with the names of the files. The tree is then
+        unchanged.
     """
     tree = find_tree(path)
     found = identify(tree)
@@ -88,10 +89,10 @@ def patch(
 
 
 def _reason_to_patch_again(tree: Tree, record: Dict[str, Any], compile_protos: bool) -> Optional[str]:
-    """Why a tree that has a record is patched all the same; None when it is as the record says.
+    """Why a tree that has a record has to be patched again; None if it need not be.
 
-    What git or a copy put back has no patches, whatever the record says; and the record of protos that are
-    compiled later is made anew.
+    Files that git or a copy restored have no patches, whatever the record says. And if protos are to be
+    compiled, a new record has to list them.
     """
     restored = records.restored(tree, record)
     if compile_protos and protos.missing(tree.root):
@@ -110,25 +111,29 @@ def _patched_already(tree: Tree, record: Dict[str, Any]) -> Outcome:
     edited = records.edited_since(tree, record)
     note = "; edited since: {}".format(", ".join(edited)) if edited else ""
     if not records.is_of_todays_patches(record):
-        note += "; of od_qat {}: od-qat unpatch, then patch again, for today's".format(record["od_qat"])
+        note += (
+            "; with the patches of od_qat {}: for the current ones, run od-qat unpatch, then patch".format(
+                record["od_qat"]
+            )
+        )
     return Outcome("patched already, nothing to do: series {}{}".format(record["series"], note), ())
 
 
 def _make_room(path: Optional[str], tree: Tree, record: Dict[str, Any], compile_protos: bool) -> bool:
-    """Takes a former patching out; returns whether the next one has protos to compile."""
+    """Takes out an earlier patching. Returns whether the next one has to compile protos."""
     compile_protos = compile_protos or bool(record["created"])
     if compile_protos and (record["created"] or protos.missing(tree.root)):
         protos.require_protoc(tree.root)
-        protos.compile_missing(tree.root)  # what fails is to fail before the patches are taken out
+        protos.compile_missing(tree.root)  # (if it fails, the patches stay in)
     unpatch(path)
     return compile_protos
 
 
 def _fitting_series(tree: Tree, found: Identity, accept_unknown: bool) -> Trial:
-    """The series of the nearest tree, or else another that goes in wholly.
+    """The series of the nearest tree or, if that does not fit, another all of whose hunks fit.
 
     Raises:
-      PatchError: naming the files that refuse it.
+      PatchError: if none fits, with the files that do not take the first.
     """
     if found.series is None:
         raise PatchError(
@@ -140,13 +145,14 @@ def _fitting_series(tree: Tree, found: Identity, accept_unknown: bool) -> Trial:
     first = trial = _try(tree, found.series, found.differs, accept_unknown)
     others = sorted(all_series(), key=size, reverse=True)
     others.remove(found.series)
-    # (Another series may not touch an edited file, and the user's commands would lack what is in it.)
+    # (If an edited file is refused, no other series is tried. One that leaves the file alone might fit, and
+    # the user's commands would then lack its changes.)
     while trial.refusals and others and (accept_unknown or not _touches(trial, found.differs)):
         trial = _try(tree, others.pop(0), found.differs, accept_unknown)
     if not trial.refusals:
         return trial
     raise PatchError(
-        "the patches do not go into this tree",
+        "the patches do not fit this tree",
         where=tree.root,
         found=", ".join(sorted("{} ({})".format(*refusal) for refusal in first.refusals)),
         allowed="files as upstream left them (nearest: {})".format(found.nearest),
@@ -160,7 +166,7 @@ def _touches(trial: Trial, files_: Sequence[str]) -> bool:
 
 
 def may_lack(tree: Tree, name: str) -> bool:
-    """Whether a tree is without a file that it need not have: of slim, or of what the first trees lack."""
+    """Whether a tree lacks a file that it need not have: one of slim, or one that the first trees lack."""
     return tree.path(name) is None or (name.startswith(_NOT_EVERYWHERE) and tree.read(name) is None)
 
 
@@ -187,9 +193,9 @@ def _try(tree: Tree, series: str, unknown: Sequence[str], accept_unknown: bool) 
 def _write(
     path: Optional[str], tree: Tree, trial: Trial, nearest: Optional[str], compiled: Dict[str, bytes]
 ) -> None:
-    """Puts a series and compiled protos into a tree; what fails is taken back."""
+    """Writes a series and compiled protos into a tree. If that fails, it restores the tree."""
     record = records.make(tree, trial.series, nearest, trial.changed, trial.edits, compiled)
-    # First, so that a tree whose patching was killed can be restored.
+    # The record comes first, so that a tree whose patching was killed can be restored.
     files.write_json(tree.path(RECORD), record)
     try:
         _swap(tree, dict(trial.changed, **compiled))
@@ -207,7 +213,7 @@ def unpatch(path: Optional[str], check: bool = False) -> Outcome:
       check: only say what would be done.
 
     Raises:
-      PatchError: naming the files that were edited after patching. The tree is as before.
+      PatchError: if files were edited after the patching, with their names. The tree is then unchanged.
     """
     tree = find_tree(path)
     record = records.read(tree)
@@ -225,7 +231,7 @@ def unpatch(path: Optional[str], check: bool = False) -> Outcome:
 
 
 def _remove_left_asides(tree: Tree, names: Sequence[str]) -> None:
-    """What a patching that was killed left beside the files."""
+    """Removes the files that a killed patching left beside their destinations."""
     for folder in {os.path.dirname(os.path.realpath(tree.path(name))) for name in names}:
         for left in os.listdir(folder):
             if left.startswith(_ASIDE):
@@ -236,14 +242,14 @@ def _swap(tree: Tree, contents: Dict[str, bytes]) -> None:
     """Gives files new contents: all of them, or none.
 
     Raises:
-      OdQatError: naming the file that could not be written.
+      OdQatError: with the file that could not be written.
     """
     by_path = {os.path.realpath(tree.path(name)): data for name, data in contents.items()}
     try:
         files.replace_together(by_path, _ASIDE)
     except OdQatError as error:
         raise OdQatError(
-            "cannot write into the tree, which is as it was",
+            "cannot write into the tree, which is unchanged",
             where=error.where,
             found=error.found,
             fix="free space there, or correct the permissions",

@@ -1,4 +1,4 @@
-"""A user's OD API tree on the disk: where it is, and what its files hold."""
+"""Finds a user's OD API tree on the disk, and reads its files."""
 
 import hashlib
 import os
@@ -13,24 +13,24 @@ class PatchError(OdQatError):
 
 
 class Tree(NamedTuple):
-    """Where an OD API is.
+    """The folders of an OD API.
 
     Attributes:
       root: the folder that holds object_detection/ (upstream's models/research).
-      slim: the folder that holds slim's nets/; None when the tree has none.
+      slim: the folder that holds slim's nets/; None if the tree has none.
     """
 
     root: str
     slim: Optional[str]
 
     def path(self, name: str) -> Optional[str]:
-        """Absolute path of `object_detection/...` or `slim/...`; None for slim's where there is none."""
+        """The path of `object_detection/...` or `slim/...`; None for slim's files if the tree has no slim."""
         if name.startswith("slim/"):
             return self.slim and os.path.join(self.slim, *name.split("/")[1:])
         return os.path.join(self.root, *name.split("/"))
 
     def read(self, name: str) -> Optional[bytes]:
-        """A file's bytes; None when it is not there."""
+        """A file's bytes; None if it is not there."""
         path = self.path(name)
         if path is None or not os.path.isfile(path):
             return None
@@ -39,10 +39,10 @@ class Tree(NamedTuple):
 
 
 def find_tree(path: Optional[str]) -> Tree:
-    """The OD API in a folder: models/research, its parent, or a site-packages.
+    """Finds the OD API in a folder: models/research, its parent, or a site-packages.
 
     Raises:
-      EnvironmentProblem: when there is none.
+      EnvironmentProblem: if there is none.
     """
     if not path:
         raise EnvironmentProblem("no OD API tree given", fix=locate.WHICH_FOLDER)
@@ -61,10 +61,10 @@ def find_tree(path: Optional[str]) -> Tree:
 
 
 def fingerprint(data: bytes) -> str:
-    """sha256 of a file's content, whatever its line ends are."""
+    """The sha256 of a file's content, the same for any line ends."""
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()
 
 
 def digest(data: Optional[bytes]) -> Optional[str]:
-    """sha256 of a file's bytes; None for a file that is not there."""
+    """The sha256 of a file's bytes; None for a file that is not there."""
     return None if data is None else hashlib.sha256(data).hexdigest()
