@@ -12,7 +12,7 @@ compat.enable_tf1_behaviour()
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api  # noqa: E402
-from tests.helpers.nets import LAYERS, small_ssd  # noqa: E402
+from tests.helpers import nets  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -27,7 +27,7 @@ def build(clones, training=True, **options):
             with tf.name_scope("clone_{}".format(number) if clones > 1 else ""):
                 images = tf.placeholder(tf.float32, [2, 32, 32, 3], name="images")
                 with tf.variable_scope(tf.get_variable_scope(), reuse=number > 0 or None):
-                    boxes, scores = small_ssd(images, training)
+                    boxes, scores = nets.small_ssd(images, training)
                 losses.append(tf.reduce_sum(tf.square(boxes)) + tf.reduce_sum(tf.square(scores)))
         kind = "training" if training else "eval"
         report = getattr(api, "experimental_create_{}_graph".format(kind))(graph, **options)
@@ -63,7 +63,7 @@ def test_every_clone_is_quantised_as_one_model_is():
     )
     for graph, clones in ((one, 1), (three, 3)):
         read = [op for op in graph.get_operations() if op.type in ("Conv2D", "DepthwiseConv2dNative")]
-        assert len(read) == LAYERS * clones
+        assert len(read) == nets.LAYERS * clones
         for op in read:
             source = op.inputs[1].op
             while source.type in ("RealDiv", "Reshape"):
@@ -87,13 +87,12 @@ def _train(graph, feeds, steps):
         update = optimizer.minimize(loss, global_step=tf.train.get_global_step())
         variables = tf.trainable_variables()
         ranges = quant_variables(graph)
-        with tf.Session() as session:
+        with nets.session() as session:
             session.run(tf.global_variables_initializer())
             rng = np.random.RandomState(3)
-            for variable in variables:
-                if variable.op.name.endswith("weights"):
-                    shape = variable.shape.as_list()
-                    variable.load(rng.normal(0, 0.3, shape).astype(np.float32), session)
+            weights = [v for v in variables if v.op.name.endswith("weights")]
+            values = {v: rng.normal(0, 0.3, v.shape.as_list()).astype(np.float32) for v in weights}
+            nets.assign(session, values)
             for step in range(steps):
                 session.run(update, {name + ":0": feeds[step] for name in _image_names(graph)})
             return session.run([ranges, {v.op.name: v for v in variables}])
@@ -121,10 +120,9 @@ def test_the_ranges_are_the_first_clones():
         tf.set_random_seed(0)
         start = [(v, np.full(v.shape.as_list(), 0.1, np.float32)) for v in tf.trainable_variables()]
         for factor in (1, 50):
-            with tf.Session() as session:
+            with nets.session() as session:
                 session.run(tf.global_variables_initializer())
-                for variable, value in start:
-                    variable.load(value, session)
+                nets.assign(session, dict(start))
                 session.run(graph.losses, {"clone_0/images:0": images, "clone_1/images:0": factor * images})
                 found.append(session.run(quant_variables(graph)))
     for name in found[0]:
@@ -164,7 +162,7 @@ def test_clones_that_differ_are_refused_and_nothing_is_touched():
             with tf.name_scope("clone_{}".format(number)):
                 images = tf.placeholder(tf.float32, [2, 32, 32, 3])
                 with tf.variable_scope(tf.get_variable_scope(), reuse=number > 0 or None):
-                    boxes, scores = small_ssd(images, True)
+                    boxes, scores = nets.small_ssd(images, True)
                     if number:
                         weights = tf.get_variable("net/Conv/weights", [3, 3, 3, 8])
                         tf.nn.relu(tf.nn.conv2d(images, weights, [1, 1, 1, 1], "SAME", name="only/Conv2D"))
@@ -180,7 +178,7 @@ def test_a_models_own_scope_of_that_name_stays_in_its_names():
         for number in range(2):
             images = tf.placeholder(tf.float32, [2, 32, 32, 3])
             with tf.variable_scope("clone_{}".format(number)):
-                small_ssd(images, True)
+                nets.small_ssd(images, True)
         api.experimental_create_training_graph(graph)
     assert {"clone_0", "clone_1"} == {name.split("/")[0] for name in quant_variables(graph)}
 
@@ -195,7 +193,7 @@ class TestDevices(object):
                 with tf.name_scope("clone_{}".format(number)), tf.device("/device:GPU:{}".format(number)):
                     images = tf.placeholder(tf.float32, [2, 32, 32, 3])
                     with tf.variable_scope(tf.get_variable_scope(), reuse=number > 0 or None):
-                        small_ssd(images, True)
+                        nets.small_ssd(images, True)
             with tf.device("/device:CPU:0"):
                 api.experimental_create_training_graph(graph)
         for op in graph.get_operations():
@@ -222,7 +220,7 @@ class TestDevices(object):
                 with tf.device(choose):
                     step = tf.train.get_or_create_global_step()
                     images = tf.placeholder(tf.float32, [2, 32, 32, 3])
-                    small_ssd(images, True)
+                    nets.small_ssd(images, True)
                     before = set(op.name for op in graph.get_operations())
                     api.experimental_create_training_graph(graph, quant_delay=5)
         assert "/job:ps" in step.device

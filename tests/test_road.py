@@ -28,6 +28,8 @@ from od_qat.scoring.matching import iou_matrix  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
 
 STEPS = 6
+# (The op scope of slim's MobileNet V1 is doubled, that of its variables is not.)
+RANGE = "FeatureExtractor/MobilenetV1/MobilenetV1/Conv2d_0/act_quant/max"
 
 
 class Road(object):
@@ -36,7 +38,7 @@ class Road(object):
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """Float and QAT training of a few steps, on MobileNet V2 at a quarter of its width."""
+    """Float and QAT training of a few steps, on MobileNet V1 at a quarter of its width."""
     folder = str(tmp_path_factory.mktemp("road"))
     made = Road()
     made.folder = folder
@@ -47,8 +49,8 @@ def road(tmp_path_factory):
     demo._write_configs(made.data, demo.Schedule("demo_folder", STEPS, STEPS, 96 * 96), paths)
     made.paths = paths
     made.small = [
-        "model.ssd.feature_extractor.type=ssd_mobilenet_v2",
         "model.ssd.feature_extractor.depth_multiplier=0.25",
+        "model.ssd.feature_extractor.min_depth=8",
         "train_config.batch_size=4",
     ]
     # One range for all channels: uint8 is exported too.
@@ -64,10 +66,10 @@ def test_training_reaches_its_last_step_and_saves_there(road):
     assert road.result.checkpoint.endswith("model.ckpt-{}".format(STEPS))
     assert np.isfinite(road.result.loss)
     names = checkpoints.shapes(road.result.checkpoint)
-    assert "FeatureExtractor/MobilenetV2/Conv/act_quant/max" in names
+    assert RANGE in names
     assert os.path.exists(os.path.join(road.paths.qat_train, "pipeline.config"))
     values = tf.train.load_checkpoint(road.result.checkpoint)
-    assert values.get_tensor("FeatureExtractor/MobilenetV2/Conv/act_quant/max") != 6.0  # its start
+    assert values.get_tensor(RANGE) != 6.0  # its start
 
 
 def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
@@ -168,13 +170,15 @@ def _graph_def(path):
 
 
 def test_per_layer_control_from_the_config_to_the_tflite(road, tmp_path):
-    """Evaluation and export read the pipeline.config that training wrote."""
+    """Evaluation and export read the pipeline.config that training wrote. On MobileNet V2."""
     asked = """per_channel: true
         rule { scope: "BoxPredictor_0/BoxEncodingPredictor" per_channel: false }
         rule { scope: "BoxPredictor_.*/ClassPredictor" quantize: false }"""
     more = [
         "graph_rewriter.[od_qat.layers]=" + asked,
         "graph_rewriter.quantization.delay=0",
+        "model.ssd.feature_extractor.type=ssd_mobilenet_v2",
+        "train_config.fine_tune_checkpoint=",
         "train_config.num_steps=2",
     ]
     train_dir, out = str(tmp_path / "train"), str(tmp_path / "out")
@@ -480,7 +484,7 @@ def test_moving_averages_start_from_the_fine_tune_checkpoint(road, tmp_path):
     result = commands.train(road.paths.qat_config, train_dir, overrides=road.small + more)
     averaged = tf.train.load_checkpoint(result.checkpoint)
     start = tf.train.load_checkpoint(os.path.join(road.paths.float_train, "model.ckpt-{}".format(STEPS)))
-    name = "FeatureExtractor/MobilenetV2/Conv/weights"
+    name = "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
     np.testing.assert_allclose(
         averaged.get_tensor(name + "/ExponentialMovingAverage"), start.get_tensor(name), atol=1e-3
     )
@@ -489,8 +493,8 @@ def test_moving_averages_start_from_the_fine_tune_checkpoint(road, tmp_path):
 def test_fine_tuning_from_a_classifier(road, tmp_path, capsys):
     """Its names have no FeatureExtractor/ in front, and it lacks the feature maps that SSD adds."""
     start = tf.train.load_checkpoint(os.path.join(road.paths.float_train, "model.ckpt-{}".format(STEPS)))
-    names = [n for n in start.get_variable_to_shape_map() if n.startswith("FeatureExtractor/MobilenetV2/")]
-    names = [n for n in names if "layer_19" not in n and "Adam" not in n]
+    names = [n for n in start.get_variable_to_shape_map() if n.startswith("FeatureExtractor/MobilenetV1/")]
+    names = [n for n in names if re.search("Conv2d_[0-9]+(_(depthwise|pointwise))?/", n) and "Adam" not in n]
     classifier = str(tmp_path / "classifier.ckpt")
     with tf.Graph().as_default(), tf.Session() as session:
         for name in names:
@@ -561,7 +565,7 @@ def test_resuming_a_float_run_with_a_qat_config_is_refused(road, tmp_path):
 
 
 def test_checkpoint_of_another_model_is_refused(road, tmp_path):
-    other = [o for o in road.small if "type" not in o] + ["model.ssd.feature_extractor.type=ssd_mobilenet_v1"]
+    other = [o for o in road.small if "type" not in o] + ["model.ssd.feature_extractor.type=ssd_mobilenet_v2"]
     with pytest.raises(CheckpointError, match="another model"):
         commands.train(road.paths.qat_config, str(tmp_path / "train"), overrides=other)
     with pytest.raises(CheckpointError, match="another model"):
