@@ -20,6 +20,7 @@ from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import ConfigError  # noqa: E402
 from od_qat.training import cluster  # noqa: E402
 from od_qat.training import session as training_session  # noqa: E402
+from tests import tiers  # noqa: E402
 from tests.helpers import tiny_detector  # noqa: E402
 
 pytestmark = pytest.mark.tf1
@@ -258,6 +259,8 @@ def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
     result = commands.train(config, train_dir, num_clones=2, clone_on_cpu=True, seed=1)
     assert result.global_step == 3
     _require_everything(config, train_dir, folder)
+    if not tiers.ALL:
+        return
     # And on: one device takes up what two have begun.
     more = ["train_config.num_steps=4"]
     assert commands.train(config, train_dir, overrides=more, seed=1).global_step == 4

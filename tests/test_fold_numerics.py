@@ -158,7 +158,7 @@ def _compare(expected, found):
 def _cases():
     for name in sorted(NETS):
         for batch in (1, 4):
-            # (A batch of one is the same graph; what its rounding does shows in one net of each kind of norm.)
+            # (The graph is the same; what rounding does to a batch of one shows in one net of each kind.)
             long = batch == 1 and name not in ("as it comes", "unfused")
             yield pytest.param(name, batch, marks=(pytest.mark.long,) if long else ())
 

@@ -15,6 +15,7 @@ from od_qat.cli import doctor
 from od_qat.compat import IS_TF1
 from od_qat.errors import OdQatError
 from od_qat.od_api import old_protos, patching, source_changes
+from tests import tiers
 from tests.conftest import REPOSITORY
 from tests.generations import fetch, record, road
 from tests.helpers import tiny_detector
@@ -558,7 +559,7 @@ def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_pa
     )
     if not IS_TF1:  # (by itself it cannot be imported there)
         code = "import od_qat.plugin; " + code
-    for quantised in (True, False):
+    for quantised in (True, False) if tiers.ALL else (True,):
         config = tiny_detector.write_config(str(tmp_path), quantised, "config", steps=2)
         status, text = road.run_python(tree, os.path.join(tree, "slim"), ["-c", code, config])
         refused = "export_saved_model_tpu ignores the graph_rewriter block" in text
@@ -566,7 +567,13 @@ def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_pa
 
 
 @needs_od_api
-@pytest.mark.parametrize("script", sorted(_TF2_COMMANDS))
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(name, marks=() if "main_tf2" in name else pytest.mark.long)
+        for name in sorted(_TF2_COMMANDS)
+    ],
+)
 def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_path):
     """It would train or export a float model without a word."""
     if IS_TF1:

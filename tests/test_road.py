@@ -26,6 +26,7 @@ from od_qat.model_files import output_nodes, tflite_file  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
 from od_qat.scoring.matching import iou_matrix  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
+from tests import tiers  # noqa: E402
 
 STEPS = 6
 # (The op scope of slim's MobileNet V1 is doubled, that of its variables is not.)
@@ -85,15 +86,15 @@ def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
 
 
 def test_a_seed_makes_a_run_repeatable(road, tmp_path):
-    results = {
-        name: commands.train(
-            road.paths.qat_config, str(tmp_path / name), overrides=road.small, seed=int(name)
-        )
-        for name in ("1", "2")
-    }
-    assert results["1"].loss == pytest.approx(road.result.loss, rel=1e-6)
-    assert results["2"].loss != pytest.approx(road.result.loss, rel=1e-3)
-    first, again = [tf.train.load_checkpoint(result.checkpoint) for result in (road.result, results["1"])]
+    def train(seed):
+        folder = str(tmp_path / str(seed))
+        return commands.train(road.paths.qat_config, folder, overrides=road.small, seed=seed)
+
+    second = train(1)
+    assert second.loss == pytest.approx(road.result.loss, rel=1e-6)
+    if tiers.ALL:
+        assert train(2).loss != pytest.approx(road.result.loss, rel=1e-3)
+    first, again = [tf.train.load_checkpoint(result.checkpoint) for result in (road.result, second)]
     for name in first.get_variable_to_shape_map():
         np.testing.assert_allclose(
             again.get_tensor(name), first.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name

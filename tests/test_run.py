@@ -317,7 +317,7 @@ class TestNothingIsIgnoredSilently(object):
 
 @needs_od_api
 @pytest.mark.long_on_tf1
-@pytest.mark.parametrize("kind", ["float", "qat"])
+@pytest.mark.parametrize("kind", [pytest.param("float", marks=pytest.mark.zoo), "qat"])
 def test_the_od_apis_commands(tmp_path, kind):
     """Train, evaluate, export both ways, each with upstream's unchanged command line."""
     import od_qat.plugin  # noqa: F401
