@@ -12,7 +12,7 @@ compat.enable_tf1_behaviour()
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api  # noqa: E402
-from tests.helpers import nets  # noqa: E402
+from tests.helpers import nets, sessions  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -87,12 +87,12 @@ def _train(graph, feeds, steps):
         update = optimizer.minimize(loss, global_step=tf.train.get_global_step())
         variables = tf.trainable_variables()
         ranges = quant_variables(graph)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             rng = np.random.RandomState(3)
             weights = [v for v in variables if v.op.name.endswith("weights")]
             values = {v: rng.normal(0, 0.3, v.shape.as_list()).astype(np.float32) for v in weights}
-            nets.assign(session, values)
+            sessions.assign(session, values)
             for step in range(steps):
                 session.run(update, {name + ":0": feeds[step] for name in _image_names(graph)})
             return session.run([ranges, {v.op.name: v for v in variables}])
@@ -120,9 +120,9 @@ def test_the_ranges_are_the_first_clones():
         tf.set_random_seed(0)
         start = [(v, np.full(v.shape.as_list(), 0.1, np.float32)) for v in tf.trainable_variables()]
         for factor in (1, 50):
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
-                nets.assign(session, dict(start))
+                sessions.assign(session, dict(start))
                 session.run(graph.losses, {"clone_0/images:0": images, "clone_1/images:0": factor * images})
                 found.append(session.run(quant_variables(graph)))
     for name in found[0]:

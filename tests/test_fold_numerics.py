@@ -13,7 +13,7 @@ import tf_slim as slim
 
 from od_qat.compat import tf
 from od_qat.rewrite import api, fake_quant
-from tests.helpers import nets
+from tests.helpers import nets, sessions
 
 pytestmark = pytest.mark.tf1
 
@@ -136,9 +136,9 @@ def _run(net, training, rewrite, batch, options):
             trained = tf.trainable_variables()
             gradients = tf.gradients(loss, trained)
             found.update({"gradient of " + v.op.name: g for v, g in zip(trained, gradients) if g is not None})
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
-            nets.assign(session, {v: value for v, value in _values() if "quant" not in v.op.name})
+            sessions.assign(session, {v: value for v, value in _values() if "quant" not in v.op.name})
             feed = {images: np.random.RandomState(1).normal(size=[batch, SIZE, SIZE, 8])}
             result, _ = session.run([found, tf.get_collection(tf.GraphKeys.UPDATE_OPS)], feed)
             averages = [v for v in tf.global_variables() if "/moving_" in v.op.name]

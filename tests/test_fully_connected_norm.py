@@ -5,7 +5,7 @@ import pytest
 
 from od_qat.compat import IS_TF1, tf
 from od_qat.rewrite import api
-from tests.helpers import nets
+from tests.helpers import nets, sessions
 
 slim = nets.slim
 pytestmark = pytest.mark.tf1
@@ -56,7 +56,7 @@ def _run(training, rewrite, fetch_quants=False, **options):
         updates = graph.get_collection(tf.GraphKeys.UPDATE_OPS)
         variables = sorted(tf.trainable_variables() + tf.moving_average_variables(), key=lambda v: v.op.name)
         variables += [v for v in tf.global_variables() if "/moving_" in v.op.name and v not in variables]
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             given = {}
             for number, variable in enumerate(sorted(variables, key=lambda v: v.op.name)):
@@ -64,7 +64,7 @@ def _run(training, rewrite, fetch_quants=False, **options):
                 value = random.normal(size=variable.shape.as_list()) * 0.4
                 positive = variable.op.name.endswith(("gamma", "moving_variance"))
                 given[variable] = np.abs(value) + 0.5 if positive else value
-            nets.assign(session, given)
+            sessions.assign(session, given)
             fetches = {"output": graph.get_tensor_by_name("output:0")}
             if fetch_quants:
                 fetches.update((op.name, op.outputs[0]) for op in quants)

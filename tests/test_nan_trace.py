@@ -8,7 +8,7 @@ import pytest
 from od_qat.compat import tf
 from od_qat.rewrite import api
 from od_qat.training import nan_trace
-from tests.helpers import nets
+from tests.helpers import nets, sessions
 
 pytestmark = pytest.mark.tf1
 
@@ -51,7 +51,7 @@ class Net(object):
 
     @staticmethod
     def _session():
-        return tf.train.MonitoredTrainingSession(log_step_count_steps=0, config=nets.unoptimized())
+        return tf.train.MonitoredTrainingSession(log_step_count_steps=0, config=sessions.plain_config())
 
     def fail(self, edits=None, save_after=False, steps=6, heal=True):
         """Trains until a step fails, `edits` (variable -> value) made before; the trace, 'no failure'."""
@@ -60,7 +60,7 @@ class Net(object):
             if not save_after:
                 checkpoint = self.saver.save(raw, os.path.join(self.folder, "model.ckpt"), 0)
             given = {self.variables[name]: value for name, value in (edits or {}).items()}
-            nets.assign(raw, {v: np.broadcast_to(value, v.shape.as_list()) for v, value in given.items()})
+            sessions.assign(raw, {v: np.broadcast_to(value, v.shape.as_list()) for v, value in given.items()})
             if save_after:
                 checkpoint = self.saver.save(raw, os.path.join(self.folder, "model.ckpt"), 0)
             try:

@@ -18,6 +18,7 @@ from od_qat.od_api import (
     pipeline,
     source_changes,
 )
+from tests.helpers import tiny_detector
 
 compat.enable_tf1_behaviour()
 pytestmark = pytest.mark.tf1
@@ -199,3 +200,27 @@ def test_every_source_change_finds_its_line():
                 text = stream.read()
             for fragment, _ in changes:
                 assert fragment in text, (module, fragment)
+
+
+def test_input_readers_are_not_autotuned(tmp_path):
+    """All their parallelism is set; a thread that tunes would hold up the end of a session."""
+    from od_qat.od_api import models, pipeline
+
+    tiny_detector.write_data(str(tmp_path))
+    config = pipeline.load(tiny_detector.write_config(str(tmp_path), False, "float"))
+    with tf.Graph().as_default() as graph:
+        example = models.input_fn(config.train_input_reader)()
+    assert "groundtruth_boxes" in example
+    nodes = {node.name: node for node in graph.as_graph_def().node}
+    (parsing,) = [node for node in nodes.values() if node.op.startswith("ParallelMapDataset")]
+    (calls,) = [nodes[name] for name in parsing.input if name.startswith("num_parallel_calls")]
+    assert tf.make_ndarray(calls.attr["value"].tensor) == config.train_input_reader.num_parallel_map_calls > 0
+    options = [node for node in nodes.values() if node.op == "OptionsDataset"]
+    if IS_TF1:
+        assert options == []
+        return
+    from tensorflow.core.framework import dataset_options_pb2
+
+    (only,) = options
+    found = dataset_options_pb2.Options.FromString(only.attr["serialized_options"].s)
+    assert found.autotune_options.HasField("enabled") and not found.autotune_options.enabled

@@ -14,7 +14,7 @@ from od_qat.errors import OdQatError
 from od_qat.ranges import Range
 from od_qat.rewrite import api
 from od_qat.training import range_gates
-from tests.helpers import nets
+from tests.helpers import nets, sessions
 
 pytestmark = pytest.mark.tf1
 
@@ -103,13 +103,13 @@ class Run(object):
                 save_checkpoint_steps=10000,
                 save_summaries_steps=None,
                 log_step_count_steps=0,
-                config=nets.unoptimized(),
+                config=sessions.plain_config(),
             ) as session:
                 done = 0
                 while not session.should_stop():
                     raw = session._tf_sess()
                     for name, change in (edits or {}).get(done, {}).items():
-                        nets.assign(raw, {variables[name]: change(raw.run(variables[name]))})
+                        sessions.assign(raw, {variables[name]: change(raw.run(variables[name]))})
                     session.run(train)
                     done += 1
         return self.hook.verdicts

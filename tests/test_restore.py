@@ -20,7 +20,7 @@ from od_qat.datasets import read_examples, records, sources  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError  # noqa: E402
 from tests import tiers  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
-from tests.helpers import tiny_detector  # noqa: E402
+from tests.helpers import sessions, tiny_detector  # noqa: E402
 
 pytestmark = [pytest.mark.tf1, pytest.mark.long_on_tf1]
 
@@ -70,7 +70,8 @@ class Runs(object):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return Runs(str(tmp_path_factory.mktemp("restore")))
+    with sessions.all_plain():
+        yield Runs(str(tmp_path_factory.mktemp("restore")))
 
 
 def values(folder):
@@ -142,7 +143,7 @@ def test_heads_that_the_checkpoint_has_are_not_fresh_by_mistake(runs):
     with pytest.raises(ConfigError, match="heads would start fresh.*not set.* in BoxPredictor_") as caught:
         runs.fine_tune(prefix, "forgotten", more)
     assert not os.path.exists(runs.below("forgotten"))
-    assert "Fix: --override {}=true".format(LOAD_ALL) in str(caught.value)
+    assert "Fix: restore them with --override {}=true".format(LOAD_ALL) in str(caught.value)
 
 
 @pytest.mark.parametrize(

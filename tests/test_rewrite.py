@@ -14,7 +14,7 @@ from od_qat.errors import ConfigError, RewriteError
 from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import api, fake_quant, passes
-from tests.helpers import nets, own_gradients
+from tests.helpers import nets, own_gradients, sessions
 
 pytestmark = pytest.mark.tf1
 
@@ -62,7 +62,7 @@ def test_training_graph_absorbs_relu6_and_its_range_never_passes_6():
         api.create_training_graph(graph)
         assert not _ops_needed_for(loss, ("Relu6",))
         train = tf.train.GradientDescentOptimizer(0.1).minimize(loss)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             gamma = [v for v in tf.global_variables() if v.op.name.endswith("gamma")]
             session.run([tf.assign(v, 50.0 * tf.ones_like(v)) for v in gamma])
@@ -82,7 +82,7 @@ def _loss_and_gradients(rewrite, training=True):
             rewrite(graph)
         variables = sorted(tf.trainable_variables(), key=lambda v: v.op.name)
         gradients = tf.gradients(loss, variables)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for number, variable in enumerate(variables):
                 value = np.random.RandomState(number).normal(
@@ -107,7 +107,7 @@ def _gradient_of(build, data, incoming):
     with tf.Graph().as_default():
         tensor, output = build(data)
         gradients = tf.gradients(output, tensor, tf.constant(incoming))
-        with nets.session() as session:
+        with sessions.plain() as session:
             return session.run([output] + gradients)
 
 
@@ -190,7 +190,7 @@ def test_range_of_an_activation_that_always_reaches_6_is_6(value):
         (range_,) = [v for v in graph.get_collection(QUANT_VARIABLES) if v.op.name.endswith("act_quant/max")]
         (quantised,) = [op for op in _fake_quants(graph) if op.name.startswith("act_quant")]
         updated = quantised.inputs[2]
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             feed = {images: np.full([1, 4, 4, 3], 50.0 if value == 6 else value / 3, np.float32)}
             found = []
@@ -230,7 +230,7 @@ def _weight_gradients(monkeypatch, straight_through):
         api.create_training_graph(graph)
         trained = tf.trainable_variables()
         gradients = tf.gradients(loss, trained)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             values = session.run(gradients, {images: _images()})
     return len(graph.get_operations()), {v.op.name: value for v, value in zip(trained, values)}
@@ -277,7 +277,7 @@ def test_delay_counts_steps_and_ranges_are_tracked_from_the_first():
         global_step = tf.train.get_or_create_global_step()
         api.create_training_graph(graph, quant_delay=3)
         train = tf.train.GradientDescentOptimizer(0.0).minimize(loss, global_step=global_step)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             losses = []
             for _ in range(5):
@@ -316,7 +316,7 @@ def test_ranges_are_zero_debiased_averages_and_contain_zero():
         linear = graph.get_tensor_by_name("net/block/project/BatchNorm/FusedBatchNormV3:0")
         behind_relu = graph.get_operation_by_name("net/Conv/act_quant/FakeQuantWithMinMaxVars").inputs[0]
         seen = {"net/block/project/act_quant": [], "net/Conv/act_quant": []}
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for seed in range(4):
                 _, a, b = session.run([loss, linear, behind_relu], {images: _images(seed)})
@@ -445,7 +445,7 @@ def test_weights_in_training_are_those_of_inference_divided_by_the_scale():
         api.create_training_graph(graph)
         layer = graph.get_operation_by_name("net/block/depthwise/depthwise")
         used = layer.inputs[1]
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             scope = "net/block/depthwise/BatchNorm/"
             rng = np.random.RandomState(3)
@@ -467,7 +467,7 @@ def test_gamma_of_zero_gives_finite_gradients():
         images, _, _, loss = _build(True)
         api.create_training_graph(graph)
         gradients = tf.gradients(loss, tf.trainable_variables())
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for variable in tf.global_variables():
                 if variable.op.name.endswith("gamma"):
@@ -487,7 +487,7 @@ def test_no_gamma_and_other_epsilon():
         _build(False, batch_norm_scale=False, epsilon=0.01)
         api.create_eval_graph(graph)
         epsilon = graph.get_operation_by_name("net/Conv/BatchNorm_Fold/add").inputs[1]
-        with nets.session() as session:
+        with sessions.plain() as session:
             assert session.run(epsilon) == pytest.approx(0.01)
 
 
@@ -499,7 +499,7 @@ def _trained_values(steps=30):
         update = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
         with tf.control_dependencies(update):
             train = tf.train.GradientDescentOptimizer(0.05).minimize(loss)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for step in range(steps):
                 session.run(train, {images: _images(step)})
@@ -515,7 +515,7 @@ def _eval_outputs(values, rewrite):
         outputs = [tf.identity(boxes), tf.identity(scores)]
         if rewrite:
             outputs = [_quantised_twin(graph, boxes), _quantised_twin(graph, scores)]
-        with nets.session() as session:
+        with sessions.plain() as session:
             missing = [v.op.name for v in tf.global_variables() if v.op.name not in values]
             assert not missing, missing
             session.run([tf.assign(v, values[v.op.name]) for v in tf.global_variables()])
@@ -556,7 +556,7 @@ def test_freeze_bn_delay_stops_the_statistics():
         api.experimental_create_training_graph(graph, freeze_bn_delay=2)
         with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
             train = tf.train.GradientDescentOptimizer(0.01).minimize(loss, global_step=global_step)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             mean = "net/Conv/BatchNorm/moving_mean:0"
             seen = []
@@ -615,7 +615,7 @@ def test_every_version_of_batch_norm_is_folded(name, batch, partitions):
             output = tf.stop_gradient(output)
             report = (api.create_training_graph if training else api.create_eval_graph)(graph)
             assert report.folded == 1 and len(report.weights) == 1 and report.stays_float == {}
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 feed = {images: _images(batch=batch)[:, :8, :8]}
                 assert np.all(np.isfinite(session.run(output, feed)))
@@ -633,14 +633,14 @@ def test_a_batch_norm_behind_no_layer_becomes_one_in_eval():
                 assert not _ops_needed_for(output, NORM_OPS)
                 assert len(_ops_needed_for(output, ("DepthwiseConv2dNative",))) == 1
                 assert report.stays_float == {}
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 variables = [v for v in tf.global_variables() if "quant" not in v.op.name]
                 values = {
                     variable: np.random.RandomState(number).uniform(0.5, 1.5, variable.shape.as_list())
                     for number, variable in enumerate(variables)
                 }
-                nets.assign(session, values)
+                sessions.assign(session, values)
                 outputs.append(session.run(output, {images: _images(batch=2)[:, :8, :8]}))
     assert np.abs(outputs[0]).max() > 1
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4)
@@ -651,7 +651,7 @@ def test_a_batch_norm_behind_no_layer_is_frozen_too():
         images, output = nets.pre_activation(True)
         api.experimental_create_training_graph(graph, freeze_bn_delay=1)
         update = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for seed in range(2):
                 session.run([output, update], {images: _images(seed, batch=2)[:, :8, :8]})
@@ -706,7 +706,7 @@ def test_a_layer_in_a_branch_stays_float_and_is_named():
         assert len(report.weights) == 1
         ((name, reason),) = report.stays_float.items()
         assert name.endswith("branched") and "branch" in reason
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             assert np.all(np.isfinite(session.run(output, {images: np.ones([2, 8, 8, 3])})))
 
@@ -770,7 +770,7 @@ def test_contrib_placement_computes_what_contrib_computes():
                 for n in (0, 1)
                 for k in ("box", "class")
             ]
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run([tf.assign(v, values[v.op.name]) for v in tf.global_variables()])
                 return session.run(heads, {images: _images(5)})
 
@@ -899,7 +899,7 @@ def test_batch_norm_that_updates_its_averages_in_place_is_named_as_in_eval(activ
             saved[training] = {name for name in names if not name.endswith(("/biased", "/local_step"))}
             if training:
                 average = graph.get_tensor_by_name("Conv_0/BatchNorm/moving_mean:0")
-                with nets.session() as session:
+                with sessions.plain() as session:
                     session.run(tf.global_variables_initializer())
                     session.run(output, {images: np.random.RandomState(0).uniform(0, 1, (4, 16, 16, 3))})
                     moved = session.run(average)

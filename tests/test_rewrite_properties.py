@@ -17,7 +17,7 @@ from od_qat.checkpoints import QUANT_VARIABLES  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import RewriteError  # noqa: E402
 from od_qat.rewrite import api, policy  # noqa: E402
-from tests.helpers import nets  # noqa: E402
+from tests.helpers import nets, sessions  # noqa: E402
 from tests.zoo import build  # noqa: E402
 
 pytestmark = pytest.mark.tf1
@@ -228,11 +228,11 @@ def test_folded_eval_graph_computes_the_float_graph_while_quantization_is_off(ne
             images, output, _ = _build(network, False)
             if rewrite:
                 api.experimental_create_eval_graph(graph, quant_delay=1000)
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 values = _values(v for v in tf.global_variables() if v.dtype.base_dtype == tf.float32)
                 named = [v for v in tf.global_variables() if v.op.name in values]
-                nets.assign(session, {v: values[v.op.name] for v in named})
+                sessions.assign(session, {v: values[v.op.name] for v in named})
                 results.append(session.run(output, {images: _images()}))
     size = max(np.abs(results[0]).max(), 1e-3)
     np.testing.assert_allclose(results[0], results[1], atol=1e-4 * size)
@@ -249,10 +249,10 @@ def test_training_graph_computes_the_float_graph_before_the_delay(network):
                 api.create_training_graph(graph, quant_delay=1000)
             variables = sorted(tf.trainable_variables(), key=lambda v: v.op.name)
             gradients = tf.gradients(loss, variables)
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 values = _values(variables)
-                nets.assign(session, {v: values[v.op.name] for v in variables})
+                sessions.assign(session, {v: values[v.op.name] for v in variables})
                 results.append(session.run([loss] + gradients, {images: _images()}))
     for one, other in zip(*results):
         size = max(np.abs(one).max(), 1e-4)
@@ -267,7 +267,7 @@ def test_quantised_training_stays_finite_and_ranges_hold_zero(network):
         api.create_training_graph(graph)
         with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
             train = tf.train.GradientDescentOptimizer(0.01).minimize(loss)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for seed in range(3):
                 _, value = session.run([train, loss], {images: _images(seed)})

@@ -27,6 +27,7 @@ from od_qat.od_api import models, pipeline  # noqa: E402
 from od_qat.scoring.matching import iou_matrix  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
 from tests import tiers  # noqa: E402
+from tests.helpers import sessions  # noqa: E402
 
 STEPS = 6
 # (The op scope of slim's MobileNet V1 is doubled, that of its variables is not.)
@@ -57,9 +58,10 @@ def road(tmp_path_factory):
     # One range for all channels: uint8 is exported too.
     per_tensor = pipeline.load(paths.qat_config, ["graph_rewriter.[od_qat.layers].per_channel=false"])
     write_atomically(paths.qat_config, pipeline.to_text(per_tensor))
-    commands.train(paths.float_config, paths.float_train, overrides=made.small, seed=1)
-    made.result = commands.train(paths.qat_config, paths.qat_train, overrides=made.small, seed=1)
-    return made
+    with sessions.all_plain():
+        commands.train(paths.float_config, paths.float_train, overrides=made.small, seed=1)
+        made.result = commands.train(paths.qat_config, paths.qat_train, overrides=made.small, seed=1)
+        yield made
 
 
 def test_training_reaches_its_last_step_and_saves_there(road):

@@ -6,7 +6,7 @@ import pytest
 from od_qat.checkpoints import QUANT_VARIABLES
 from od_qat.compat import IS_TF1, tf
 from od_qat.rewrite import api
-from tests.helpers import nets
+from tests.helpers import nets, sessions
 
 slim = nets.slim
 pytestmark = pytest.mark.tf1
@@ -70,7 +70,7 @@ def _set(session, variables):
         else:
             value = random.uniform(-0.3, 0.3, shape)
         values[variable] = value.astype(np.float32)
-    nets.assign(session, values)
+    sessions.assign(session, values)
 
 
 def _network_variables():
@@ -114,7 +114,7 @@ def _loss_and_gradients(training, rewrite, scale=True, center=True):
         variables = sorted(tf.trainable_variables(), key=lambda v: v.op.name)
         gradients = tf.gradients(loss, variables)
         updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             _set(session, _network_variables())
             values = session.run([loss] + gradients, {images: _images()})
@@ -166,7 +166,7 @@ def test_training_weights_are_those_of_inference_divided_by_the_scale():
         images, _, loss = _build(True, scale=False)
         api.create_training_graph(graph)
         used = graph.get_operation_by_name("top/fc1/MatMul").inputs[1]
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             _set(session, _network_variables())
             weights, variance, got = session.run(
@@ -192,7 +192,7 @@ def test_eval_without_fake_quants_is_the_float_graphs(scale, center):
                 convolutions = [op for op in nets.ops_needed_for(*outputs) if op.type == "Conv2D"]
                 assert sum(op.name.endswith("_Fold") for op in convolutions) == 5
                 assert not [op for op in nets.ops_needed_for(*outputs) if "batchnorm" in op.name]
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 _set(session, _network_variables())
                 results.append(session.run(outputs, {images: _images()}))
@@ -214,7 +214,7 @@ def test_names_play_no_part_and_the_order_of_factors_neither():
         report = api.create_eval_graph(graph)
         assert report.folded == 1 and report.weights == ("a/weights_quant",)
         epsilon = graph.get_operation_by_name("a/BatchNorm_Fold/add").inputs[1]
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             assert session.run(epsilon) == 0.25
             assert np.all(np.isfinite(session.run(output, {images: np.ones([1, 8, 8, 3])})))
@@ -256,7 +256,7 @@ def test_what_only_looks_like_one_is_not_folded(kind, training):
                 else:
                     report = api.experimental_create_eval_graph(graph, **options)
                 assert report.folded == 0
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 _set(session, _network_variables())
                 feed = {images: np.random.RandomState(0).normal(size=[5, 6])}
@@ -312,7 +312,7 @@ def test_contrib_placement_computes_what_contrib_computes(scale, center):
             quants = sorted(
                 (op for op in graph.get_operations() if op.type == FAKE_QUANT), key=lambda op: op.name
             )
-            with nets.session() as session:
+            with sessions.plain() as session:
                 session.run(tf.global_variables_initializer())
                 _set(session, _network_variables())
                 outputs = session.run([op.outputs[0] for op in quants], {images: _images(5)})
@@ -337,7 +337,7 @@ def _with_forced_updates(rewrite):
         averages = sorted(
             (v for v in tf.global_variables() if "moving_" in v.op.name), key=lambda v: v.op.name
         )
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             _set(session, _network_variables())
             found = [session.run(loss, {images: _images()})]

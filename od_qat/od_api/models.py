@@ -3,6 +3,7 @@
 import sys
 from typing import Callable, Dict, List
 
+from od_qat import compat
 from od_qat.errors import ConfigError, OdQatError, quoted
 from od_qat.od_api import pipeline
 
@@ -49,7 +50,12 @@ def input_fn(reader, in_order: bool = False) -> Callable:
         one_by_one.CopyFrom(reader)
         one_by_one.num_readers = 1
         reader = one_by_one
-    return lambda: dataset_builder.make_initializable_iterator(dataset_builder.build(reader)).get_next()
+
+    def example():
+        dataset = compat.without_autotune(dataset_builder.build(reader))
+        return dataset_builder.make_initializable_iterator(dataset).get_next()
+
+    return example
 
 
 def categories(label_map_path: str) -> List[dict]:

@@ -125,30 +125,6 @@ def conv_with_norm(
     return tf.nn.relu6(normed[0], name="layer/Relu6")
 
 
-def session():
-    """A session that runs the default graph as it is: optimizing it takes longer than a test's few runs."""
-    return tf.Session(config=unoptimized())
-
-
-def unoptimized():
-    """The ConfigProto of such a session."""
-    config = tf.ConfigProto()
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    config.graph_options.optimizer_options.opt_level = -1
-    return config
-
-
-def assign(session, values):
-    """Gives variables their values, in one run.
-
-    Args:
-      session: of the variables' graph.
-      values: variable -> array.
-    """
-    feed = {variable.initializer.inputs[1]: value for variable, value in values.items()}
-    session.run([variable.initializer for variable in values], feed)
-
-
 def ops_needed_for(*tensors):
     """The ops that some tensors' values are computed from."""
     seen, pending = {}, [tensor.op for tensor in tensors]

@@ -10,7 +10,7 @@ from od_qat.export import freeze, tflite
 from od_qat.model_files import interpreter as litert
 from od_qat.rewrite import api
 from od_qat.scoring.images import dequantize
-from tests.helpers import nets
+from tests.helpers import sessions
 
 SIZE = 16
 
@@ -44,7 +44,7 @@ def trained(net, folder):
         output = tf.reduce_sum(net(images, True))
         report = api.create_training_graph(graph)
         assert report.stays_float == {}
-        with nets.session() as session:
+        with sessions.plain() as session:
             session.run(tf.global_variables_initializer())
             for step in range(60):
                 session.run([output] + tf.get_collection(tf.GraphKeys.UPDATE_OPS), {images: pictures(step)})
@@ -61,7 +61,7 @@ def frozen(net, checkpoint, rewrite=True):
 
 
 def run(graph_def):
-    with tf.Graph().as_default(), nets.session() as session:
+    with tf.Graph().as_default(), sessions.plain() as session:
         tf.import_graph_def(graph_def, name="")
         return session.run("result:0", {"images:0": pictures(99, batch=1)})
 

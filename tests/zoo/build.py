@@ -13,6 +13,7 @@ from tensorflow.python.framework import meta_graph
 
 import od_qat.plugin  # noqa: F401  (before object_detection and slim's nets)
 from od_qat.compat import tf
+from tests.helpers import sessions
 
 CLASSES = 3
 FAKE_QUANT = "FakeQuantWithMinMaxVars"
@@ -345,9 +346,7 @@ def assign(session, values):
 def session(graph):
     """A session whose results do not depend on the number of cores or on graph optimisation."""
     config = tf.ConfigProto(intra_op_parallelism_threads=1)
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    config.graph_options.optimizer_options.opt_level = -1
-    return tf.Session(graph=graph, config=config)
+    return tf.Session(graph=graph, config=sessions.plain_config(config))
 
 
 def run_eval(row, images, outputs):
