@@ -462,6 +462,8 @@ def test_a_damaged_checkpoint(runs, damage):
     with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
         commands.export(runs.qat_config, folder, out)
     assert not os.path.exists(out)
+    if damage is not _flip_data and not tiers.ALL:
+        return  # (all commands look through a checkpoint by the same function)
     with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
         commands.evaluate(runs.qat_config, folder, os.path.join(folder, "eval"), run_once=True)
     with pytest.raises(CheckpointError, match="damaged.*model.ckpt-2"):
