@@ -6,8 +6,8 @@
 `make oracle-check` runs both. The first leaves in FOLDER, for each model of the zoo, contrib's eval graph
 (NAME.meta) and what it gave there (NAME.npz). The second runs that graph on this TensorFlow with the same
 variable values and picture, builds od_qat's graph of the model, and compares the two: every value of every
-output is equal to LIMIT of the output's spread, or the command fails. Models that are `like` another are left
-out but with `--only` or OD_QAT_TESTS=all.
+output is equal to LIMIT of the output's spread, or the command fails. OD_QAT_TESTS
+leaves models out, as it does for tests: see tests/tiers.py.
 
 On the way it measures the noise: by how much contrib's graph here differs from itself there. Kernels of
 another version or another processor round otherwise, and where a value lies on the edge between two
@@ -138,8 +138,7 @@ def main(arguments=None) -> int:
     from od_qat.compat import tf
 
     tf.logging.set_verbosity(tf.logging.FATAL)
-    whole = options.only or os.environ.get("OD_QAT_TESTS") == "all"
-    rows = [row for row in build.models() if whole or "like" not in row]
+    rows = build.models() if options.only else build.of_tier()
     rows = [row for row in rows if os.path.exists(os.path.join(options.folder, row["name"] + ".npz"))]
     missing = set(options.only or ()) - {row["name"] for row in rows}
     if missing or not rows:

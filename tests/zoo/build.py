@@ -41,6 +41,14 @@ def models():
     return rows
 
 
+def of_tier():
+    """The rows of the environment's OD_QAT_TESTS (see tests/tiers.py); all of them where it is not set."""
+    tier = os.environ.get("OD_QAT_TESTS") or "all"
+    if tier == "quick":
+        return [row for row in models() if row.get("quick")]
+    return [row for row in models() if tier == "all" or "like" not in row]
+
+
 # --- graphs ---
 
 

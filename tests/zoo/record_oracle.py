@@ -246,7 +246,11 @@ def main(arguments=None) -> int:
     unknown = set(options.only or ()) - {row["name"] for row in rows}
     if unknown:
         parser.error("no such model: " + ", ".join(sorted(unknown)))
-    rows = [row for row in rows if not options.only or row["name"] in options.only]
+    if options.only:
+        rows = [row for row in rows if row["name"] in options.only]
+    elif options.check:
+        names = {row["name"] for row in build.of_tier()}
+        rows = [row for row in rows if row["name"] in names]
     only_graphs = options.graphs and not options.check
     failed = 0
     for number, row in enumerate(rows, 1):
