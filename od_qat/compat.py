@@ -17,7 +17,7 @@ import sys
 import types
 import warnings
 
-from od_qat.errors import MissingPackage
+from od_qat.errors import EnvironmentProblem, MissingPackage
 from od_qat.quiet import native_stderr_silenced
 
 
@@ -96,6 +96,115 @@ def without_autotune(dataset):
         return dataset
     options.autotune.enabled = False
     return dataset.with_options(options)
+
+
+# The key of a checkpoint's object graph, and the attribute and the mark in keys that hold a variable's value.
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+VARIABLE_VALUE = "VARIABLE_VALUE"
+
+
+def is_variable(thing) -> bool:
+    """Whether something is a variable, of either kind (reference or resource)."""
+    return isinstance(thing, _tensorflow.Variable)
+
+
+def parsed_object_graph(content: bytes):
+    """Returns the TrackableObjectGraph that a checkpoint holds under OBJECT_GRAPH_KEY.
+
+    Raises:
+      ValueError: if it cannot be parsed.
+    """
+    from google.protobuf import message
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    try:
+        return trackable_object_graph_pb2.TrackableObjectGraph.FromString(content)
+    except message.DecodeError as error:
+        raise ValueError("its object graph cannot be parsed") from error
+
+
+def group_of_objects(children):
+    """Returns a trackable object that has others as its children.
+
+    Args:
+      children: name -> trackable object; a name may have slashes.
+
+    Raises:
+      EnvironmentProblem: on TensorFlow 1.15, which the OD API's TF 2 models do not run on.
+      TypeError: if one of them is not trackable.
+    """
+    if IS_TF1:
+        raise EnvironmentProblem(
+            "object-based checkpoints are of TF 2 models, which need TensorFlow 2",
+            found="TensorFlow {}".format(_tensorflow.__version__),
+            fix="pip install 'tensorflow>=2.15,<2.22' in another environment",
+        )
+    from tensorflow.python.trackable import autotrackable
+
+    group = autotrackable.AutoTrackable()
+    for name, child in children.items():
+        group._track_trackable(child, name)
+    return group
+
+
+def object_graph(root):
+    """Returns the TrackableObjectGraph that a checkpoint of an object has, and its objects by node.
+
+    It adds no ops to the graph.
+    """
+    from tensorflow.python.checkpoint import graph_view
+
+    view = graph_view.ObjectGraphView(root)
+    _, proto, _ = view.serialize_object_graph()
+    objects = list(view.breadth_first_traversal()[0])
+    objects += [None] * (len(proto.nodes) - len(objects))
+    for optimizer, node in zip(objects[:], proto.nodes):
+        for slot in node.slot_variables:
+            original = objects[slot.original_variable_node_id]
+            objects[slot.slot_variable_node_id] = slot_variable(optimizer, original, slot.slot_name)
+    return proto, objects
+
+
+def children_of(trackable):
+    """Returns a function from names, as a checkpoint has them, to children of a trackable object, or None."""
+    children = trackable._trackable_children()
+
+    def child(name):
+        return trackable._lookup_dependency(name, children)
+
+    return child
+
+
+def slot_variable(optimizer, variable, name):
+    """Returns an optimizer's slot variable; None if it has none of that name."""
+    try:
+        return optimizer.get_slot(variable, name)
+    except (AttributeError, KeyError):
+        return None
+
+
+def checkpoint_writer(beside, tensors_to_add):
+    """Returns a builder for tf.train.Saver, whose checkpoints have further tensors that are never restored.
+
+    Args:
+      beside: a name that the saver has; with `sharded=True`, the tensors are written into its shard.
+      tensors_to_add: function from the tensor with the prefix of the checkpoint, or of the shard, to a dict
+        name -> tensor.
+    """
+    from tensorflow.python.training import saver
+
+    class Builder(saver.BulkSaverBuilder):
+        def save_op(self, filename_tensor, saveables):
+            if any(saveable.name == beside for saveable in saveables):
+                with tf.device("/cpu:0"):
+                    added = tensors_to_add(filename_tensor)
+                saveables = saveables + [
+                    self.SaveableObject(tensor, [self.SaveSpec(tensor, "", name)], name)
+                    for name, tensor in added.items()
+                ]
+            return super(Builder, self).save_op(filename_tensor, saveables)
+
+    return Builder()
 
 
 _tf1_behaviour_enabled = False

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, Iterator, List, Optional
 
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError, quoted
@@ -42,7 +42,7 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
         found = reader.get_variable_to_shape_map()
         _check_data_files(prefix, reader, found)
     except _UNREADABLE as error:
-        raise _damaged(prefix, quoted(getattr(error, "message", error))) from error
+        raise damaged(prefix, quoted(getattr(error, "message", error))) from error
     return found
 
 
@@ -177,16 +177,27 @@ def read(prefix: str, names: Iterable[str]) -> None:
     Raises:
       CheckpointError: if a tensor is damaged; the message names the first.
     """
+    for _ in tensors(prefix, names):
+        pass
+
+
+def tensors(prefix: str, names: Iterable[str]) -> Iterator[object]:
+    """Yields the values of tensors of a checkpoint: arrays, and bytes for a scalar string.
+
+    Raises:
+      CheckpointError: if a tensor is damaged; the message names it.
+    """
     name = ""
     try:
         reader = tf.train.NewCheckpointReader(prefix)
         for name in names:
-            reader.get_tensor(name)
+            yield reader.get_tensor(name)
     except _UNREADABLE as error:
-        raise _damaged(prefix, "{}: {}".format(name, quoted(getattr(error, "message", error)))) from error
+        raise damaged(prefix, "{}: {}".format(name, quoted(getattr(error, "message", error)))) from error
 
 
-def _damaged(prefix: str, found: str) -> CheckpointError:
+def damaged(prefix: str, found: str) -> CheckpointError:
+    """Makes the error for a checkpoint that cannot be read."""
     return CheckpointError(
         "the checkpoint is damaged",
         where=prefix,
