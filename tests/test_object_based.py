@@ -3,6 +3,8 @@
 import glob
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from od_qat import checkpoints  # noqa: E402
 from od_qat.checkpoints import object_based  # noqa: E402
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, EnvironmentProblem  # noqa: E402
+from tests.conftest import REPOSITORY  # noqa: E402
 from tests.helpers import keras_nets, sessions  # noqa: E402
 
 needs_tf2 = pytest.mark.skipif(IS_TF1, reason="TF 2 models need TensorFlow 2")
@@ -69,19 +72,55 @@ def graph():
         yield graph
 
 
+class Eager(object):
+    """A process of keras_nets beside this one, and its folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.errors = os.path.join(folder, "errors.txt")
+        with open(self.errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.helpers.keras_nets", folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=REPOSITORY,
+            )
+
+    def wait(self):
+        """Waits until the checkpoints of `write` are there."""
+        assert self.process.stdout.readline().strip() == b"written", self.said()
+
+    def restore(self):
+        """Lets it restore, and returns what it prints."""
+        output, _ = self.process.communicate(b"restore\n", timeout=120)
+        assert self.process.returncode == 0, self.said()
+        return output.decode("utf-8").splitlines()
+
+    def said(self):
+        with open(self.errors, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, run_python):
-    """A folder with eager/: what eager programs have written, see keras_nets.write."""
+def eager(tmp_path_factory):
     if IS_TF1:
         pytest.skip("TF 2 models need TensorFlow 2")
-    folder = str(tmp_path_factory.mktemp("objects"))
-    done = run_python("-m", "tests.helpers.keras_nets", "write", folder)
-    assert done.status == 0, done.errors
-    return folder
+    started = Eager(str(tmp_path_factory.mktemp("objects")))
+    yield started
+    if started.process.poll() is None:
+        started.process.communicate(timeout=120)  # (the end of its input is the end of it)
 
 
 @pytest.fixture(scope="module")
-def detector():
+def folder(eager, detector):
+    """A folder with eager/: what eager programs have written, see keras_nets.write."""
+    eager.wait()
+    return eager.folder
+
+
+@pytest.fixture(scope="module")
+def detector(eager):
     """An SSD of the OD API's TF 2 half in graph mode, with its graph."""
     pytest.importorskip("object_detection")
     import importlib
@@ -221,7 +260,7 @@ class Small(object):
 
 
 @pytest.fixture(scope="module")
-def ours(folder, detector, run_python):
+def ours(eager, folder, detector):
     """The small net that was saved, the values of a detector that was, and what eager code says of both."""
     small = Small(folder)
     model, graph = detector
@@ -232,9 +271,7 @@ def ours(folder, detector, run_python):
         os.makedirs(os.path.join(folder, "graph", "detection"))
         saver.save(session, os.path.join(folder, "graph", "detection", "ckpt"), global_step=1)
     kept = sorted(glob.glob(os.path.join(folder, "graph", "*", "*.index")))
-    done = run_python("-m", "tests.helpers.keras_nets", "restore", folder)
-    assert done.status == 0, done.errors
-    return small, values, kept, done.output.splitlines()
+    return small, values, kept, eager.restore()
 
 
 @needs_tf2

@@ -1,11 +1,10 @@
 """Objects of TensorFlow 2 for tests of their checkpoints, and eager code that writes and restores these.
 
-    python -m tests.helpers.keras_nets write FOLDER
-    python -m tests.helpers.keras_nets restore FOLDER
+    python -m tests.helpers.keras_nets FOLDER
 
-runs without anything of od_qat, as a user's program does. `write` writes checkpoints into FOLDER/eager, and
-`restore` restores those below FOLDER/graph. The values of the variables go into .npz files beside, in the
-order of `variables` of the net.
+runs without anything of od_qat, as a user's program does. It writes checkpoints into FOLDER/eager, says so,
+waits for a line, and restores the checkpoints below FOLDER/graph. The values of the variables go into .npz
+files beside, in the order of `variables` of the net.
 """
 
 import contextlib
@@ -121,9 +120,8 @@ def small_net(tf, variable, shortcut=True, classes=3):
 SMALL, DETECTION, CLASSIFICATION = "small-3", "detection-1", "classification-1"
 
 
-def write(folder):
+def write(tf, folder):
     """Writes what upstream's programs write: a net with an optimizer and a step, and parts of a detector."""
-    tf = _eager_tensorflow()
     random = np.random.RandomState(0)
 
     def save(name, net, objects):
@@ -149,9 +147,8 @@ def write(folder):
     save(CLASSIFICATION, backbone, {"feature_extractor": backbone})
 
 
-def restore(folder):
+def restore(tf, folder):
     """Restores the newest of FOLDER/graph/{small,detection}, saves the next, and prints its name."""
-    tf = _eager_tensorflow()
     with absent_packages():
         model = build_detector(tf)
     for name, key, net in (
@@ -181,4 +178,8 @@ def _eager_tensorflow():
 
 
 if __name__ == "__main__":
-    {"write": write, "restore": restore}[sys.argv[1]](sys.argv[2])
+    tensorflow = _eager_tensorflow()
+    write(tensorflow, sys.argv[1])
+    print("written", flush=True)
+    if sys.stdin.readline():
+        restore(tensorflow, sys.argv[1])
