@@ -349,7 +349,12 @@ def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, trai
     # Fails at the 40th node that this very pass drafts, or at the last of few; one that drafts none, at the
     # first reroute.
     pass_ = getattr(passes, failing)
-    few = {passes.leave_out_identities: ("reroute", 1), passes.negatives_as_products: ("op", 2)}
+    few = {
+        passes.leave_out_identities: ("reroute", 1),
+        passes.negatives_as_products: ("op", 2),
+        passes.weighted_sums_as_products: ("op", 5),
+        passes.quantise_products: ("op", 5),
+    }
     where, at = few.get(pass_, ("op", 40))
 
     def armed(plan, state):
@@ -372,6 +377,9 @@ def test_a_pass_that_fails_half_way_leaves_the_graph_as_it_was(monkeypatch, trai
         images, boxes, _, _ = _build(training)
         tf.nn.swish(boxes)  # an IdentityN, for the pass that leaves these out
         slim.conv2d(-slim.conv2d(images, 4, 1, scope="more/one"), 4, 1, scope="more/two")  # and a Neg
+        added = [slim.conv2d(images, 4, 1, scope="more/{}".format(name)) for name in ("three", "four")]
+        added = tf.matmul(tf.stack(added, -1), tf.get_variable("more/shares", [2, 1]))  # a weighted sum
+        slim.conv2d(tf.squeeze(added, [-1]), 4, 1, scope="more/five")
         before, variables = graph.as_graph_def(), len(tf.global_variables())
         with monkeypatch.context() as patch:
             patch.setattr(passes, table, rows)

@@ -49,7 +49,7 @@ class Draft(object):
         self._external: Dict[str, object] = {}
         self._own: Dict[str, object] = {}
         # TensorFlow compares names in lower case.
-        self._taken = {name.lower() for name in names_and_scopes(index.operations)}
+        self._taken = {name.lower() for name in names_and_scopes(index.graph.get_operations())}
         self._variable_scopes: List[str] = []
         self._device = ""
         self._variables: List[_Variable] = []

@@ -41,11 +41,18 @@ class GraphIndex(object):
 
     Args:
       graph: tf.Graph.
+      operations: those of its operations that the index has, in creation order, with all that lead to them;
+        None for all. The others are neither operations nor consumers.
+
+    Attributes:
+      size: the number of all operations of the graph.
     """
 
-    def __init__(self, graph) -> None:
+    def __init__(self, graph, operations: Optional[List[object]] = None) -> None:
         self.graph = graph
-        self.operations: List[object] = graph.get_operations()
+        everything = graph.get_operations()
+        self.size: int = len(everything)
+        self.operations: List[object] = everything if operations is None else operations
         self._consumers: Dict[str, List[Consumer]] = {}
         self._inputs: Dict[str, Tuple[object, ...]] = {}
         self._positions: Dict[str, int] = {}

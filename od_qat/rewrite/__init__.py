@@ -2,7 +2,7 @@
 
 The modules in reading order:
 
-Recognising:  policy -> parts, tensors -> unfused_norms -> batch_norms -> layers; noise
+Recognising:  policy -> live; parts, tensors -> unfused_norms -> batch_norms -> layers; noise, weighted_sums
 Planning:     matches, between_layers; clones, rules -> plan -> planned_quants -> planner
 Editing:      fake_quant, folding -> passes; report -> api
 """

@@ -16,7 +16,7 @@ from od_qat.config import LayerRule, QatConfig
 from od_qat.errors import RewriteError
 from od_qat.graph.draft import Draft
 from od_qat.graph.index import GraphIndex
-from od_qat.rewrite import passes, policy
+from od_qat.rewrite import live, passes, policy
 from od_qat.rewrite.planner import build_plan
 from od_qat.rewrite.report import RewriteReport
 
@@ -149,19 +149,28 @@ def experimental_create_eval_graph(
     return rewrite(config, training=False, input_graph=input_graph)
 
 
-def rewrite(config: QatConfig, training: bool, input_graph=None) -> RewriteReport:
+def rewrite(
+    config: QatConfig, training: bool, input_graph=None, outputs: Optional[Iterable[object]] = None
+) -> RewriteReport:
     """Does what all four functions do, for callers that have a QatConfig.
+
+    Give outputs for a graph of Keras layers. It may hold copies of the model that lead to none of them; these
+    stay untouched. And the names of the fake quants are then the same in all graphs of the model, whatever
+    else these hold: od_qat/rewrite/planner.py says how they come about.
 
     Args:
       config: options. Delays apply in an eval graph too; QatConfig.for_evaluation() has none.
       training: whether this is a training graph.
       input_graph: tf.Graph; by default the default graph.
+      outputs: the tensors or operations that will be run: in training the losses, else the raw outputs of the
+        model. (The updates of batch norms in front of them need not be given.) None for the whole graph, with
+        names after ops, as in tf.contrib.quantize.
 
     Returns:
       RewriteReport.
 
     Raises:
-      RewriteError: see create_training_graph.
+      RewriteError: see create_training_graph; and if an output is not in the graph.
     """
     graph = input_graph if input_graph is not None else tf.get_default_graph()
     if not isinstance(graph, tf.Graph):
@@ -173,7 +182,7 @@ def rewrite(config: QatConfig, training: bool, input_graph=None) -> RewriteRepor
             fix="build the model in the graph; a GraphDef holds no variables to quantize",
         )
     with _no_garbage_collection():
-        return _rewrite_graph(graph, training, config)
+        return _rewrite_graph(graph, training, config, outputs)
 
 
 @contextlib.contextmanager
@@ -191,10 +200,12 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
-    index = GraphIndex(graph)
-    _refuse_unsuitable(index, training)
-    plan = build_plan(index, config)
+def _rewrite_graph(
+    graph, training: bool, config: QatConfig, outputs: Optional[Iterable[object]]
+) -> RewriteReport:
+    _refuse_unsuitable(graph)
+    index = GraphIndex(graph, None if outputs is None else live.leading_to(graph, outputs))
+    plan = build_plan(index, config, by_variable=outputs is not None)
     if not plan.weights and not plan.activations:
         raise RewriteError(
             "nothing to quantize in this graph",
@@ -212,7 +223,7 @@ def _rewrite_graph(graph, training: bool, config: QatConfig) -> RewriteReport:
         passes.run(plan, draft, config, training)
         draft.commit()
     # Operations come in creation order, so the new ones are last.
-    added = graph.get_operations()[len(index.operations) :]
+    added = graph.get_operations()[index.size :]
     return RewriteReport.from_plan(plan, index, added, config)
 
 
@@ -221,14 +232,14 @@ def _instead(stays_float: Dict[str, str]) -> str:
     return "; ".join("{}: {}".format(*one) for one in itertools.islice(stays_float.items(), 3))
 
 
-def _refuse_unsuitable(index: GraphIndex, training: bool) -> None:
-    if index.graph.get_collection(QUANT_VARIABLES):
+def _refuse_unsuitable(graph) -> None:
+    if graph.get_collection(QUANT_VARIABLES):
         raise RewriteError(
             "the graph has been rewritten already",
-            found="{} quantization variables".format(len(index.graph.get_collection(QUANT_VARIABLES))),
+            found="{} quantization variables".format(len(graph.get_collection(QUANT_VARIABLES))),
             fix="rewrite a graph once: either the config's graph_rewriter or your own call",
         )
-    for operation in index.operations:
+    for operation in graph.get_operations():
         if operation.type.startswith(policy.TRAINING_OPS_PREFIXES) or policy.is_gradient(operation):
             raise RewriteError(
                 # The first words are tf.contrib.quantize's, since callers may look for them.

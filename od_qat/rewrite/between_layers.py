@@ -1,7 +1,7 @@
 """Classifies the ops between layers: which need a range of their own, and which keep their input's."""
 
 import enum
-from typing import Iterable, List, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from od_qat.rewrite import policy
 from od_qat.rewrite.layers import Layers
 from od_qat.rewrite.noise import Noise
 from od_qat.rewrite.parts import BatchNorm
+from od_qat.rewrite.weighted_sums import WeightedSum
 
 
 class Kind(enum.Enum):
@@ -36,7 +37,13 @@ class Between(NamedTuple):
     norm: Optional[BatchNorm] = None
 
 
-def classify(index: GraphIndex, layers: Layers, noise: Noise, quantised: Iterable[str]) -> List[Between]:
+def classify(
+    index: GraphIndex,
+    layers: Layers,
+    noise: Noise,
+    quantised: Iterable[str],
+    sums: Dict[str, WeightedSum],
+) -> List[Between]:
     """Follows quantized values through the graph.
 
     Args:
@@ -44,6 +51,7 @@ def classify(index: GraphIndex, layers: Layers, noise: Noise, quantised: Iterabl
       layers: the layers of the graph.
       noise: tells which ops add noise.
       quantised: names of the tensors that have a range.
+      sums: the weighted sums, by the names of their ops.
 
     Returns:
       each op that quantized values reach, in graph order.
@@ -59,6 +67,9 @@ def classify(index: GraphIndex, layers: Layers, noise: Noise, quantised: Iterabl
         norm = layers.norm_alone(operation)
         if noise.is_part(operation):
             kind = Kind.HANDS_ON  # noise exists in training only
+        elif operation.name in sums:
+            ends = operation is sums[operation.name].squeeze
+            kind = Kind.OWN_RANGE if ends else Kind.HANDS_ON
         elif ends_layer or norm is not None or _has_own_range(index, operation):
             # The planner gives the last op of a layer no range if only a ReLU reads it.
             kind = Kind.OWN_RANGE

@@ -17,7 +17,7 @@ from od_qat.graph.index import GraphIndex, in_control_flow
 from od_qat.rewrite import policy
 from od_qat.rewrite.batch_norms import BatchNorms
 from od_qat.rewrite.parts import BatchNorm, Layer
-from od_qat.rewrite.tensors import both_ways, is_variable_value, leading_to_layers
+from od_qat.rewrite.tensors import both_ways, is_variable_value, leading_to_layers, variable_of
 
 
 class Layers(object):
@@ -104,7 +104,13 @@ class Layers(object):
         atrous = len(consumers) == 1 and consumers[0].type == "BatchToSpaceND"
         batch_to_space = consumers[0] if atrous else None
         norm, bias = self._norm_and_bias_behind(operation, (batch_to_space or operation).outputs[0])
-        return Layer(operation, weights, batch_to_space, norm, bias)
+        return Layer(operation, weights, batch_to_space, norm, bias, self.kernel_of(operation))
+
+    def kernel_of(self, operation) -> str:
+        """Returns what tells the weights of an op from others; see Layer. contrib tells tensors apart."""
+        weights = self._index.inputs(operation)[1]
+        variable = None if self._as_contrib else variable_of(self._index, weights)
+        return weights.name if variable is None else variable.name
 
     def _norm_and_bias_behind(self, operation, output) -> Tuple[Optional[BatchNorm], Optional[object]]:
         """Returns the batch norm behind a layer's output, and the bias in front of it; either may be None."""

@@ -59,6 +59,8 @@ class Layer(NamedTuple):
       batch_to_space: the last op of an atrous convolution; else None.
       batch_norm: the batch norm behind the op; None if there is none.
       bias_in_front: [channels], the bias that is added in front of the batch norm; None if there is none.
+      kernel: what tells its weights from others: the name of their tensor, or of their resource variable,
+        which may be read at several places.
     """
 
     op: object
@@ -66,6 +68,7 @@ class Layer(NamedTuple):
     batch_to_space: Optional[object]
     batch_norm: Optional[BatchNorm]
     bias_in_front: Optional[object] = None
+    kernel: str = ""
 
     @property
     def last(self) -> object:

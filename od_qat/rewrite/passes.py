@@ -5,15 +5,15 @@ pass takes the plan and the state of the rewrite, and writes into the draft. It 
 does not change before the draft is committed.
 """
 
-from typing import Callable, Dict, FrozenSet, Optional, Tuple
+from typing import Callable, Dict, FrozenSet, List, Optional, Tuple
 
 from od_qat.checkpoints import QUANT_STEP, QUANT_VARIABLES
 from od_qat.compat import tf
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
-from od_qat.graph.draft import Draft, Reader
+from od_qat.graph.draft import Draft
 from od_qat.rewrite import fake_quant, folding, policy
-from od_qat.rewrite.parts import BatchNorm, Layer
+from od_qat.rewrite.parts import BatchNorm
 from od_qat.rewrite.plan import ActivationQuant, Plan, WeightQuant
 
 
@@ -26,6 +26,8 @@ class _State(object):
         self.training = training
         self.moved = {}  # tensor name -> what replaces it, such as `add_fold`
         self._ranges: Dict[str, fake_quant.Range] = {}  # by the name of the fake quant
+        # Of each weighted sum: the product, weight and fake quant of each input; and the sums, in order.
+        self.sums: List[Tuple[List[Tuple[str, str, str]], List[str]]] = []
         self._step: Optional[str] = None
         self._quantising: Optional[str] = None
 
@@ -50,6 +52,10 @@ class _State(object):
                 fix="build every clone with the same function",
             )
         return self._ranges[name]._replace(scope=self.draft.unique_name(clone + name))
+
+    def range_of(self, name: str) -> fake_quant.Range:
+        """Returns the range of a fake quant by its name."""
+        return self._ranges[name]
 
     def replace(self, original, new: str) -> None:
         """Lets all readers of a tensor of the graph read a new one, which later passes then find."""
@@ -153,7 +159,7 @@ def _quantise_training_weight(
     if condition:
         plain, _ = draft.switch(scope + "/when_off", layer.weights, condition)
         result = draft.merge(scope + "/delayed_quant", plain, result)
-    draft.reroute(layer.weights, result, _weights_readers(layer, with_norm))
+    _reroute_weights(draft, weight_quant, result, with_norm)
 
 
 def _layers_with_norm(plan: Plan) -> Dict[str, FrozenSet[str]]:
@@ -165,16 +171,25 @@ def _layers_with_norm(plan: Plan) -> Dict[str, FrozenSet[str]]:
     return found
 
 
-def _weights_readers(layer: Layer, with_norm: Dict[str, FrozenSet[str]]) -> Callable[[Reader], bool]:
-    """Picks the readers of a layer's quantized weights.
+def _reroute_weights(
+    draft: Draft, weight_quant: WeightQuant, quantised: str, with_norm: Dict[str, FrozenSet[str]]
+) -> None:
+    """Lets layers read quantized weights.
 
-    They are for this layer only if it has a batch norm, as the scale is its own; else for all layers without
+    They are for one layer only if it has a batch norm, as the scale is its own; else for all layers without
     a batch norm that share them.
     """
+    layer = weight_quant.layer
     if layer.batch_norm is not None:
-        return lambda reader: reader.name == layer.op.name and reader.position == 1
-    others = with_norm.get(layer.weights.name, frozenset())
-    return lambda reader: reader.type == layer.op.type and reader.position == 1 and reader.name not in others
+        draft.reroute(layer.weights, quantised, lambda r: r.name == layer.op.name and r.position == 1)
+        return
+    for weights in (layer.weights,) + weight_quant.twins:
+        others = with_norm.get(weights.name, frozenset())
+        draft.reroute(
+            weights,
+            quantised,
+            lambda r, o=others: r.type == layer.op.type and r.position == 1 and r.name not in o,
+        )
 
 
 def freeze_batch_norms(plan: Plan, state: _State) -> None:
@@ -250,7 +265,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         state.keep_range(weight_quant, range_)
         result = _delayed(state, range_.scope, source, result)
         if layer.batch_norm is None:
-            draft.reroute(layer.weights, result, _weights_readers(layer, with_norm))
+            _reroute_weights(draft, weight_quant, result, with_norm)
         else:
             folded[layer.op.name] = result
     for layer in plan.folds:
@@ -287,6 +302,76 @@ def negatives_as_products(plan: Plan, state: _State) -> None:
         product = draft.op("Mul", operation.name + "_product", inputs, T=tf.float32)
         draft.count_as_reader(product)
         state.replace(operation.outputs[0], product)
+
+
+def weighted_sums_as_products(plan: Plan, state: _State) -> None:
+    """Replaces a BatchMatMul of stacked features by products and sums, which the converter knows in int8.
+
+    The weights are constants once the graph is frozen.
+    """
+    draft = state.draft
+    for one, names in plan.sums:
+        with draft.on(one.matmul.device):
+            here = one.matmul.name + "_products/"
+            shape = draft.constant([len(names)], tf.int32)
+            flat = draft.op("Reshape", here + "weights", (one.weights, shape), T=tf.float32, Tshape=tf.int32)
+            scalar = draft.op("Unpack", here + "unstack", (flat,), T=tf.float32, num=len(names), axis=0)
+            products, sums = [], []
+            for position, name in enumerate(names):
+                weight = scalar[:-1] + str(position)
+                inputs = (draft.current_input(one.pack, position), weight)
+                product = draft.op("Mul", here + "mul", inputs, T=tf.float32)
+                draft.count_as_reader(product)
+                products.append((product, weight, name))
+                if position:
+                    before = sums[-1] if sums else products[0][0]
+                    sums.append(draft.op("AddV2", here + "add", (before, product), T=tf.float32))
+                    draft.count_as_reader(sums[-1])
+            state.sums.append((products, sums))
+            state.replace(one.squeeze.outputs[0], sums[-1])
+
+
+def quantise_products(plan: Plan, state: _State) -> None:
+    """Lets the sums read fake quants of the products, and the last sum those of the sums before it.
+
+    Their ranges need no training. A product with a constant has the input's range times the constant, so it
+    has the same integers as the input, and loses nothing. A sum's range is at most the sum of ranges.
+    """
+    draft = state.draft
+    bits = {quant.name: quant.bits for quant in plan.activations}
+    for products, sums in state.sums:
+        low = high = None
+        for position, (product, weight, name) in enumerate(products):
+            known, scope = state.range_of(name), product[:-2] + "_quant"
+            ends = [_op(draft, "Mul", scope + "/mul", end, weight) for end in (known.low, known.high)]
+            range_ = fake_quant.Range(
+                scope,
+                _op(draft, "Minimum", scope + "/low", *ends),
+                # (A weight of 0 would make an empty range.)
+                _op(draft, "Maximum", scope + "/high", *(ends + [draft.constant(_SMALLEST)])),
+            )
+            _reroute_to_fake_quant(state, product, range_, bits[name])
+            low = range_.low if low is None else _op(draft, "AddV2", scope + "/sum_low", low, range_.low)
+            high = (
+                range_.high if high is None else _op(draft, "AddV2", scope + "/sum_high", high, range_.high)
+            )
+            if 0 < position < len(products) - 1:
+                scope = sums[position - 1][:-2] + "_quant"
+                range_ = fake_quant.Range(scope, low, high)
+                _reroute_to_fake_quant(state, sums[position - 1], range_, bits[name])
+
+
+def _reroute_to_fake_quant(state: _State, tensor: str, range_: fake_quant.Range, bits: int) -> None:
+    result = fake_quant.quantise(state.draft, tensor, range_, bits, False)
+    state.draft.reroute(tensor, _delayed(state, range_.scope, tensor, result))
+
+
+def _op(draft: Draft, kind: str, name: str, *inputs: str) -> str:
+    """Adds an op of float32 tensors; of more than two, it is applied to two at a time."""
+    result = inputs[0]
+    for other in inputs[1:]:
+        result = draft.op(kind, name, (result, other), T=tf.float32)
+    return result
 
 
 def _delayed(state: _State, scope: str, plain, quantised: str) -> str:
@@ -368,6 +453,8 @@ def _keep_in_front_of_reshapes(draft: Draft, scope: str, result: str) -> None:
 
 # For a fake quant that absorbs no activation: no ceiling, and the straight-through gradient.
 _NONE_ABSORBED = (None, fake_quant.PASS_THROUGH_GRADIENT)
+# The end of the range of a product with 0.
+_SMALLEST = 1e-6
 # The activations that a fake quant can absorb: their ceiling and gradient.
 _ABSORBED = {
     "Relu6": (6.0, fake_quant.RELU6_GRADIENT),
@@ -384,8 +471,10 @@ TRAINING_PASSES: Tuple[Tuple[Pass, str], ...] = (
 EVAL_PASSES: Tuple[Tuple[Pass, str], ...] = (
     (leave_out_identities, "first: all other passes then find the ops that read through them"),
     (negatives_as_products, "before activations: some of the products get a range"),
+    (weighted_sums_as_products, "before activations, as the negatives"),
     (fold_and_quantise_eval_weights, "before activations: it copies layers, whose inputs these then reroute"),
-    (quantise_activations, "last: it moves readers that are copies, too"),
+    (quantise_activations, "almost last: it moves readers that are copies, too"),
+    (quantise_products, "last: their ranges are made of those of activations"),
 )
 
 

@@ -3,6 +3,7 @@
 from typing import Dict, FrozenSet, NamedTuple, Tuple
 
 from od_qat.rewrite.parts import BatchNorm, Layer
+from od_qat.rewrite.weighted_sums import WeightedSum
 
 
 class WeightQuant(NamedTuple):
@@ -14,6 +15,8 @@ class WeightQuant(NamedTuple):
       bits: its width.
       per_channel: whether each output channel has a range.
       clone: scope of its clone, such as `clone_1/`, if that is not the first, whose range it shares; else ''.
+      twins: other tensors with the value of the same variable, that layers without a batch norm read; these
+        layers read this fake quant too.
     """
 
     name: str
@@ -21,6 +24,7 @@ class WeightQuant(NamedTuple):
     bits: int
     per_channel: bool
     clone: str = ""
+    twins: Tuple[object, ...] = ()
 
 
 class ActivationQuant(NamedTuple):
@@ -60,6 +64,8 @@ class Plan(NamedTuple):
       read_on: names of the folded layers whose copies in an eval graph read what the layers read before any
         folding, as with contrib.
       negatives: Neg ops between layers, which become products in an eval graph.
+      sums: weighted sums between layers, each with the names of the fake quants of its inputs; they become
+        sums of products in an eval graph.
     """
 
     folds: Tuple[Layer, ...]
@@ -71,6 +77,7 @@ class Plan(NamedTuple):
     clones: Tuple[str, ...] = ()
     read_on: FrozenSet[str] = frozenset()
     negatives: Tuple[object, ...] = ()
+    sums: Tuple[Tuple[WeightedSum, Tuple[str, ...]], ...] = ()
 
     def of_first_clone(self) -> "Plan":
         """Returns the plan of the first clone, or the whole plan if there are no clones."""

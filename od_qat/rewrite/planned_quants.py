@@ -11,6 +11,7 @@ from od_qat.rewrite.clones import Clones
 from od_qat.rewrite.parts import Layer
 from od_qat.rewrite.plan import ActivationQuant, WeightQuant
 from od_qat.rewrite.rules import RuleBook, Settings
+from od_qat.rewrite.tensors import variable_of
 
 
 class Output(NamedTuple):
@@ -33,21 +34,24 @@ class Quants(object):
     Args:
       index: the graph before any edit.
       config: options, rules included.
+      by_variable: whether a layer is named after its resource variable; see the planner.
 
     Attributes:
       excluded: name of an op with weights that a rule keeps float -> the reason.
       outside: name of an op with weights outside of the scope -> the reason.
     """
 
-    def __init__(self, index: GraphIndex, config: QatConfig) -> None:
+    def __init__(self, index: GraphIndex, config: QatConfig, by_variable: bool = False) -> None:
         self._index = index
+        self._by_variable = by_variable
         self._clones = Clones(index)
         self._rules = RuleBook(config)
         self._scope = config.scope.rstrip("/") + "/" if config.scope else ""
         self._names = set()  # (clone, name)
         self._weights: List[WeightQuant] = []
-        self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # weights -> first layer that has them
-        self._quantised_weights = set()  # names of weights; of layers with a batch norm, of their ops
+        self._of_weights: Dict[str, Tuple[str, Settings]] = {}  # kernel -> first layer that has it
+        self._quantised_weights = set()  # names of weights
+        self._at: Dict[Tuple[str, str], int] = {}  # (clone, kernel), no batch norm -> place in _weights
         self._outputs: List[Output] = []
         self._quantised: Dict[str, Output] = {}  # tensor name -> its own output, or its twin's
         self._twins: Dict[str, List[object]] = {}  # tensor name of an output -> its twins
@@ -63,6 +67,22 @@ class Quants(object):
     def name_of(self, operation) -> str:
         """Returns an op's name as fake quants use it, without the scope of its clone."""
         return self._clones.name(operation)
+
+    def scope_of_layer(self, operation) -> str:
+        """Returns the scope that the fake quants of a layer or a batch norm are named after.
+
+        It is the scope of the op, or of the resource variable that it reads.
+        """
+        if self._by_variable:
+            variable = self.variable_of(operation)
+            if variable is not None:
+                return scope_of(self._clones.name(variable))
+        return scope_of(self._clones.name(operation))
+
+    def variable_of(self, operation) -> Optional[object]:
+        """Returns the resource variable of an op's weights, or of a batch norm's gamma; else None."""
+        inputs = self._index.inputs(operation)
+        return variable_of(self._index, inputs[1]) if len(inputs) > 1 else None
 
     def output_of(self, tensor) -> Optional[Output]:
         """Returns the output whose fake quant a tensor has, its own or its twin's; None if it has none."""
@@ -83,14 +103,21 @@ class Quants(object):
         settings = self._rules.weights(name, layer.op.type)
         if layer.batch_norm is None:
             self._require_one_setting(layer, settings)
-        key = layer.op.name if layer.batch_norm else layer.weights.name
         if not settings.quantise:
             self.excluded[layer.op.name] = settings.reason
-        elif key not in self._quantised_weights:
-            clone = self._clones.other_of(layer.op)
-            name = self._unique(name, clone)
-            self._quantised_weights.add(key)
-            self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel, clone))
+            return
+        clone = self._clones.other_of(layer.op)
+        if layer.batch_norm is None:
+            if layer.weights.name in self._quantised_weights:
+                return
+            self._quantised_weights.add(layer.weights.name)
+            at = self._at.setdefault((clone, layer.kernel), len(self._weights))
+            if at < len(self._weights):
+                first = self._weights[at]
+                self._weights[at] = first._replace(twins=first.twins + (layer.weights,))
+                return
+        name = self._unique(name, clone)
+        self._weights.append(WeightQuant(name, layer, settings.bits, settings.per_channel, clone))
 
     def add_output(self, context: str, pattern: str, operation, initial_min: float) -> None:
         """Adds the fake quant `context/pattern` of an op's first output."""
@@ -160,14 +187,14 @@ class Quants(object):
         return self._clones.scopes[1:]
 
     def _weights_name(self, operation) -> str:
-        return join(scope_of(self._clones.name(operation)), "weights_quant")
+        return join(self.scope_of_layer(operation), "weights_quant")
 
     def _require_one_setting(self, layer: Layer, settings: Settings) -> None:
         """Raises if rules disagree about layers without a batch norm that share weights, and so a fake quant.
 
         (Each layer with a batch norm scales its own copy of the weights.)
         """
-        first, decided = self._of_weights.setdefault(layer.weights.name, (layer.op.name, settings))
+        first, decided = self._of_weights.setdefault(layer.kernel, (layer.op.name, settings))
         if decided._replace(reason="") != settings._replace(reason=""):
             raise RewriteError(
                 "rules disagree about layers that share their weights",

@@ -5,6 +5,19 @@ Names follow tf.contrib.quantize (TF 1.15), so that checkpoints fit without rena
 `<block scope>/add_quant`, `<block scope>/post_activation_bypass_quant` and `<op>/activation_<Type>_quant`.
 placement='full' adds `<op>/output_quant`, `<source>/relu_quant` (or `relu6_quant`) and
 `<first source>/concat_quant`.
+
+The scopes are those of ops, and in a graph of Keras layers these depend on how often the graph has built a
+layer: the copy of a functional model that leads to the outputs is `model/Conv1/Conv2D` or `Conv1_1/Conv2D`,
+and another number if the model was called before, as a training or an export may do. So in a rewrite with
+given outputs, everything is named after resource variables, which a layer makes once, where it is built
+first: `<scope of the kernel>/weights_quant`, and there too the fake quants on the layer's output, its bypass
+and the Add behind that. (Both halves of a separable convolution are in one scope: `weights_quant` and
+`weights_quant_1`.) An op between layers is named after the layer in front of it; if there are several, after
+that which comes last in the graph: `<scope of its kernel>/activation_AddV2_quant`, `.../output_quant`, ... .
+A batch norm behind no layer has the scope of its gamma.
+Ops that lead to no output take no name. So the names are those of the variables, and of the order of the
+layers in the model. Both are the same in training, evaluation and export, whatever else a graph holds or a
+process has built, if each model has a graph of its own: Keras numbers layers of one type in each graph.
 """
 
 from typing import Dict, List, Optional, Tuple
@@ -12,40 +25,50 @@ from typing import Dict, List, Optional, Tuple
 from od_qat.config import QatConfig
 from od_qat.errors import RewriteError
 from od_qat.graph.index import GraphIndex
-from od_qat.rewrite import between_layers, matches, policy
+from od_qat.rewrite import between_layers, matches, policy, weighted_sums
 from od_qat.rewrite.between_layers import Between, Kind
 from od_qat.rewrite.layers import Layers
 from od_qat.rewrite.noise import Noise
 from od_qat.rewrite.parts import BatchNorm, Layer, LayerMatch
 from od_qat.rewrite.plan import Plan
 from od_qat.rewrite.planned_quants import Output, Quants, join, scope_of
+from od_qat.rewrite.weighted_sums import WeightedSum
 
 # contrib's initial minimum of a range, behind an activation and elsewhere.
 _FROM_0, _FROM_BELOW = 0.0, -6.0
 
 
-def build_plan(index: GraphIndex, config: QatConfig) -> Plan:
+def build_plan(index: GraphIndex, config: QatConfig, by_variable: bool = False) -> Plan:
     """Makes the plan of a rewrite. Only reads the graph.
+
+    Args:
+      index: the graph, or the part of it that leads to outputs.
+      config: options.
+      by_variable: whether layers with resource variables, and the ops between them, are named after these
+        instead of after ops.
 
     Raises:
       RewriteError: if a batch norm is switched inside the graph, or if a rule matches nothing, sets nothing
         for what it matches, takes too long, or disagrees with another about shared weights.
     """
-    return _Planner(index, config).plan()
+    return _Planner(index, config, by_variable).plan()
 
 
 class _Planner(object):
     """The decisions so far, and the steps that make them."""
 
-    def __init__(self, index: GraphIndex, config: QatConfig) -> None:
+    def __init__(self, index: GraphIndex, config: QatConfig, by_variable: bool) -> None:
         self._index = index
+        self._by_variable = by_variable
         self._as_contrib = config.placement == "contrib"
         self._layers = Layers(index, self._as_contrib)
         self._noise = Noise(index, self._as_contrib)
-        self._quants = Quants(index, config)
+        self._quants = Quants(index, config, by_variable)
         self._in_patterns = set()  # names of ops that contrib counts as quantized already
         self._norms: List[BatchNorm] = []
         self._negatives: List[object] = []
+        self._all_sums = {} if self._as_contrib else weighted_sums.find(index)  # by the names of their ops
+        self._sums: Dict[str, WeightedSum] = {}  # by the name of their last op
         self._float_between: Dict[str, str] = {}  # name of an op between layers -> the reason
 
     def plan(self) -> Plan:
@@ -61,7 +84,10 @@ class _Planner(object):
         self._quants.require_rules_used(matched.unmatched)
         folds = self._folds()
         passed_over = self._passed_over(folds) if self._as_contrib else {}
+        sums = self._sums_with_ranges()
         stays_float = dict(matched.unmatched)
+        for one, _ in sums:
+            del stays_float[one.matmul.name]
         stays_float.update(self._quants.outside)
         stays_float.update(self._quants.excluded)
         stays_float.update(self._float_between)
@@ -77,6 +103,7 @@ class _Planner(object):
             clones=self._quants.clones_but_first(),
             read_on=frozenset(passed_over),
             negatives=tuple(self._negatives),
+            sums=sums,
         )
 
     def _refuse_switched_norms(self) -> None:
@@ -94,11 +121,12 @@ class _Planner(object):
 
     def _plan_match(self, match: LayerMatch) -> None:
         layer = match.layer
-        context = scope_of(self._quants.name_of(layer.op))
+        context = self._quants.scope_of_layer(layer.op)
+        by_variable = self._by_variable and self._quants.variable_of(layer.op) is not None
         if self._as_contrib and match.post_activation_bypass is None:
             self._number_as_contrib(layer, context)
         self._quants.add_weights(layer)
-        activation_context = scope_of(context) if match.bypass is not None else context
+        activation_context = context if match.bypass is None or by_variable else scope_of(context)
         if match.activation is not None:
             self._plan_of_match(activation_context, "act_quant", match.activation, _FROM_0)
         if match.bypass is not None:
@@ -108,7 +136,7 @@ class _Planner(object):
         if match.post_activation_bypass is not None:
             bypass = match.post_activation_bypass
             if not self._feeds_any(bypass, policy.RELU):
-                context = scope_of(self._quants.name_of(bypass))
+                context = context if by_variable else scope_of(self._quants.name_of(bypass))
                 self._plan_of_match(context, "post_activation_bypass_quant", bypass, _FROM_BELOW)
 
     def _plan_of_match(self, context: str, pattern: str, operation, initial_min: float) -> None:
@@ -155,7 +183,7 @@ class _Planner(object):
         for operation in self._index.operations:
             if self._is_intermediate_of_quantised(operation):
                 pattern = "activation_{}_quant".format(operation.type)
-                self._quants.add_output(self._quants.name_of(operation), pattern, operation, _FROM_BELOW)
+                self._quants.add_output(self._context_of(operation), pattern, operation, _FROM_BELOW)
 
     def _is_intermediate_of_quantised(self, operation) -> bool:
         if operation.name in self._in_patterns or operation.type not in policy.INTERMEDIATE:
@@ -193,7 +221,9 @@ class _Planner(object):
         reported as float.
         """
         quantised = self._quants.tensors()
-        for between in between_layers.classify(self._index, self._layers, self._noise, quantised):
+        for between in between_layers.classify(
+            self._index, self._layers, self._noise, quantised, self._all_sums
+        ):
             operation = between.op
             if between.kind is Kind.FLOAT:
                 reason = "no range is trained for {} between layers".format(operation.type)
@@ -220,6 +250,8 @@ class _Planner(object):
             self._norms.append(between.norm)
         if operation.type == "Neg":
             self._negatives.append(operation)
+        if operation.name in self._all_sums:
+            self._sums[operation.name] = self._all_sums[operation.name]
         if self._feeds_only(operation, policy.RELU):
             return
         twin = self._twin_of(operation)
@@ -232,11 +264,41 @@ class _Planner(object):
         else:
             source, pattern = operation, "output_quant"
         # The op of a batch norm is named after its type, which differs between versions of TensorFlow.
-        context = self._quants.name_of(source)
+        context = self._context_of(source)
         if source.type in policy.BATCH_NORM or self._layers.norms.is_reshape_behind(source):
-            context = scope_of(context)
+            context = self._quants.scope_of_layer(source)
         initial_min = _FROM_0 if operation.type in policy.RELU else _FROM_BELOW
         self._quants.add_output(context, pattern, operation, initial_min)
+
+    def _context_of(self, operation) -> str:
+        """Returns what the fake quant of an op between layers is named after: the op, or the layer in front.
+
+        It is the layer if that is named after its variable.
+        """
+        found = self._in_front_of(operation) if self._by_variable else []
+        by_position = sorted(found, key=lambda one: one[0])
+        return by_position[-1][1] if by_position else self._quants.name_of(operation)
+
+    def _in_front_of(self, operation) -> List[Tuple[int, str]]:
+        """Returns position and scope of each layer or tensor with a range that is nearest in front of an op.
+
+        An op that is one itself is nearest.
+        """
+        pending, seen, found = [operation.outputs[0]], set(), []
+        while pending:
+            tensor = self._noise.data(pending.pop())
+            if tensor.name in seen:
+                continue
+            seen.add(tensor.name)
+            source, output = tensor.op, self._quants.output_of(tensor)
+            if output is not None:
+                found.append((self._index.position(output.tensor.op), scope_of(output.name)))
+            elif self._layers.of(source) is not None or self._layers.norm_alone(source) is not None:
+                if self._quants.variable_of(source) is not None:
+                    found.append((self._index.position(source), self._quants.scope_of_layer(source)))
+            elif source.type not in policy.OF_SHAPES:
+                pending.extend(self._index.inputs(source))
+        return found
 
     def _twin_of(self, operation) -> Optional[Output]:
         """Returns the output of another ReLU of the same type with the same input; None if there is none.
@@ -273,8 +335,22 @@ class _Planner(object):
             context = scope_of(self._quants.output_of(sources[0]).name)
             self._quants.add_output(context, "concat_quant", operation, _FROM_BELOW)
 
+    def _sums_with_ranges(self) -> Tuple[Tuple[WeightedSum, Tuple[str, ...]], ...]:
+        """Returns the weighted sums whose inputs all have a range, and the names of these fake quants."""
+        found = []
+        for one in self._sums.values():
+            sources = [self._quantised_source(tensor) for tensor in self._index.inputs(one.pack)]
+            if all(source is not None for source in sources):
+                found.append((one, tuple(self._quants.output_of(source).name for source in sources)))
+        return tuple(found)
+
     def _joined(self, operation) -> Tuple[object, ...]:
-        """Returns the inputs of a concat or a stack; () for other ops, and for a stack of one tensor."""
+        """Returns the inputs of a concat or a stack; () for other ops, and for a stack of one tensor.
+
+        The stack of a weighted sum is none, as an eval graph does not have it.
+        """
+        if operation.name in self._all_sums:
+            return ()
         inputs = self._index.inputs(operation)
         if operation.type in policy.CONCAT:
             return inputs[:-1]

@@ -10,10 +10,9 @@ WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
 # Those whose weights can have a range for each output channel. For MatMul, TensorFlow 2.21's converter fails
 # ("'tfl.transpose' op has mismatched quantized axes").
 PER_CHANNEL = frozenset(["Conv2D", "DepthwiseConv2dNative"])
-# Ops with weights that no pattern covers; the report names them.
-WEIGHTED_UNSUPPORTED = frozenset(
-    ["Conv2DBackpropInput", "Conv3D", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"]
-)
+BATCH_MATMUL = frozenset(["BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"])
+# Ops with weights that no pattern covers; the report names them. (A BatchMatMul may be a weighted sum.)
+WEIGHTED_UNSUPPORTED = frozenset(["Conv2DBackpropInput", "Conv3D", "Einsum"]) | BATCH_MATMUL
 # TensorFlow 2's tf.cond, and the ops that make the result of a tf.cond of either version.
 BRANCHES = frozenset(["If", "StatelessIf"])
 BRANCH_ENDS = BRANCHES | frozenset(["Merge"])
@@ -137,7 +136,11 @@ _SUPPORT = (
     (JOINS, "gets one range for all its inputs"),
     (HANDS_ON_RANGE - JOINS, "has its input's range"),
     (FIXED_RANGE, "needs none: the range of its TFLite kernel is fixed"),
-    (WEIGHTED_UNSUPPORTED, "stays float; the report names it, and all other ops between layers that do"),
+    (
+        WEIGHTED_UNSUPPORTED,
+        "stays float; the report names it, and all other ops between layers that do. (But a BatchMatMul that "
+        "adds stacked features with trained weights, as in BiFPN, becomes products and sums.)",
+    ),
 )
 
 

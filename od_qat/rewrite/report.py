@@ -8,6 +8,7 @@ from od_qat.graph.index import GraphIndex
 from od_qat.rewrite import policy
 from od_qat.rewrite.parts import BatchNorm, Layer
 from od_qat.rewrite.plan import Plan
+from od_qat.rewrite.tensors import variable_of
 
 FORMAT = "od_qat/rewrite/1"
 
@@ -84,7 +85,7 @@ class RewriteReport(NamedTuple):
         """
         plan = plan.of_first_clone()
         ops_added = Counter(operation.type for operation in added)
-        ops_before = len(index.operations)
+        ops_before = index.size
         return cls(
             weights=tuple(weight.name for weight in plan.weights),
             activations=tuple(activation.name for activation in plan.activations),
@@ -163,7 +164,7 @@ def _layers(plan: Plan, index: GraphIndex) -> Tuple[LayerEntry, ...]:
     several = _norms_of_several_ops(plan)
     ops = {weight.layer.op.name: weight.layer.op for weight in plan.weights}
     weights = {weight.layer.op.name: weight.name for weight in plan.weights}
-    shared = {weight.layer.weights.name: weight.name for weight in plan.weights}
+    shared = {weight.layer.kernel: weight.name for weight in plan.weights}
     chains = {weight.layer.op.name: _up_to_the_norm(weight.layer) for weight in plan.weights}
     activations: Dict[str, List[str]] = {}
     for activation in plan.activations:
@@ -175,7 +176,7 @@ def _layers(plan: Plan, index: GraphIndex) -> Tuple[LayerEntry, ...]:
         layer = chain[0]
         ops.setdefault(layer.name, layer)
         # Weights that several layers share are quantized once.
-        weights.setdefault(layer.name, shared.get(index.inputs(layer)[1].name))
+        weights.setdefault(layer.name, _shared_by(index, layer, shared))
         activations.setdefault(layer.name, []).append(activation.name)
         if len(chain) > len(chains.get(layer.name, ())):
             chains[layer.name] = chain
@@ -189,6 +190,13 @@ def _layers(plan: Plan, index: GraphIndex) -> Tuple[LayerEntry, ...]:
         )
         for name, operation in ops.items()
     )
+
+
+def _shared_by(index: GraphIndex, layer, shared: Dict[str, str]) -> Optional[str]:
+    """Returns the name of the fake quant on an op's weights; `shared` has it by the kernel of a layer."""
+    weights = index.inputs(layer)[1]
+    variable = variable_of(index, weights)
+    return shared.get(weights.name if variable is None else variable.name, shared.get(weights.name))
 
 
 def _norms_of_several_ops(plan: Plan) -> Dict[str, BatchNorm]:

@@ -28,6 +28,16 @@ def is_variable_value(index: GraphIndex, tensor) -> bool:
     return False
 
 
+def variable_of(index: GraphIndex, tensor) -> Optional[object]:
+    """Returns the resource variable (its VarHandleOp) whose value a tensor is; None for any other tensor.
+
+    Each use of such a variable may have a ReadVariableOp of its own. A reference variable has one `read`.
+    """
+    while tensor.op.type in ("Identity", "ReadVariableOp"):
+        tensor = index.inputs(tensor.op)[0]
+    return tensor.op if tensor.op.type == "VarHandleOp" else None
+
+
 def averaged_into(index: GraphIndex, statistic, not_behind: FrozenSet[str] = frozenset()) -> Optional[object]:
     """Returns the value of the variable that a statistic is averaged into; None if there is none.
 
