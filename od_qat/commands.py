@@ -4,6 +4,7 @@ Each function reads and checks the config, builds the model and the inputs, and 
 export.
 """
 
+import contextlib
 import copy
 import functools
 import os
@@ -11,15 +12,17 @@ from typing import Dict, Iterable, Optional, Union
 
 from od_qat import plugin  # noqa: F401  (it has to be imported before object_detection)
 from od_qat.errors import ConfigError
-from od_qat.od_api import config_checks, graph_rewriter, models, pipeline
+from od_qat.od_api import config_checks, graph_rewriter, halves, models, pipeline
 
 
-def _load(path: str, overrides: Iterable[str], training: bool = False):
-    """Reads a config and checks it, before anything else is read or built."""
+@contextlib.contextmanager
+def _checked(path: str, overrides: Iterable[str], training: bool = False):
+    """Reads a config and checks it; within the context, the OD API is of the half of the config's model."""
     config = pipeline.load(path, overrides)
-    config_checks.check(config, path, training)
-    graph_rewriter.check(config, training, where=path)
-    return config
+    with halves.active(config):
+        config_checks.check(config, path, training)
+        graph_rewriter.check(config, training, where=path)
+        yield config
 
 
 def train(
@@ -50,40 +53,40 @@ def train(
     from od_qat import checkpoints, trainer
     from od_qat.training import cluster
 
-    config = _load(pipeline_config_path, overrides, training=True)
-    # This comes before the records are read, since a parameter server has none.
-    place = cluster.join()
-    if place is None:
-        return None
-    reader = config.train_input_reader
-    pipeline.require_paths(reader, "train_input_reader")
-    pipeline.require_paths(config.train_config, "train_config")
-    models.check_inputs(config, reader)
-    config.train_config.fine_tune_checkpoint = checkpoints.normalised(
-        config.train_config.fine_tune_checkpoint
-    )
-    hook = None
-    if config.HasField("graph_rewriter"):
-        hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
-    return trainer.train(
-        models.input_fn(reader, in_order=seed is not None),
-        models.model_fn(config, is_training=True),
-        config.train_config,
-        place.master,
-        place.task,
-        num_clones,
-        place.worker_replicas,
-        clone_on_cpu,
-        place.ps_tasks,
-        place.worker_job_name,
-        place.is_chief,
-        train_dir,
-        graph_hook_fn=hook,
-        save_interval_secs=save_interval_secs,
-        seed=seed,
-        # It is written late, so that a refused run leaves the pipeline.config of another run as it is.
-        on_start=functools.partial(pipeline.save, config, train_dir),
-    )
+    with _checked(pipeline_config_path, overrides, training=True) as config:
+        # This comes before the records are read, since a parameter server has none.
+        place = cluster.join()
+        if place is None:
+            return None
+        reader = config.train_input_reader
+        pipeline.require_paths(reader, "train_input_reader")
+        pipeline.require_paths(config.train_config, "train_config")
+        models.check_inputs(config, reader)
+        config.train_config.fine_tune_checkpoint = checkpoints.normalised(
+            config.train_config.fine_tune_checkpoint
+        )
+        hook = None
+        if config.HasField("graph_rewriter"):
+            hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
+        return trainer.train(
+            models.input_fn(reader, in_order=seed is not None),
+            models.model_fn(config, is_training=True),
+            config.train_config,
+            place.master,
+            place.task,
+            num_clones,
+            place.worker_replicas,
+            clone_on_cpu,
+            place.ps_tasks,
+            place.worker_job_name,
+            place.is_chief,
+            train_dir,
+            graph_hook_fn=hook,
+            save_interval_secs=save_interval_secs,
+            seed=seed,
+            # It is written late, so that a refused run leaves the pipeline.config of another run as it is.
+            on_start=functools.partial(pipeline.save, config, train_dir),
+        )
 
 
 def evaluate(
@@ -109,30 +112,30 @@ def evaluate(
     """
     from od_qat import evaluator
 
-    config = _load(pipeline_config_path, overrides)
-    reader = _eval_reader(config, pipeline_config_path, eval_training_data)
-    available = sum(models.check_inputs(config, reader).values())
-    if reader.sample_1_of_n_examples > 1:
-        available = -(-available // reader.sample_1_of_n_examples)
-    original = copy.deepcopy(config)
-    eval_config = config.eval_config
-    eval_config.num_examples = _images_to_evaluate(eval_config, available)
-    if run_once:
-        eval_config.max_evals = 1
-    reader.shuffle = False
-    # Several readers would count images twice, since they start a short file again before a long one ends.
-    reader.num_readers = 1
-    return evaluator.evaluate(
-        models.input_fn(reader),
-        models.model_fn(config, is_training=False),
-        eval_config,
-        models.categories(reader.label_map_path),
-        checkpoint_dir,
-        eval_dir,
-        graph_hook_fn=_eval_hook(config),
-        # The config is saved as it was given, without the edits above.
-        on_start=functools.partial(pipeline.save, original, eval_dir),
-    )
+    with _checked(pipeline_config_path, overrides) as config:
+        reader = _eval_reader(config, pipeline_config_path, eval_training_data)
+        available = sum(models.check_inputs(config, reader).values())
+        if reader.sample_1_of_n_examples > 1:
+            available = -(-available // reader.sample_1_of_n_examples)
+        original = copy.deepcopy(config)
+        eval_config = config.eval_config
+        eval_config.num_examples = _images_to_evaluate(eval_config, available)
+        if run_once:
+            eval_config.max_evals = 1
+        reader.shuffle = False
+        # Several readers count images twice, since they start a short file again before a long one ends.
+        reader.num_readers = 1
+        return evaluator.evaluate(
+            models.input_fn(reader),
+            models.model_fn(config, is_training=False),
+            eval_config,
+            models.categories(reader.label_map_path),
+            checkpoint_dir,
+            eval_dir,
+            graph_hook_fn=_eval_hook(config),
+            # The config is saved as it was given, without the edits above.
+            on_start=functools.partial(pipeline.save, original, eval_dir),
+        )
 
 
 def _eval_reader(config, pipeline_config_path: str, of_training: bool):
@@ -186,16 +189,16 @@ def export(
     """
     from od_qat.export import detections
 
-    config = _load(pipeline_config_path, overrides)
-    path, _ = detections.export_detection_graph(
-        models.model_fn(config, is_training=False),
-        _eval_hook(config),
-        _resolve(trained_checkpoint_prefix),
-        os.path.join(output_directory, "frozen_inference_graph.pb"),
-        config.eval_config.use_moving_averages,
-    )
-    pipeline.save(config, output_directory)
-    return path
+    with _checked(pipeline_config_path, overrides) as config:
+        path, _ = detections.export_detection_graph(
+            models.model_fn(config, is_training=False),
+            _eval_hook(config),
+            _resolve(trained_checkpoint_prefix),
+            os.path.join(output_directory, "frozen_inference_graph.pb"),
+            config.eval_config.use_moving_averages,
+        )
+        pipeline.save(config, output_directory)
+        return path
 
 
 def _resolve(prefix: str) -> str:
@@ -252,18 +255,19 @@ def export_tflite(
     )
     ssd_tflite.require_options(options)
     config = pipeline.load(pipeline_config_path, overrides)
-    config_checks.check(config, pipeline_config_path)
-    if ptq:
-        pipeline.require_paths(config.train_input_reader, "train_input_reader")
-        config.ClearField("graph_rewriter")
-    elif not config.HasField("graph_rewriter"):
-        raise ConfigError(
-            "the config has no graph_rewriter block, so its model is not quantized",
-            where=pipeline_config_path,
-            fix="export with the QAT config that it was trained with, or pass --ptq",
+    with halves.active(config):
+        config_checks.check(config, pipeline_config_path)
+        if ptq:
+            pipeline.require_paths(config.train_input_reader, "train_input_reader")
+            config.ClearField("graph_rewriter")
+        elif not config.HasField("graph_rewriter"):
+            raise ConfigError(
+                "the config has no graph_rewriter block, so its model is not quantized",
+                where=pipeline_config_path,
+                fix="export with the QAT config that it was trained with, or pass --ptq",
+            )
+        graph_rewriter.check_for_tflite(config, where=pipeline_config_path)
+        checkpoint = _resolve(trained_checkpoint_prefix)
+        return ssd_tflite.export(
+            config, pipeline_config_path, checkpoint, output_directory, options, _eval_hook(config)
         )
-    graph_rewriter.check_for_tflite(config, where=pipeline_config_path)
-    checkpoint = _resolve(trained_checkpoint_prefix)
-    return ssd_tflite.export(
-        config, pipeline_config_path, checkpoint, output_directory, options, _eval_hook(config)
-    )

@@ -44,6 +44,8 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 # tf-slim's batch norm calls `apply` of a Keras layer, which warns once for each layer.
 warnings.filterwarnings("ignore", message=".*layer.apply. is deprecated.*")
+# In a graph, nothing but this sets the mode of the layers that the OD API calls without one.
+warnings.filterwarnings("ignore", message=".*set_learning_phase. is deprecated.*")
 
 
 with native_stderr_silenced():
@@ -56,6 +58,8 @@ with native_stderr_silenced():
 
 TF_VERSION = tuple(int(part) for part in _tensorflow.__version__.split(".")[:2])
 IS_TF1 = TF_VERSION < (2, 0)
+# Whether the Keras models of the OD API's TF 2 half can be built.
+HAS_TF2_MODELS = not IS_TF1
 # The types that the converter can make of fake quants. TF 1.15's has int8 for post-training quantization
 # only; with trained ranges, its int8 model runs in no interpreter.
 FAKE_QUANT_TYPES = ("uint8",) if IS_TF1 else ("int8", "uint8")

@@ -107,10 +107,7 @@ def train(
         built = build(
             deploy, create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn, place, signals, seed
         )
-        saver = tf.train.Saver(
-            keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
-            save_relative_paths=True,
-        )
+        saver = checkpoints.saver(keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours)
         # The chief restores for all workers; their train_dir may be on another machine.
         newest = checkpoints.newest(train_dir)
         init_fn = start.initializer(train_config, built.detection_model, newest) if is_chief else None

@@ -172,7 +172,7 @@ def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     _require_slope(trained)
 
 
-@pytest.mark.long_on_tf1
+@pytest.mark.long
 @both_ways(quick=False)
 def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous):
     """Its variables are gone with it: the chief puts in those of its newest checkpoint, and all go on."""

@@ -52,5 +52,5 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_reached_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/[a-z_]+\.md)\)", read("README.md")))
+    linked = set(re.findall(r"\]\((docs/[a-z0-9_]+\.md)\)", read("README.md")))
     assert {page for page in PAGES if page.startswith("docs")} == linked

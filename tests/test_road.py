@@ -493,6 +493,7 @@ def test_moving_averages_start_from_the_fine_tune_checkpoint(road, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_fine_tuning_from_a_classifier(road, tmp_path, capsys):
     """Its names have no FeatureExtractor/ in front, and it lacks the feature maps that SSD adds."""
     start = tf.train.load_checkpoint(os.path.join(road.paths.float_train, "model.ckpt-{}".format(STEPS)))

@@ -7,7 +7,8 @@ from od_qat.checkpoints.fine_tune import (
     fresh_model_variables,
     plan_fine_tune,
 )
-from od_qat.checkpoints.names import AVERAGE, QUANT_STEP, QUANT_VARIABLES, quant_variable_names
+from od_qat.checkpoints.names import AVERAGE, OBJECTS, QUANT_STEP, QUANT_VARIABLES, quant_variable_names
+from od_qat.checkpoints.of_graph import basename, named, require_kind, saver
 from od_qat.checkpoints.on_disk import (
     latest,
     newest,
@@ -21,13 +22,16 @@ from od_qat.checkpoints.strict import refuse_float_resume, require_all
 
 __all__ = [
     "AVERAGE",
+    "OBJECTS",
     "QUANT_STEP",
     "QUANT_VARIABLES",
     "FineTunePlan",
     "FreshModel",
+    "basename",
     "by_scope",
     "fresh_model_variables",
     "latest",
+    "named",
     "newest",
     "normalised",
     "plan_fine_tune",
@@ -35,7 +39,9 @@ __all__ = [
     "refuse_float_resume",
     "remove_unfinished",
     "require_all",
+    "require_kind",
     "restore",
+    "saver",
     "shapes",
     "step_of",
 ]

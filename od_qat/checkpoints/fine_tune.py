@@ -3,6 +3,7 @@
 import re
 from typing import Dict, Iterable, List, NamedTuple, Tuple
 
+from od_qat.checkpoints.of_graph import named
 from od_qat.checkpoints.on_disk import read, shapes
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError
@@ -111,8 +112,9 @@ def fresh_model_variables(plan: FineTunePlan, prefix: str, model_variables: Iter
     available = shapes(prefix)
     restored = {variable.op.name for variable in plan.restored.values()}
     fresh = {variable.op.name: variable for variable in model_variables if variable.op.name not in restored}
-    there = [name for name in sorted(fresh) if name in available]
-    fitting = [name for name in there if available[name] == fresh[name].shape.as_list()]
+    shape_of = {v.op.name: available[key] for key, v in named(prefix).items() if key in available}
+    there = [name for name in sorted(fresh) if name in shape_of]
+    fitting = [name for name in there if shape_of[name] == fresh[name].shape.as_list()]
     return FreshModel(tuple(sorted(fresh)), tuple(fitting), tuple(n for n in there if n not in fitting))
 
 

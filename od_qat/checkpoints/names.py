@@ -6,6 +6,8 @@ from od_qat.compat import tf
 QUANT_VARIABLES = "quant_vars"
 # The quantization variable that counts steps. A graph has it if something is delayed.
 QUANT_STEP = "fake_quantization_step"
+# The collection of a graph with Keras models: pairs of a name and an object that its checkpoints hold.
+OBJECTS = "od_qat_objects"
 # TensorFlow adds this to a variable's name for its moving average.
 AVERAGE = "/ExponentialMovingAverage"
 

@@ -11,7 +11,8 @@ import sys
 from typing import Collection, Dict, Iterable, List, Mapping
 
 from od_qat.checkpoints.names import AVERAGE, QUANT_STEP
-from od_qat.checkpoints.on_disk import read, shapes
+from od_qat.checkpoints.of_graph import by_plain_name, plain_shapes
+from od_qat.checkpoints.on_disk import read
 from od_qat.errors import CheckpointError
 from od_qat.graph.index import names_and_scopes
 
@@ -59,7 +60,8 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     Raises:
       CheckpointError: the message names the first variables that are missing, and what to do.
     """
-    available = shapes(prefix)
+    read_by = name_to_variable
+    name_to_variable, available = by_plain_name(read_by), plain_shapes(prefix)
     quant_names = frozenset(quant_names)
     missing = sorted(name for name in name_to_variable if name not in available)
     if missing:
@@ -71,7 +73,7 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     if wrong:
         allowed = name_to_variable[wrong[0]].shape.as_list()
         raise _misshapen(wrong[0], available[wrong[0]], allowed, prefix, quant_names.issuperset(wrong))
-    read(prefix, name_to_variable)
+    read(prefix, read_by)
     unused = _unused_ranges(name_to_variable, available)
     if unused:
         print(
@@ -141,9 +143,9 @@ def refuse_float_resume(prefix: str) -> None:
     """Raises if a float training would resume from a QAT checkpoint, as its next one would have no ranges.
 
     Raises:
-      CheckpointError: if the checkpoint has ranges; for others see `shapes`.
+      CheckpointError: if the checkpoint has ranges, or is missing or damaged.
     """
-    ranges = [name for name in shapes(prefix) if _UPPER_END.search(name)]
+    ranges = [name for name in plain_shapes(prefix) if _UPPER_END.search(name)]
     if ranges:
         raise CheckpointError(
             "a QAT run would go on as a float one, and its next checkpoint would have no ranges",

@@ -77,7 +77,7 @@ def variables_to_restore(use_moving_averages: bool, checkpoint: str) -> Dict[str
                 for name, variable in found.items()
             }
     else:
-        found = {variable.op.name: variable for variable in tf.global_variables()}
+        found = checkpoints.named(checkpoint)
     return {
         name: variable
         for name, variable in found.items()

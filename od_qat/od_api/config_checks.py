@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple, Optional, Tuple
 
 from od_qat.errors import ConfigError, quoted
+from od_qat.od_api import halves
 
 # Pixels of a side. The feature extractors take no smaller image, and a larger one fits no machine.
 _SMALLEST, _LARGEST = 33, 16384
@@ -138,7 +139,7 @@ def check(config, where: str, training: bool = False) -> None:
     model = getattr(config.model, kind)
     path = "model." + kind
     try:
-        _check_kind(kind)
+        _check_kind(config, kind)
         resizer = "image_resizer"
         if kind in ("ssd", "faster_rcnn"):
             _check_feature_extractor(kind, model.feature_extractor.type, path + ".feature_extractor.type")
@@ -175,6 +176,8 @@ def check_training(train_config, pixels: int = _SMALLEST**2) -> None:
     """
     path = "train_config"
     _check_table(train_config, path, _TRAINING)
+    if halves.is_active():
+        _check_training_of_tf2(train_config, path)
     _check_batch_size(train_config, pixels)
     for name in _OF_NAMES:
         for number, pattern in enumerate(getattr(train_config, name, ())):
@@ -187,6 +190,27 @@ def check_training(train_config, pixels: int = _SMALLEST**2) -> None:
     schedule = _chosen(learning_rate, "learning_rate", path)
     _check_table(learning_rate, path, _LEARNING_RATE)
     _check_schedule(getattr(learning_rate, schedule), schedule, _join(path, schedule))
+
+
+def _check_training_of_tf2(train_config, path: str) -> None:
+    """Refuses what upstream's TF 2 half refuses, and what od_qat cannot train in it."""
+    if train_config.load_all_detection_checkpoint_vars:
+        raise ConfigError(
+            "the type of the fine-tune checkpoint says what is restored: fine_tune_checkpoint_type: "
+            '"full" in TF 2',
+            where=_join(path, "load_all_detection_checkpoint_vars"),
+            found="true",
+            allowed="absent",
+            fix="set {} to full, and drop this field".format(_join(path, "fine_tune_checkpoint_type")),
+        )
+    if train_config.optimizer.use_moving_average:
+        raise ConfigError(
+            "od_qat keeps no moving averages of a TF 2 model",
+            where=_join(path, "optimizer.use_moving_average"),
+            found="true",
+            allowed="false",
+            fix="--override {}=false".format(_join(path, "optimizer.use_moving_average")),
+        )
 
 
 def _check_table(message, path: str, table: Tuple[Tuple[str, Bounds], ...]) -> None:
@@ -239,30 +263,29 @@ def _chosen(message, alternatives: str, path: str) -> str:
 # Models.
 
 
-def _check_kind(kind: str) -> None:
-    if kind == "center_net":
+def _check_kind(config, kind: str) -> None:
+    if kind != "ssd" and halves.is_tf2(config):
         raise ConfigError(
-            "this model is of the OD API's TF 2 half, and od_qat runs its TF 1 half",
+            "of the OD API's TF 2 half, od_qat trains SSD models only",
             where="model",
             found=kind,
-            allowed="ssd, faster_rcnn",
-            fix="use a config of one of these",
+            allowed="ssd",
+            fix="use an SSD, or a TF 1 config of this model if there is one",
         )
 
 
 def _check_feature_extractor(kind: str, name: str, path: str) -> None:
     from object_detection.builders import model_builder
 
-    known = getattr(model_builder, kind.upper() + "_FEATURE_EXTRACTOR_CLASS_MAP", None)
+    keras = "_KERAS" if halves.is_active() else ""
+    known = getattr(model_builder, "{}{}_FEATURE_EXTRACTOR_CLASS_MAP".format(kind.upper(), keras), None)
     if not known or name in known:
         return
     nearest = sorted(known, key=lambda other: (-difflib.SequenceMatcher(None, name, other).ratio(), other))
     raise ConfigError(
         "unknown feature extractor" if name else "the model has no feature extractor",
         where=path,
-        found="{}{}".format(
-            quoted(repr(name)), ", of the OD API's TF 2 half" if name.endswith("_keras") else ""
-        ),
+        found=quoted(repr(name)),
         allowed=", ".join(nearest),
         fix="write {}, or another of these".format(nearest[0]),
     )

@@ -7,7 +7,7 @@ from typing import Callable
 
 from od_qat.config import QatConfig
 from od_qat.errors import ConfigError
-from od_qat.od_api import layers_proto
+from od_qat.od_api import keras_models, layers_proto
 from od_qat.rewrite import api
 
 PROTO_DEFAULT_DELAY = 500000
@@ -23,14 +23,15 @@ def build(graph_rewriter_config, is_training: bool) -> Callable:
       is_training: whether to rewrite for training or for evaluation.
 
     Returns:
-      a function without arguments that rewrites the default graph and returns a RewriteReport.
+      a function without arguments that rewrites the default graph and returns a RewriteReport. Of a graph
+      with a Keras model it rewrites what leads to the model's predictions.
     """
     config = qat_config(graph_rewriter_config)
     if not is_training:
         config = config.for_evaluation()
 
     def rewrite():
-        return api.rewrite(config, training=is_training)
+        return api.rewrite(config, training=is_training, outputs=keras_models.outputs())
 
     # The trainer gets this function and no config, and compares the delay with num_steps.
     rewrite.quant_delay = config.quant_delay

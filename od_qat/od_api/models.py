@@ -5,7 +5,7 @@ from typing import Callable, Dict, List
 
 from od_qat import compat
 from od_qat.errors import ConfigError, OdQatError, quoted
-from od_qat.od_api import pipeline
+from od_qat.od_api import keras_models, pipeline
 
 
 def model_fn(config, is_training: bool) -> Callable:
@@ -20,8 +20,9 @@ def model_fn(config, is_training: bool) -> Callable:
     from object_detection.builders import model_builder
 
     def build():
+        keras_models.prepare(is_training)
         try:
-            return model_builder.build(model_config=config.model, is_training=is_training)
+            model = model_builder.build(model_config=config.model, is_training=is_training)
         except OdQatError:
             raise
         except Exception as error:  # noqa: BLE001  (a wrong field can lead to any)
@@ -31,6 +32,8 @@ def model_fn(config, is_training: bool) -> Callable:
                 found="{}: {}".format(type(error).__name__, quoted(error) or "no message"),
                 fix="correct the field that causes it; --debug shows where it is raised",
             ) from error
+        keras_models.remember(model)
+        return model
 
     return build
 

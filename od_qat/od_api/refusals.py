@@ -1,8 +1,8 @@
 """Stops commands that would ignore a graph_rewriter block, and says what to run instead.
 
-The TF 2 half of the OD API never reads the block (tensorflow/models issue 9835). Under the plugin that half
-is refused altogether, because the plugin switches TensorFlow to the graph mode that the TF 1 half needs. In a
-patched tree it runs in its own mode, so this file must not import od_qat.compat.
+The commands of the OD API's TF 2 half never read the block (tensorflow/models issue 9835). Under the plugin
+these commands are refused altogether, because they need eager execution, and the plugin switches TensorFlow
+to graph mode. In a patched tree they run in their own mode, so this file must not import od_qat.compat.
 """
 
 from typing import Optional
@@ -76,8 +76,8 @@ def _tf2(what: str, instead: str, quantised_config: Optional[str]) -> ConfigErro
             fix="run " + instead,
         )
     return ConfigError(
-        "{} is of the OD API's TF 2 half, and od_qat runs its TF 1 half".format(what),
-        fix="run it without od_qat, or with a config of a TF 1 model: " + instead,
+        "{} needs eager execution, and od_qat runs TensorFlow in graph mode".format(what),
+        fix="run it without od_qat, or do its work, for TF 2 models too, by " + instead,
     )
 
 

@@ -9,8 +9,10 @@ from object_detection.builders import optimizer_builder, preprocessor_builder
 from object_detection.legacy import trainer as upstream
 from object_detection.utils import variables_helper
 
+from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
+from od_qat.od_api import halves, keras_models
 
 
 def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, in_order: bool = False):
@@ -36,7 +38,14 @@ def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, 
 
 def losses_fn(create_model_fn: Callable, train_config) -> Callable:
     """Returns a function of an input queue that builds the model and adds its losses to the graph."""
-    return lambda queue: upstream._create_losses(queue, create_model_fn, train_config)
+
+    def add_losses(queue):
+        upstream._create_losses(queue, create_model_fn, train_config)
+        model = keras_models.of_graph()
+        if model is not None:
+            keras_models.collect(model)
+
+    return add_losses
 
 
 def optimizer(train_config) -> Tuple[object, List]:
@@ -80,6 +89,9 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
     if train_config.gradient_clipping_by_norm > 0:
         with tf.name_scope("clip_grads"):
             limit = train_config.gradient_clipping_by_norm
+            if halves.is_active():  # (upstream's loop of that half clips the norm of all gradients together)
+                gradients, variables = zip(*grads_and_vars)
+                return list(zip(tf.clip_by_global_norm(gradients, limit)[0], variables))
             grads_and_vars = [
                 (None if gradient is None else tf.clip_by_norm(gradient, limit), variable)
                 for gradient, variable in grads_and_vars
@@ -88,29 +100,49 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
 
 
 def fine_tune_type(train_config) -> str:
-    """The type of model that the fine-tune checkpoint is of: 'detection' or 'classification'.
+    """The type of model that the fine-tune checkpoint is of: detection, classification or, in TF 2, full.
 
     Raises:
-      ConfigError: for another type; upstream's TF 2 half has more ('full', 'fine_tune').
+      ConfigError: for another type.
     """
     kind = train_config.fine_tune_checkpoint_type or (
         "detection" if train_config.from_detection_checkpoint else "classification"
     )
-    if kind not in ("detection", "classification"):
+    allowed = _FINE_TUNE_TYPES[halves.is_active()]
+    if kind not in allowed:
         raise ConfigError(
             "unknown kind of fine-tune checkpoint",
             where="train_config.fine_tune_checkpoint_type",
             found=repr(kind),
-            allowed="detection (of this model), classification (of its feature extractor)",
-            fix="use one of these; a checkpoint of upstream's TF 2 half cannot be restored here",
+            allowed=", ".join("{} ({})".format(name, allowed[name]) for name in sorted(allowed)),
         )
     return kind
 
 
+# By whether the model is of the TF 2 half.
+_FINE_TUNE_TYPES = {
+    False: {"detection": "of this model", "classification": "of its feature extractor"},
+    True: {
+        "classification": "of its backbone",
+        "detection": "of this model, without its heads",
+        "full": "of this model",
+    },
+}
+
+
 def restore_map(detection_model, train_config) -> Dict[str, object]:
-    """Name in the fine-tune checkpoint -> variable, for the type of checkpoint that the config names."""
+    """Name in the fine-tune checkpoint -> variable, for the type of checkpoint that the config names.
+
+    Raises:
+      ConfigError: for an unknown type.
+      CheckpointError: if the checkpoint is of the other half of the OD API.
+    """
+    kind = fine_tune_type(train_config)
+    checkpoints.require_kind(train_config.fine_tune_checkpoint)
+    if keras_models.of_graph() is not None:
+        return keras_models.restore_map(detection_model, train_config.fine_tune_checkpoint, kind)
     return detection_model.restore_map(
-        fine_tune_checkpoint_type=fine_tune_type(train_config),
+        fine_tune_checkpoint_type=kind,
         load_all_detection_checkpoint_vars=train_config.load_all_detection_checkpoint_vars,
     )
 
@@ -120,6 +152,9 @@ _BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")
 
 
 def backbone_scope(variables: Iterable) -> str:
-    """The scope of a model's feature extractor, by the names of its variables; empty if none is in one."""
+    """The scope of a model's feature extractor, by the names of its variables; empty if none is in one.
+
+    (In a Keras model none is, and all that upstream would restore has to be there.)
+    """
     names = [variable.op.name for variable in variables]
     return next((scope for scope in _BACKBONE_SCOPES if any(n.startswith(scope) for n in names)), "")

@@ -46,7 +46,7 @@ def build(
     Raises:
       ConfigError: if batch_size leaves no image for a clone, or replicas_to_aggregate is below 1.
     """
-    from od_qat.od_api import training
+    from od_qat.od_api import keras_models, training
 
     if seed is not None:
         seed += 0 if place.is_chief else 1 + place.task
@@ -54,7 +54,9 @@ def build(
     detection_models: List[object] = []
 
     def create_and_keep_model():
-        detection_models.append(create_model_fn())
+        # (A second call of a Keras model shares the variables of the first; a second model would not.)
+        if not detection_models or keras_models.of_graph() is None:
+            detection_models.append(create_model_fn())
         return detection_models[-1]
 
     with tf.device(deploy.variables_device()):
@@ -66,9 +68,10 @@ def build(
             train_config,
             in_order=seed is not None,
         )
-    clones = training.model_deploy.create_clones(
-        deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
-    )
+    with keras_models.variables_outside_of_clones():
+        clones = training.model_deploy.create_clones(
+            deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
+        )
     report = None
     if graph_hook_fn:
         # Variables are placed where the model's are; other ops without a device stay on this worker.

@@ -94,7 +94,14 @@ def open_session(
     """
     hooks = list(hooks)
     if place.is_chief:
-        hooks.append(tf.train.CheckpointSaverHook(train_dir, save_secs=save_secs, scaffold=scaffold))
+        hooks.append(
+            tf.train.CheckpointSaverHook(
+                train_dir,
+                save_secs=save_secs,
+                scaffold=scaffold,
+                checkpoint_basename=checkpoints.basename(),
+            )
+        )
         hooks.append(
             tf.train.SummarySaverHook(save_secs=summary_secs, output_dir=train_dir, scaffold=scaffold)
         )

@@ -37,12 +37,12 @@ def _check_resume(newest: str) -> None:
     quant_names = checkpoints.quant_variable_names()
     if not quant_names:
         checkpoints.refuse_float_resume(newest)
-    checkpoints.require_all({v.op.name: v for v in tf.global_variables()}, newest, quant_names)
+    checkpoints.require_all(checkpoints.named(newest), newest, quant_names)
     print("resuming from {}".format(newest), file=sys.stderr)
 
 
 def _fine_tuning(train_config, detection_model) -> Callable:
-    from od_qat.od_api import training
+    from od_qat.od_api import keras_models, training
 
     prefix = train_config.fine_tune_checkpoint
     quant_names = checkpoints.quant_variable_names()
@@ -63,7 +63,9 @@ def _fine_tuning(train_config, detection_model) -> Callable:
             prefix,
             len(plan.restored),
             len(quant_names) - sum(v.op.name in quant_names for v in plan.restored.values()),
-            say_what_starts_fresh(train_config, fresh, prefix, bool(quant_names)),
+            say_what_starts_fresh(
+                train_config, fresh, prefix, bool(quant_names), keras_models.of_graph() is not None
+            ),
         ),
         file=sys.stderr,
     )
@@ -82,7 +84,9 @@ def _fine_tuning(train_config, detection_model) -> Callable:
     return restore
 
 
-def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: str, quantised: bool) -> str:
+def say_what_starts_fresh(
+    train_config, fresh: checkpoints.FreshModel, prefix: str, quantised: bool, keras: bool = False
+) -> str:
     """Describes the model variables that a fine-tune checkpoint does not fill; empty if it fills all.
 
     Raises:
@@ -93,7 +97,7 @@ def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: s
     field = "load_all_detection_checkpoint_vars"
     # A user who writes false means it, but most who leave the field out forgot it.
     silent = not train_config.HasField(field)
-    if quantised and silent and fresh.fitting and not fresh.other_shapes:
+    if quantised and silent and not keras and fresh.fitting and not fresh.other_shapes:
         raise ConfigError(
             "trained heads would start fresh, though the checkpoint has them in the same shape",
             where="train_config." + field,
@@ -105,12 +109,14 @@ def say_what_starts_fresh(train_config, fresh: checkpoints.FreshModel, prefix: s
         )
     if not fresh.names:
         return ""
+    how = "train_config.{}: true".format(field)
+    if keras:
+        how = 'train_config.fine_tune_checkpoint_type: "full"'
     said = ", {} model variables fresh: {}".format(len(fresh.names), checkpoints.by_scope(fresh.names))
-    if fresh.fitting and silent:
-        said += "; the checkpoint has {} of these in the same shape, which train_config.{}: true ".format(
-            len(fresh.fitting), field
+    if fresh.fitting and (silent or keras):
+        said += "; the checkpoint has {} of these in the same shape, which {} restores".format(
+            len(fresh.fitting), how
         )
-        said += "restores"
     return said
 
 

@@ -87,8 +87,33 @@ def _example(rng, number):
     return tf.train.Example(features=tf.train.Features(feature=features))
 
 
-def write_config(folder, quantised, name, steps=4, more=()):
-    """A pipeline config on the data of `write_data(folder)`; returns its path."""
+# Of configs/ssd_mobilenet_v2_fpnlite_qat.config.
+SMALL_TF2 = (
+    "model.ssd.num_classes=2",
+    "model.ssd.image_resizer.fixed_shape_resizer.height={}".format(SIZE),
+    "model.ssd.image_resizer.fixed_shape_resizer.width={}".format(SIZE),
+    "model.ssd.feature_extractor.depth_multiplier=0.25",
+    "model.ssd.feature_extractor.min_depth=8",
+    "model.ssd.feature_extractor.fpn.max_level=5",
+    "model.ssd.feature_extractor.fpn.additional_layer_depth=16",
+    "model.ssd.anchor_generator.multiscale_anchor_generator.max_level=5",
+    "model.ssd.box_predictor.weight_shared_convolutional_box_predictor.depth=16",
+    "model.ssd.box_predictor.weight_shared_convolutional_box_predictor.num_layers_before_predictor=1",
+    "graph_rewriter.quantization.delay=0",
+) + tuple(override for override in SMALL if override.startswith("train_"))
+
+
+def write_config(folder, quantised, name, steps=4, more=(), tf2=False):
+    """A pipeline config on the data of `write_data(folder)`; returns its path.
+
+    Args:
+      folder: of data and config.
+      quantised: whether it has a graph_rewriter block.
+      name: of the file, without .config.
+      steps: num_steps.
+      more: overrides.
+      tf2: whether it is SSD MobileNet V2 FPNLite of the TF 2 half.
+    """
     from od_qat.files import write_atomically
     from od_qat.od_api import pipeline
 
@@ -102,7 +127,12 @@ def write_config(folder, quantised, name, steps=4, more=()):
         overrides.append("{}.label_map_path={}".format(reader, label_map))
         overrides.append("{}.tf_record_input_reader.input_path={}".format(reader, record))
     source = "demo_folder_{}.config".format("qat" if quantised else "float")
-    config = pipeline.load(os.path.join(REPOSITORY, "configs", source), list(SMALL) + overrides + list(more))
+    small = SMALL
+    if tf2:
+        source, small = "ssd_mobilenet_v2_fpnlite_qat.config", SMALL_TF2
+    config = pipeline.load(os.path.join(REPOSITORY, "configs", source), list(small) + overrides + list(more))
+    if not quantised:
+        config.ClearField("graph_rewriter")
     if not any(override.startswith("train_config.fine_tune_checkpoint=") for override in more):
         config.train_config.fine_tune_checkpoint = ""
     path = os.path.join(folder, name + ".config")

@@ -1,0 +1,165 @@
+"""What a graph has of a Keras model of the OD API: objects for checkpoints, losses, updates, spare copies.
+
+Upstream's eager loop (model_lib_v2) finds these at each step. In a graph they are found once, after the model
+has been called.
+"""
+
+import contextlib
+import re
+from typing import Dict, Iterable, Iterator, List, Optional, Set
+
+from od_qat.checkpoints import OBJECTS, QUANT_VARIABLES, object_based
+from od_qat.compat import tf
+from od_qat.od_api import halves
+
+# The collection of the tensors that a Keras model has predicted in its graph.
+_PREDICTIONS = "od_qat_predictions"
+_CLONE = re.compile(r"^clone_\d+(/|$)")
+
+
+def prepare(is_training: bool) -> None:
+    """Sets the default graph's mode, before a model is built; otherwise each batch norm has both modes.
+
+    Args:
+      is_training: whether batch normalization and dropout are in training mode.
+    """
+    if halves.is_active():
+        tf.keras.backend.set_learning_phase(is_training)
+
+
+@contextlib.contextmanager
+def variables_outside_of_clones() -> Iterator[None]:
+    """Within it, the variables of a Keras model have no scope of a clone (`clone_0/`) in their names.
+
+    slim's model_deploy builds each clone in such a name scope. Variables of tf-slim have no name scopes in
+    their names. Variables of Keras have, and their names are to be those of a single model.
+    """
+
+    def create(next_creator, **kwargs):
+        scope = _CLONE.sub("", tf.get_default_graph().get_name_scope())
+        with tf.name_scope(scope + "/" if scope else None):
+            return next_creator(**kwargs)
+
+    if not halves.is_active():
+        yield
+        return
+    with tf.variable_creator_scope(create):
+        yield
+
+
+def remember(model) -> None:
+    """Notes a model of the default graph as what its checkpoints hold, under upstream's name for it.
+
+    What the model predicts is noted too, whoever calls it: see :func:`outputs`.
+    """
+    if not halves.is_active():
+        return
+    tf.get_default_graph().clear_collection(OBJECTS)
+    tf.add_to_collection(OBJECTS, ("model", model))
+    predict = model.predict
+
+    def predict_and_note(*args, **kwargs):
+        predictions = predict(*args, **kwargs)
+        for tensor in tf.nest.flatten(predictions):
+            if isinstance(tensor, tf.Tensor):
+                tf.add_to_collection(_PREDICTIONS, tensor)
+        return predictions
+
+    model.predict = predict_and_note
+
+
+def of_graph():
+    """The Keras model of the default graph; None if it has none."""
+    return dict(tf.get_collection(OBJECTS)).get("model")
+
+
+def outputs() -> Optional[List[tf.Operation]]:
+    """The predictions of the default graph's Keras model, in all its clones, and the ops that read them.
+
+    These are the losses in training, and the detections or the raw heads otherwise. None in a graph without
+    such a model.
+    """
+    predictions = tf.get_collection(_PREDICTIONS)
+    graph = tf.get_default_graph()
+    names = _forward(tensor.op for tensor in predictions)
+    return [graph.get_operation_by_name(name) for name in sorted(names)] or None
+
+
+def collect(model) -> None:
+    """Puts the regularization losses, updates and variables of a called model into the graph's collections.
+
+    A clone calls the same model again. Its updates are added then, and nothing else.
+    """
+    regularized = set(tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES))
+    if not regularized:
+        for loss in model.regularization_losses():
+            tf.add_to_collection(tf.GraphKeys.REGULARIZATION_LOSSES, loss)
+    known = {update.name for update in tf.get_collection(tf.GraphKeys.UPDATE_OPS)}
+    for update in _updates(model):
+        if update.name not in known:
+            known.add(update.name)
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update)
+    in_graph = {variable.op.name for variable in tf.model_variables()}
+    for variable in model.variables:
+        if variable.op.name not in in_graph:
+            in_graph.add(variable.op.name)
+            tf.add_to_collection(tf.GraphKeys.MODEL_VARIABLES, variable)
+
+
+def restore_map(model, prefix: str, kind: str) -> Dict[str, object]:
+    """Name in a fine-tune checkpoint -> variable, for what upstream restores from this type of checkpoint.
+
+    The ranges of what is restored are restored too, if the checkpoint has them.
+
+    Args:
+      model: the Keras DetectionModel of the default graph.
+      prefix: prefix of an object-based checkpoint.
+      kind: 'classification' (backbone), 'detection' (feature extractor) or 'full'.
+
+    Raises:
+      CheckpointError: if the checkpoint cannot be read.
+    """
+    objects = model.restore_from_objects(fine_tune_checkpoint_type=kind)
+    scopes = {"classification": (), "full": ("",)}.get(kind, (model._feature_extractor.name + "/",))
+    ranges = {
+        variable.op.name: variable
+        for variable in tf.get_collection(QUANT_VARIABLES)
+        if variable.op.name.startswith(scopes)
+    }
+    return object_based.match(prefix, objects, ranges).needed()
+
+
+def _updates(model) -> List[tf.Operation]:
+    """The ops that update the averages of batch norms, but for those of spare copies."""
+    spare = spare_ops(model)
+    found = {}
+    for layer in model.submodules:
+        for update in getattr(layer, "updates", ()):
+            operation = getattr(update, "op", update)
+            if operation.name not in spare:
+                found[operation.name] = operation
+    return list(found.values())
+
+
+def spare_ops(model) -> Set[str]:
+    """The names of the ops that a Keras functional model was made of, before it was called.
+
+    It is made on tensors of its own (Keras' Input), and called on others, which builds its layers once more.
+    The first copy leads to no output.
+    """
+    inputs = []
+    for layer in model.submodules:
+        if getattr(layer, "_is_graph_network", False):  # (Keras' name for functional models)
+            inputs.extend(tensor.op for tensor in layer.inputs)
+    return _forward(inputs)
+
+
+def _forward(operations: Iterable[tf.Operation]) -> Set[str]:
+    found, pending = set(), list(operations)
+    while pending:
+        operation = pending.pop()
+        if operation.name not in found:
+            found.add(operation.name)
+            for output in operation.outputs:
+                pending.extend(output.consumers())
+    return found
