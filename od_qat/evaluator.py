@@ -195,7 +195,7 @@ class _Run(object):
 
     def _evaluate(self, checkpoint: str) -> Dict[str, float]:
         checkpoints.require_all(self._variables, checkpoint, checkpoints.quant_variable_names())
-        step = checkpoints.step_of(checkpoint) or 0
+        step = checkpoints.global_step(checkpoint) or 0
         losses: Dict[str, List[float]] = {}
         coordinator = tf.train.Coordinator()
         with tf.Session(self._config.eval_master) as session:

@@ -1,5 +1,6 @@
 """Models of the OD API's TF 2 half: built, trained, evaluated and exported as those of the TF 1 half are."""
 
+import glob
 import json
 import os
 import shutil
@@ -198,6 +199,14 @@ def test_checkpoints_are_upstreams(road):
     assert not any(name.startswith("od_qat/") and "_quant" in name for name in _shapes(road.float_result))
 
 
+@needs_tf2
+def test_the_step_is_the_one_in_the_checkpoint(road, tmp_path):
+    """The number in the name of an eager program's checkpoint counts how often it has saved."""
+    for path in glob.glob(road.result.checkpoint + ".*"):
+        shutil.copy(path, str(tmp_path / os.path.basename(path).replace("ckpt-2", "ckpt-7")))
+    assert checkpoints.global_step(str(tmp_path / "ckpt-7")) == 2
+
+
 def _shapes(result):
     return checkpoints.shapes(result.checkpoint)
 
@@ -334,6 +343,7 @@ def test_checkpoints_of_the_other_half_are_refused(road, folder):
             ["train_config.optimizer.use_moving_average=true"],
             "moving averages of a TF 2 model.*use_moving_average",
         ),
+        (["eval_config.use_moving_averages=true"], "moving averages of a TF 2 model.*eval_config"),
     ],
 )
 def test_what_a_tf2_config_cannot_have(road, folder, more, says):

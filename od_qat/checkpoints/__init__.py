@@ -8,7 +8,7 @@ from od_qat.checkpoints.fine_tune import (
     plan_fine_tune,
 )
 from od_qat.checkpoints.names import AVERAGE, OBJECTS, QUANT_STEP, QUANT_VARIABLES, quant_variable_names
-from od_qat.checkpoints.of_graph import basename, named, require_kind, saver
+from od_qat.checkpoints.of_graph import basename, global_step, named, require_kind, saver
 from od_qat.checkpoints.on_disk import (
     latest,
     newest,
@@ -30,6 +30,7 @@ __all__ = [
     "basename",
     "by_scope",
     "fresh_model_variables",
+    "global_step",
     "latest",
     "named",
     "newest",

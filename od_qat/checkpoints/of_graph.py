@@ -5,11 +5,11 @@ reads and writes object-based checkpoints, as upstream's TF 2 half does: the mod
 objects, and all that upstream does not have (ranges, the optimizer's slots) stands beside them.
 """
 
-from typing import Dict, List, Mapping
+from typing import Dict, List, Mapping, Optional
 
 from od_qat.checkpoints import object_based
 from od_qat.checkpoints.names import OBJECTS
-from od_qat.checkpoints.on_disk import shapes
+from od_qat.checkpoints.on_disk import shapes, step_of, tensors
 from od_qat.compat import tf
 from od_qat.errors import CheckpointError
 
@@ -50,6 +50,25 @@ def named(prefix: str) -> Dict[str, object]:
     if not objects:
         return {variable.op.name: variable for variable in tf.global_variables()}
     return object_based.match(prefix, objects, _beside(objects)).needed()
+
+
+def global_step(prefix: str) -> Optional[int]:
+    """Returns the step that a checkpoint is of; None if that is not known.
+
+    An object-based checkpoint holds it, and has another number in its name if upstream wrote it. The name of
+    a TF 1 checkpoint ends in it.
+
+    Args:
+      prefix: checkpoint prefix.
+
+    Raises:
+      CheckpointError: if the checkpoint is missing or damaged.
+    """
+    key = _STEP + "/.ATTRIBUTES/VARIABLE_VALUE"
+    if object_based.is_object_based(prefix) and key in shapes(prefix):
+        (value,) = tensors(prefix, [key])
+        return int(value)
+    return step_of(prefix)
 
 
 def require_kind(prefix: str) -> None:

@@ -45,7 +45,7 @@ def export_detection_graph(
         preprocessing={"resize": None, "mean": None, "std": None, "channels": "RGB"},
         class_id_offset=0,
         checkpoint=os.path.basename(checkpoint),
-        global_step=checkpoints.step_of(checkpoint),
+        global_step=checkpoints.global_step(checkpoint),
         quantized=freeze.is_quantised(frozen),
     )
     json_path = description.json_path(output_path)

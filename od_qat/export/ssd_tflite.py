@@ -254,7 +254,7 @@ def _describe(
         },
         class_id_offset=1,
         checkpoint=os.path.basename(checkpoint),
-        global_step=checkpoints.step_of(checkpoint),
+        global_step=checkpoints.global_step(checkpoint),
         quantized=True,
         max_detections=post_process.max_detections,
         nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),

@@ -148,6 +148,8 @@ def check(config, where: str, training: bool = False) -> None:
             _check_post_processing(
                 model, path, ("" if kind == "ssd" else "second_stage_") + "post_processing"
             )
+        if halves.is_active() and config.eval_config.use_moving_averages:
+            raise _no_moving_averages("eval_config.use_moving_averages")
         if training:
             if not config.HasField("train_config"):
                 raise _missing(
@@ -204,13 +206,17 @@ def _check_training_of_tf2(train_config, path: str) -> None:
             fix="set {} to full, and drop this field".format(_join(path, "fine_tune_checkpoint_type")),
         )
     if train_config.optimizer.use_moving_average:
-        raise ConfigError(
-            "od_qat keeps no moving averages of a TF 2 model",
-            where=_join(path, "optimizer.use_moving_average"),
-            found="true",
-            allowed="false",
-            fix="--override {}=false".format(_join(path, "optimizer.use_moving_average")),
-        )
+        raise _no_moving_averages(_join(path, "optimizer.use_moving_average"))
+
+
+def _no_moving_averages(path: str) -> ConfigError:
+    return ConfigError(
+        "od_qat keeps no moving averages of a TF 2 model",
+        where=path,
+        found="true",
+        allowed="false",
+        fix="--override {}=false".format(path),
+    )
 
 
 def _check_table(message, path: str, table: Tuple[Tuple[str, Bounds], ...]) -> None:

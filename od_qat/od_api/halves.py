@@ -6,6 +6,7 @@ config decides: within :func:`active`, the OD API is of the half that its model 
 
 import contextlib
 import importlib
+import os
 import sys
 import types
 from typing import Iterator
@@ -52,10 +53,10 @@ def active(config) -> Iterator[None]:
       config: TrainEvalPipelineConfig.
 
     Raises:
-      ConfigError: for a TF 2 model on TensorFlow 1.15.
+      ConfigError: for a TF 2 model on TensorFlow 1.15, or with a tree of the OD API from before TF 2.
     """
     global _is_tf2
-    if not is_tf2(config):
+    if not is_tf2(config) or _is_tf2:
         yield
         return
     if not compat.HAS_TF2_MODELS:
@@ -84,7 +85,15 @@ def is_active() -> bool:
 
 def _switch() -> None:
     """Lets the OD API ask this module for the half."""
-    from object_detection.utils import tf_version
+    try:
+        from object_detection.utils import tf_version
+    except ImportError as error:
+        raise ConfigError(
+            "the model is of the OD API's TF 2 half, which this tree of the OD API does not have",
+            where="model",
+            found=os.path.dirname(importlib.import_module("object_detection").__file__),
+            fix="use a tree of 2020 or later",
+        ) from error
 
     tf_version.is_tf1 = lambda: not _is_tf2
     tf_version.is_tf2 = is_active
