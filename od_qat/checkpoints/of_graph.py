@@ -43,11 +43,11 @@ def named(prefix: str) -> Dict[str, object]:
       prefix: checkpoint prefix.
 
     Raises:
-      CheckpointError: if the checkpoint is missing or damaged, or of the other half of the OD API.
+      CheckpointError: in a graph with a Keras model, if the checkpoint is missing or damaged, or of a TF 1
+        model.
     """
-    require_kind(prefix)
     objects = _objects()
-    if not objects:
+    if not objects:  # (the checkpoint is not looked at: an evaluation may meet one that is gone)
         return {variable.op.name: variable for variable in tf.global_variables()}
     return object_based.match(prefix, objects, _beside(objects)).needed()
 

@@ -11,7 +11,7 @@ import sys
 from typing import Collection, Dict, Iterable, List, Mapping
 
 from od_qat.checkpoints.names import AVERAGE, QUANT_STEP
-from od_qat.checkpoints.of_graph import by_plain_name, plain_shapes
+from od_qat.checkpoints.of_graph import by_plain_name, plain_shapes, require_kind
 from od_qat.checkpoints.on_disk import read
 from od_qat.errors import CheckpointError
 from od_qat.graph.index import names_and_scopes
@@ -60,6 +60,7 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     Raises:
       CheckpointError: the message names the first variables that are missing, and what to do.
     """
+    require_kind(prefix)
     read_by = name_to_variable
     name_to_variable, available = by_plain_name(read_by), plain_shapes(prefix)
     quant_names = frozenset(quant_names)
