@@ -206,9 +206,10 @@ def test_another_number_of_classes(runs):
         trained.get_variable_to_shape_map()[HEAD] != values(runs.float_dir).get_variable_to_shape_map()[HEAD]
     )
     refused = pytest.raises(CheckpointError, match="shapes are another model's.*num_classes")
-    with refused:
-        commands.export(runs.qat_config, runs.qat_dir, runs.below("no_export"), overrides=other)
-    assert not os.path.exists(runs.below("no_export"))
+    if tiers.ALL:
+        with refused:
+            commands.export(runs.qat_config, runs.qat_dir, runs.below("no_export"), overrides=other)
+        assert not os.path.exists(runs.below("no_export"))
     with refused:
         commands.evaluate(
             runs.qat_config, runs.qat_dir, runs.below("no_eval"), overrides=other, run_once=True

@@ -182,7 +182,7 @@ def test_per_layer_control_from_the_config_to_the_tflite(road, tmp_path):
         "graph_rewriter.quantization.delay=0",
         "model.ssd.feature_extractor.type=ssd_mobilenet_v2",
         "train_config.fine_tune_checkpoint=",
-        "train_config.num_steps=2",
+        "train_config.num_steps=1",
     ]
     train_dir, out = str(tmp_path / "train"), str(tmp_path / "out")
     commands.train(road.paths.qat_config, train_dir, overrides=road.small + more, seed=1)
@@ -224,7 +224,7 @@ def test_tflite_is_fully_quantised_and_runs(road, tmp_path, inference_type):
     assert nodes.tensors[3] == "TFLite_Detection_PostProcess:3"
 
 
-@pytest.mark.parametrize("inference_type", ["int8", "uint8"])
+@pytest.mark.parametrize("inference_type", ["int8", pytest.param("uint8", marks=pytest.mark.long)])
 def test_a_tflite_that_computes_otherwise_is_warned_of(road, tmp_path, inference_type, monkeypatch, capsys):
     def export(folder):
         folder = str(tmp_path / folder)
@@ -603,7 +603,7 @@ def test_truncated_checkpoint_is_refused(road, tmp_path):
         (
             ["train_config.fine_tune_checkpoint=/no/such", "train_config.fine_tune_checkpoint_type=full"],
             ConfigError,
-            "fine_tune_checkpoint_type, found 'full', allowed: detection",
+            "fine_tune_checkpoint_type, found 'full', allowed: classification .*, detection",
         ),
         ("train_config.update_trainable_variables=Head", ConfigError, "no variable would be trained.*Head"),
         ("train_config.nonsense=1", ConfigError, "unknown field"),
