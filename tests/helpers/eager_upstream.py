@@ -8,35 +8,13 @@ detections and raw predictions in inference, its losses and the norm of their gr
 has the averages of its batch norms after that one step of training.
 """
 
-import importlib
 import os
 import sys
-import types
+
+from tests.helpers import keras_nets
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-# Packages that model_builder imports, and that only EfficientDet, DeepMAC and moving averages use.
-_UNUSED = (
-    "tensorflow_io",
-    "official.legacy.image_classification.efficientnet.efficientnet_model",
-    "official.modeling.optimization.ema_optimizer",
-)
-
-
-def _stub_what_is_missing():
-    for name in _UNUSED:
-        try:
-            importlib.import_module(name)
-        except Exception:  # noqa: BLE001
-            parts = name.split(".")
-            for end in range(1, len(parts) + 1):
-                part = ".".join(parts[:end])
-                if part not in sys.modules:
-                    sys.modules[part] = types.ModuleType(part)
-                    sys.modules[part].__path__ = []
-                if end > 1:
-                    setattr(sys.modules[".".join(parts[: end - 1])], parts[end - 1], sys.modules[part])
 
 
 def _spread(variables, seed):
@@ -57,12 +35,13 @@ def _spread(variables, seed):
 
 def main(config_path, data_path, folder):
     """Writes the checkpoint and the results."""
-    _stub_what_is_missing()
     import numpy as np
     import tensorflow as tf
     from google.protobuf import text_format
-    from object_detection.builders import model_builder
     from object_detection.protos import pipeline_pb2
+
+    with keras_nets.absent_packages():
+        from object_detection.builders import model_builder
 
     assert "od_qat" not in sys.modules and tf.executing_eagerly()
     config = pipeline_pb2.TrainEvalPipelineConfig()
