@@ -15,7 +15,7 @@ from od_qat.compat import tf
 from od_qat.rewrite import api, fake_quant
 from tests.helpers import nets, sessions
 
-pytestmark = pytest.mark.tf1
+pytestmark = [pytest.mark.tf1, pytest.mark.long_on_tf1]
 
 SIZE = 8
 

@@ -10,7 +10,7 @@ from od_qat.rewrite import api
 from od_qat.training import nan_trace
 from tests.helpers import nets, sessions
 
-pytestmark = pytest.mark.tf1
+pytestmark = [pytest.mark.tf1, pytest.mark.long_on_tf1]
 
 NAN = float("nan")
 

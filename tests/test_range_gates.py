@@ -119,6 +119,7 @@ class Run(object):
             return json.load(stream)
 
 
+@pytest.mark.long_on_tf1
 def test_a_healthy_run_is_silent_and_writes_its_ranges(tmp_path, capsys):
     run = Run(tmp_path)
     verdicts = run.train(110)
@@ -133,6 +134,7 @@ def test_a_healthy_run_is_silent_and_writes_its_ranges(tmp_path, capsys):
     assert run.json()[RELU6][3] == reference == pytest.approx(high, rel=0.1)
 
 
+@pytest.mark.long_on_tf1
 def test_a_relu6_that_always_saturates_is_not_called_unmoved(tmp_path, capsys):
     gamma = {0: {"net/Conv/BatchNorm/gamma": lambda value: value * 50}}
     run = Run(tmp_path, rate=0.0)
@@ -141,6 +143,7 @@ def test_a_relu6_that_always_saturates_is_not_called_unmoved(tmp_path, capsys):
     assert "never moved" not in capsys.readouterr().err
 
 
+@pytest.mark.long_on_tf1
 def test_ranges_of_a_dead_branch_never_move(tmp_path, capsys):
     run = Run(tmp_path, dead_classes=True)
     verdicts = run.train(30)
@@ -158,11 +161,13 @@ def test_ranges_of_a_dead_branch_never_move(tmp_path, capsys):
     assert "and 2 more" in lines[0]
 
 
+@pytest.mark.long_on_tf1
 def test_few_steps_are_not_judged(tmp_path, capsys):
     Run(tmp_path, dead_classes=True).train(5)
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.long_on_tf1
 def test_a_dead_layer_collapses(tmp_path, capsys):
     zero = {
         0: {
@@ -179,6 +184,7 @@ def test_a_dead_layer_collapses(tmp_path, capsys):
     assert error.count("\n") == 1 and "collapsed" in error and "constant" in error
 
 
+@pytest.mark.long_on_tf1
 @pytest.mark.parametrize(
     "done, name, factor, quant",
     [
@@ -199,12 +205,14 @@ def test_an_explosion_is_named(tmp_path, capsys, done, name, factor, quant):
         assert verdicts[RELU6] == "ok"
 
 
+@pytest.mark.long_on_tf1
 def test_growth_is_measured_against_the_resumed_run(tmp_path):
     Run(tmp_path, rate=0.0).train(110)
     edits = {0: {"net/Conv/BatchNorm/gamma": lambda value: value * 300}}
     assert Run(tmp_path, rate=0.0).train(12, edits)["net/Conv/weights_quant"] == "exploded"
 
 
+@pytest.mark.long_on_tf1
 def test_a_layer_that_dies_in_mid_run_is_named_within_two_looks(tmp_path, capsys):
     killed = {
         150: {
@@ -227,6 +235,7 @@ def test_a_layer_that_dies_in_mid_run_is_named_within_two_looks(tmp_path, capsys
     assert width < 1e-3 * reference
 
 
+@pytest.mark.long_on_tf1
 def test_a_layer_that_explodes_in_mid_run_is_named_before_its_average_is(tmp_path):
     # Behind a residual add's shortcut, where no ReLU6 clips.
     name = "net/block/project/act_quant"
@@ -237,6 +246,7 @@ def test_a_layer_that_explodes_in_mid_run_is_named_before_its_average_is(tmp_pat
     assert high - low < 100 * reference
 
 
+@pytest.mark.long_on_tf1
 def test_the_reference_outlives_the_run(tmp_path):
     name, gamma = "net/Conv/weights_quant", "net/Conv/BatchNorm/gamma"
     run = Run(tmp_path, rate=0.0)
@@ -250,6 +260,7 @@ def test_the_reference_outlives_the_run(tmp_path):
     assert run.json()[name][3] == reference
 
 
+@pytest.mark.long_on_tf1
 def test_a_reference_of_another_training_is_not_taken(tmp_path):
     run = Run(tmp_path, rate=0.0)
     entries = {RELU6: [0.0, 1e5, "ok", 1e5], "net/Conv/weights_quant": [0.0, 1e5, "ok", 1e5]}
@@ -259,6 +270,7 @@ def test_a_reference_of_another_training_is_not_taken(tmp_path):
     assert run.json()[RELU6][3] is None
 
 
+@pytest.mark.long_on_tf1
 def test_a_file_that_is_not_ours_is_no_trouble(tmp_path):
     run = Run(tmp_path, rate=0.0)
     run.train(11)
@@ -308,6 +320,7 @@ def test_no_mean_between_looks_that_are_too_near_or_of_what_is_not_averaged():
     assert (found.low, found.high) == (pytest.approx(-2.0, rel=1e-3), pytest.approx(1.0, rel=1e-3))
 
 
+@pytest.mark.long_on_tf1
 def test_an_inconsistent_range_is_named(tmp_path, capsys):
     edits = {0: {"Head_0/class/act_quant/min": lambda value: np.float32(1.0)}}
     verdicts = Run(tmp_path, dead_classes=True).train(12, edits)
@@ -315,6 +328,7 @@ def test_an_inconsistent_range_is_named(tmp_path, capsys):
     assert "inconsistent (1): Head_0/class/act_quant [1, 6]" in capsys.readouterr().err
 
 
+@pytest.mark.long_on_tf1
 def test_a_range_that_is_not_finite_ends_training_before_it_is_saved(tmp_path):
     edits = {3: {"Head_0/class/act_quant/max": lambda value: np.float32(np.nan)}}
     run = Run(tmp_path, dead_classes=True)
@@ -325,6 +339,7 @@ def test_a_range_that_is_not_finite_ends_training_before_it_is_saved(tmp_path):
     assert np.isfinite(newest.get_tensor("Head_0/class/act_quant/max"))
 
 
+@pytest.mark.long_on_tf1
 def test_tensorboard_counts_each_kind(tmp_path):
     Run(tmp_path, dead_classes=True).train(12)
     tf.summary.FileWriterCache.get(str(tmp_path)).flush()

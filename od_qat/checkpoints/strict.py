@@ -60,12 +60,13 @@ def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: I
     Raises:
       CheckpointError: the message names the first variables that are missing, and what to do.
     """
-    require_kind(prefix)
     read_by = name_to_variable
     name_to_variable, available = by_plain_name(read_by), plain_shapes(prefix)
     quant_names = frozenset(quant_names)
     missing = sorted(name for name in name_to_variable if name not in available)
     if missing:
+        if len(missing) == len(name_to_variable):
+            require_kind(prefix)
         cause = _cause(missing, name_to_variable, available, quant_names)
         raise _incomplete(cause, missing, len(name_to_variable), prefix)
     wrong = sorted(
