@@ -8,12 +8,14 @@ detections and raw predictions in inference, its losses and the norm of their gr
 has the averages of its batch norms after that one step of training.
 """
 
+import importlib.util
 import os
 import sys
 
 from tests.helpers import keras_nets
 
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+if importlib.util.find_spec("tf_keras"):  # (TF 2.15 has Keras 2 itself)
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
