@@ -123,27 +123,13 @@ def folder(eager, detector):
 def detector(eager):
     """An SSD of the OD API's TF 2 half in graph mode, with its graph."""
     pytest.importorskip("object_detection")
-    import importlib
-
     from od_qat import plugin  # noqa: F401  (it has to be imported before object_detection)
+    from od_qat.od_api import halves
 
-    from object_detection.builders import hyperparams_builder, model_builder  # isort: skip
-    from object_detection.utils import tf_version
-
-    def reload():
-        with keras_nets.absent_packages():
-            importlib.reload(hyperparams_builder)
-            importlib.reload(model_builder)
-
-    with pytest.MonkeyPatch.context() as patch, tf.Graph().as_default() as graph:
-        patch.setattr(tf_version, "is_tf1", lambda: False)
-        patch.setattr(tf_version, "is_tf2", lambda: True)
-        tf.enable_v2_tensorshape()
-        reload()
+    config = keras_nets.detector_config()
+    with halves.active(config), tf.Graph().as_default() as graph:
         model = keras_nets.build_detector(tf)
-        tf.disable_v2_tensorshape()
         step()
-    reload()
     return model, graph
 
 

@@ -183,7 +183,12 @@ def saver(objects: Mapping[str, object], extra: Optional[Mapping[str, object]] =
     return tf.train.Saver(variables, builder=writer, **options)
 
 
-def _object_graph(prefix: str):
+def require(prefix: str) -> None:
+    """Raises unless a checkpoint is one of TensorFlow 2's.
+
+    Raises:
+      CheckpointError: if it is name-based, missing or damaged.
+    """
     if not is_object_based(prefix):
         raise CheckpointError(
             "the checkpoint is one of TensorFlow 1, and the model is one of TensorFlow 2",
@@ -192,6 +197,10 @@ def _object_graph(prefix: str):
             fix="use a checkpoint of the TF 2 zoo (its folder `checkpoint` has ckpt-0) or of a training of "
             "this model, or the TF 1 config of the same model",
         )
+
+
+def _object_graph(prefix: str):
+    require(prefix)
     (content,) = tensors(prefix, [compat.OBJECT_GRAPH_KEY])
     try:
         graph = compat.parsed_object_graph(content)

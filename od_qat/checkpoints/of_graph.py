@@ -7,6 +7,7 @@ objects, and all that upstream does not have (ranges, the optimizer's slots) sta
 
 from typing import Dict, List, Mapping, Optional
 
+from od_qat import compat
 from od_qat.checkpoints import object_based
 from od_qat.checkpoints.names import OBJECTS
 from od_qat.checkpoints.on_disk import shapes, step_of, tensors
@@ -65,7 +66,7 @@ def global_step(prefix: str) -> Optional[int]:
       CheckpointError: if the checkpoint is missing or damaged.
     """
     key = _STEP + "/.ATTRIBUTES/VARIABLE_VALUE"
-    if object_based.is_object_based(prefix) and key in shapes(prefix):
+    if key in shapes(prefix):
         (value,) = tensors(prefix, [key])
         return int(value)
     return step_of(prefix)
@@ -77,8 +78,9 @@ def require_kind(prefix: str) -> None:
     Raises:
       CheckpointError: in that case, and if the checkpoint is missing or damaged.
     """
-    of_tf2 = object_based.is_object_based(prefix)
-    if of_tf2 and not _objects():
+    if _objects():
+        object_based.require(prefix)
+    elif object_based.is_object_based(prefix):
         raise CheckpointError(
             "the checkpoint is one of TensorFlow 2, and the model is one of TensorFlow 1",
             where=prefix,
@@ -86,8 +88,6 @@ def require_kind(prefix: str) -> None:
             fix="use a checkpoint of a TF 1 model (model.ckpt-N), or a TF 2 config of the same model, whose "
             "feature extractor's type ends in _keras",
         )
-    if _objects() and not of_tf2:
-        object_based.extra_keys(prefix)
 
 
 def by_plain_name(variables: Mapping[str, object]) -> Dict[str, object]:
@@ -106,7 +106,7 @@ def plain_shapes(prefix: str) -> Dict[str, List[int]]:
       CheckpointError: if the checkpoint is missing or damaged.
     """
     found = shapes(prefix)
-    if not object_based.is_object_based(prefix):
+    if compat.OBJECT_GRAPH_KEY not in found:
         return found
     plain = {key: name for name, key in object_based.extra_keys(prefix).items()}
     return {plain.get(key, key): shape for key, shape in found.items()}

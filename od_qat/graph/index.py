@@ -24,6 +24,19 @@ def names_and_scopes(operations: Iterable[object]) -> Set[str]:
     return found
 
 
+def with_sources(operations: Iterable[object]) -> Set[str]:
+    """Returns the names of operations, and of all that lead to them, as inputs or as control inputs."""
+    found: Set[str] = set()
+    pending = list(operations)
+    while pending:
+        operation = pending.pop()
+        if operation.name not in found:
+            found.add(operation.name)
+            pending.extend(tensor.op for tensor in operation.inputs)
+            pending.extend(operation.control_inputs)
+    return found
+
+
 def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
     """Returns the first of `name`, `name_1`, `name_2`, ... that is not taken."""
     unique, number = name, 0

@@ -67,11 +67,11 @@ def active(config) -> Iterator[None]:
             fix="install od_qat with TensorFlow 2, or use a TF 1 model",
         )
     _switch()
+    _load()
     # (Keras applications take sizes for integers.)
     tf.enable_v2_tensorshape()
     _is_tf2 = True
     try:
-        _load()
         yield
     finally:
         _is_tf2 = False
@@ -107,16 +107,18 @@ def _load() -> None:
     global _is_tf2, _loaded
     if _loaded:
         return
-    _is_tf2 = False
     for name in _SERVE_BOTH:
         importlib.import_module(name)
     modules = [importlib.import_module(name) for name in _BY_HALF]
     builder = modules[-1]
     of_tf1 = list(builder.FEATURE_EXTRACTOR_MAPS)
     _is_tf2 = True
-    with _absent_on_demand():
-        for module in modules:
-            importlib.reload(module)
+    try:
+        with _absent_on_demand():
+            for module in modules:
+                importlib.reload(module)
+    finally:
+        _is_tf2 = False
     builder.FEATURE_EXTRACTOR_MAPS.extend(
         each for each in of_tf1 if each not in builder.FEATURE_EXTRACTOR_MAPS
     )

@@ -1,4 +1,4 @@
-"""What a graph has of a Keras model of the OD API: objects for checkpoints, losses, updates, spare copies.
+"""What a graph has of a Keras model of the OD API: objects for checkpoints, losses, updates, predictions.
 
 Upstream's eager loop (model_lib_v2) finds these at each step. In a graph they are found once, after the model
 has been called.
@@ -11,6 +11,7 @@ from typing import Dict, Iterable, Iterator, List, Optional, Set
 from od_qat.checkpoints import OBJECTS, QUANT_VARIABLES, object_based
 from od_qat.compat import tf
 from od_qat.od_api import halves
+from od_qat.rewrite import live
 
 # The collection of the tensors that a Keras model has predicted in its graph.
 _PREDICTIONS = "od_qat_predictions"
@@ -90,8 +91,7 @@ def collect(model) -> None:
 
     A clone calls the same model again. Its updates are added then, and nothing else.
     """
-    regularized = set(tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES))
-    if not regularized:
+    if not tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES):
         for loss in model.regularization_losses():
             tf.add_to_collection(tf.GraphKeys.REGULARIZATION_LOSSES, loss)
     known = {update.name for update in tf.get_collection(tf.GraphKeys.UPDATE_OPS)}
@@ -130,28 +130,15 @@ def restore_map(model, prefix: str, kind: str) -> Dict[str, object]:
 
 
 def _updates(model) -> List[tf.Operation]:
-    """The ops that update the averages of batch norms, but for those of spare copies."""
-    spare = spare_ops(model)
+    """The ops that update the averages of batch norms, but for those of copies that lead to no prediction."""
+    used = {operation.name for operation in live.leading_to(tf.get_default_graph(), outputs())}
     found = {}
     for layer in model.submodules:
         for update in getattr(layer, "updates", ()):
             operation = getattr(update, "op", update)
-            if operation.name not in spare:
+            if operation.name in used:
                 found[operation.name] = operation
     return list(found.values())
-
-
-def spare_ops(model) -> Set[str]:
-    """The names of the ops that a Keras functional model was made of, before it was called.
-
-    It is made on tensors of its own (Keras' Input), and called on others, which builds its layers once more.
-    The first copy leads to no output.
-    """
-    inputs = []
-    for layer in model.submodules:
-        if getattr(layer, "_is_graph_network", False):  # (Keras' name for functional models)
-            inputs.extend(tensor.op for tensor in layer.inputs)
-    return _forward(inputs)
 
 
 def _forward(operations: Iterable[tf.Operation]) -> Set[str]:

@@ -8,6 +8,7 @@ from typing import Iterable, List, Set
 
 from od_qat.compat import tf
 from od_qat.errors import RewriteError
+from od_qat.graph.index import with_sources
 from od_qat.rewrite import policy
 
 # An update that needs one of these, of those that do not lead to outputs, is of another copy or layer.
@@ -35,9 +36,8 @@ def leading_to(graph, outputs: Iterable[object]) -> List[object]:
     Raises:
       RewriteError: if there are no outputs, or one is not of this graph.
     """
-    found: Set[str] = set()
-    _add_with_sources(_as_operations(graph, outputs), found)
-    _add_with_sources(_updates(graph, found), found)
+    found = with_sources(_as_operations(graph, outputs))
+    found |= with_sources(_updates(graph, found))
     return [operation for operation in graph.get_operations() if operation.name in found]
 
 
@@ -58,17 +58,6 @@ def _as_operations(graph, outputs: Iterable[object]) -> List[object]:
             "no outputs", where="outputs", found="an empty list", fix="give None for the whole graph"
         )
     return operations
-
-
-def _add_with_sources(operations: Iterable[object], found: Set[str]) -> None:
-    """Adds the names of operations, and of all that lead to them."""
-    pending = list(operations)
-    while pending:
-        operation = pending.pop()
-        if operation.name not in found:
-            found.add(operation.name)
-            pending.extend(tensor.op for tensor in operation.inputs)
-            pending.extend(operation.control_inputs)
 
 
 def _updates(graph, found: Set[str]) -> List[object]:

@@ -6,6 +6,7 @@ from typing import List, NamedTuple, Optional, Tuple
 from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
+from od_qat.graph.index import with_sources
 from od_qat.training.session import Place, SynchronousChiefHook
 from od_qat.training.signals import StopSignals
 
@@ -145,13 +146,7 @@ def _update_only_after(checks: List, update_ops: List) -> None:
     (A worker's failed step would otherwise change the averages that all workers share.) An average that a
     loss depends on, in a model with in-place updates, cannot wait.
     """
-    before, pending = set(), [check.op for check in checks]
-    while pending:
-        operation = pending.pop()
-        if operation.name not in before:
-            before.add(operation.name)
-            pending.extend(tensor.op for tensor in operation.inputs)
-            pending.extend(operation.control_inputs)
+    before = with_sources(check.op for check in checks)
     for update in update_ops:
         operation = getattr(update, "op", update)
         if operation.name not in before:

@@ -73,13 +73,19 @@ def absent_packages():
             del sys.modules[part]
 
 
-def build_detector(tf, text=DETECTOR):
-    """An SSD of the OD API's TF 2 half, its variables made; it is called within absent_packages()."""
+def detector_config():
+    """The TrainEvalPipelineConfig of DETECTOR."""
     from google.protobuf import text_format
-    from object_detection.builders import model_builder
     from object_detection.protos import pipeline_pb2
 
-    config = text_format.Parse(text, pipeline_pb2.TrainEvalPipelineConfig())
+    return text_format.Parse(DETECTOR, pipeline_pb2.TrainEvalPipelineConfig())
+
+
+def build_detector(tf):
+    """An SSD of the OD API's TF 2 half, its variables made, where that half can be imported."""
+    from object_detection.builders import model_builder
+
+    config = detector_config()
     model = model_builder.build(config.model, is_training=True)
     images, shapes = model.preprocess(tf.zeros([1, 64, 64, 3]))
     model.predict(images, shapes)
