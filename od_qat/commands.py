@@ -1,38 +1,42 @@
 """Trains, evaluates and exports from a pipeline config, as the OD API's scripts do.
 
 Each function reads and checks the config, builds the model and the inputs, and calls the drop-in or the
-export.
+export. Its first argument is the path of the config, or the config itself (TrainEvalPipelineConfig).
 """
 
 import contextlib
 import copy
 import functools
 import os
-from typing import Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Union
 
 from od_qat import plugin  # noqa: F401  (it has to be imported before object_detection)
 from od_qat.errors import ConfigError
 from od_qat.od_api import config_checks, graph_rewriter, halves, models, pipeline
 
+Config = Union[str, Any]
+
 
 @contextlib.contextmanager
-def _checked(path: str, overrides: Iterable[str], training: bool = False):
+def _checked(source: Config, overrides: Iterable[str], training: bool = False):
     """Reads a config and checks it; within the context, the OD API is of the half of the config's model."""
-    config = pipeline.load(path, overrides)
+    config = pipeline.load(source, overrides)
+    where = pipeline.place_of(source)
     with halves.active(config):
-        config_checks.check(config, path, training)
-        graph_rewriter.check(config, training, where=path)
+        config_checks.check(config, where, training)
+        graph_rewriter.check(config, training, where=where)
         yield config
 
 
 def train(
-    pipeline_config_path: str,
+    pipeline_config_path: Config,
     train_dir: str,
     overrides: Iterable[str] = (),
     num_clones: int = 1,
     clone_on_cpu: bool = False,
     save_interval_secs: int = 600,
     seed: Optional[int] = None,
+    **saving: Any,
 ):
     """Trains the model of a pipeline config, with QAT if the config has a graph_rewriter block.
 
@@ -46,6 +50,7 @@ def train(
       clone_on_cpu: whether the clones are put on CPUs.
       save_interval_secs: seconds between checkpoints.
       seed: of variables, shuffling and augmentation; the same images then come in the same order.
+      **saving: save_interval_steps, max_to_keep or events_dir, as for trainer.train.
 
     Returns:
       trainer.TrainResult; None from a parameter server.
@@ -84,18 +89,20 @@ def train(
             graph_hook_fn=hook,
             save_interval_secs=save_interval_secs,
             seed=seed,
+            **saving,
             # It is written late, so that a refused run leaves the pipeline.config of another run as it is.
             on_start=functools.partial(pipeline.save, config, train_dir),
         )
 
 
 def evaluate(
-    pipeline_config_path: str,
+    pipeline_config_path: Config,
     checkpoint_dir: str,
     eval_dir: str,
     run_once: bool = False,
     eval_training_data: bool = False,
     overrides: Iterable[str] = (),
+    timeout_secs: Optional[float] = None,
 ) -> Dict[str, float]:
     """Evaluates the checkpoints of a training run and freezes each.
 
@@ -106,6 +113,7 @@ def evaluate(
       run_once: evaluate only the newest checkpoint.
       eval_training_data: evaluate on the training records.
       overrides: `dotted.path=value` edits of the config.
+      timeout_secs: how long it waits for a newer checkpoint; None for ever.
 
     Returns:
       metric name -> value.
@@ -135,16 +143,19 @@ def evaluate(
             graph_hook_fn=_eval_hook(config),
             # The config is saved as it was given, without the edits above.
             on_start=functools.partial(pipeline.save, original, eval_dir),
+            timeout_secs=timeout_secs,
         )
 
 
-def _eval_reader(config, pipeline_config_path: str, of_training: bool):
+def _eval_reader(config, pipeline_config_path: Config, of_training: bool):
     if of_training:
         reader, where = config.train_input_reader, "train_input_reader"
     elif len(config.eval_input_reader):
         reader, where = config.eval_input_reader[0], "eval_input_reader[0]"
     else:
-        raise ConfigError("the config has no eval_input_reader", where=pipeline_config_path)
+        raise ConfigError(
+            "the config has no eval_input_reader", where=pipeline.place_of(pipeline_config_path)
+        )
     pipeline.require_paths(reader, where)
     return reader
 
@@ -171,7 +182,7 @@ def _eval_hook(config):
 
 
 def export(
-    pipeline_config_path: str,
+    pipeline_config_path: Config,
     trained_checkpoint_prefix: str,
     output_directory: str,
     overrides: Iterable[str] = (),
@@ -201,6 +212,39 @@ def export(
         return path
 
 
+def export_saved_model(
+    pipeline_config_path: Config,
+    trained_checkpoint_prefix: str,
+    output_directory: str,
+    input_type: str = "image_tensor",
+    overrides: Iterable[str] = (),
+) -> str:
+    """Writes saved_model/, checkpoint/ and pipeline.config, as upstream's exporter_main_v2 does.
+
+    Args:
+      pipeline_config_path: the config.
+      trained_checkpoint_prefix: `train_dir/ckpt-N`, or a train_dir, whose newest checkpoint is taken.
+      output_directory: folder for them.
+      input_type: 'image_tensor', uint8 [1, height, width, 3]; 'float_image_tensor', float32 [batch, height,
+        width, 3]; 'encoded_image_string_tensor' or 'tf_example', strings [batch].
+      overrides: `dotted.path=value` edits of the config.
+
+    Returns:
+      path of the SavedModel, which gives what the evaluation scores.
+    """
+    from od_qat.export import serving
+
+    with _checked(pipeline_config_path, overrides) as config:
+        return serving.export(
+            models.model_fn(config, is_training=False),
+            _eval_hook(config),
+            _resolve(trained_checkpoint_prefix),
+            output_directory,
+            input_type,
+            {pipeline.FILE: pipeline.to_text(config)},
+        )
+
+
 def _resolve(prefix: str) -> str:
     from od_qat import checkpoints
     from od_qat.compat import tf
@@ -209,7 +253,7 @@ def _resolve(prefix: str) -> str:
 
 
 def export_tflite(
-    pipeline_config_path: str,
+    pipeline_config_path: Config,
     trained_checkpoint_prefix: str,
     output_directory: str,
     inference_type: str = "int8",
@@ -255,19 +299,58 @@ def export_tflite(
     )
     ssd_tflite.require_options(options)
     config = pipeline.load(pipeline_config_path, overrides)
+    where = pipeline.place_of(pipeline_config_path)
     with halves.active(config):
-        config_checks.check(config, pipeline_config_path)
+        config_checks.check(config, where)
         if ptq:
             pipeline.require_paths(config.train_input_reader, "train_input_reader")
             config.ClearField("graph_rewriter")
         elif not config.HasField("graph_rewriter"):
             raise ConfigError(
                 "the config has no graph_rewriter block, so its model is not quantized",
-                where=pipeline_config_path,
+                where=where,
                 fix="export with the QAT config that it was trained with, or pass --ptq",
             )
-        graph_rewriter.check_for_tflite(config, where=pipeline_config_path)
+        graph_rewriter.check_for_tflite(config, where=where)
         checkpoint = _resolve(trained_checkpoint_prefix)
-        return ssd_tflite.export(
-            config, pipeline_config_path, checkpoint, output_directory, options, _eval_hook(config)
+        return ssd_tflite.export(config, where, checkpoint, output_directory, options, _eval_hook(config))
+
+
+def export_tflite_saved_model(
+    pipeline_config_path: Config,
+    trained_checkpoint_prefix: str,
+    output_directory: str,
+    max_detections: int = 10,
+    regular_nms: bool = False,
+    overrides: Iterable[str] = (),
+) -> str:
+    """Writes saved_model/ for TensorFlow's converter, as upstream's export_tflite_graph_tf2 does.
+
+    With a graph_rewriter block, `TFLiteConverter.from_saved_model` with Optimize.DEFAULT makes an int8
+    network of it without further data. (:func:`export_tflite` converts and checks it too.)
+
+    Args:
+      pipeline_config_path: the config that the checkpoint was trained with.
+      trained_checkpoint_prefix: `train_dir/ckpt-N`, or a train_dir, whose newest checkpoint is taken.
+      output_directory: folder for it.
+      max_detections: number of detections.
+      regular_nms: whether boxes are suppressed class by class, as the OD API does, or TFLite's fast way.
+      overrides: `dotted.path=value` edits of the config.
+
+    Returns:
+      path of the SavedModel.
+    """
+    from od_qat.export import ssd_saved_model
+
+    with _checked(pipeline_config_path, overrides) as config:
+        where = pipeline.place_of(pipeline_config_path)
+        graph_rewriter.check_for_tflite(config, where=where)
+        return ssd_saved_model.export(
+            config,
+            where,
+            _resolve(trained_checkpoint_prefix),
+            output_directory,
+            _eval_hook(config),
+            max_detections,
+            regular_nms,
         )

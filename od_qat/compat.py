@@ -8,6 +8,7 @@ Each entry is needed by the TF 1 half of the OD API (tf-object-detection-api 0.1
 TensorFlow 2.21 or 2.15.
 """
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -16,6 +17,7 @@ import os
 import sys
 import types
 import warnings
+from typing import Iterator, Optional
 
 from od_qat.errors import EnvironmentProblem, MissingPackage
 from od_qat.quiet import native_stderr_silenced
@@ -100,6 +102,13 @@ def without_autotune(dataset):
         return dataset
     options.autotune.enabled = False
     return dataset.with_options(options)
+
+
+def eager():
+    """Returns a context in which TensorFlow 2 runs eagerly, whatever it does outside."""
+    from tensorflow.python.eager import context
+
+    return context.eager_mode()
 
 
 # The key of a checkpoint's object graph, and the attribute and the mark in keys that hold a variable's value.
@@ -234,6 +243,29 @@ def enable_tf1_behaviour() -> None:
     _tf1_behaviour_enabled = True
 
 
+@contextlib.contextmanager
+def graph_mode() -> Iterator[None]:
+    """Within it, TensorFlow behaves as after enable_tf1_behaviour, whatever a program has enabled since.
+
+    Upstream's exporters of the TF 2 half enable TensorFlow 2's behaviour when they start.
+    """
+    enable_tf1_behaviour()
+    if not tf.executing_eagerly():
+        yield
+        return
+    tf.disable_v2_behavior()
+    try:
+        yield
+    finally:
+        from tensorflow.python.eager import context
+        from tensorflow.python.framework import ops
+
+        # (Otherwise it refuses to, since there is a default graph by now.)
+        context.default_execution_mode = context.EAGER_MODE
+        ops.enable_eager_execution_internal()
+        tf.enable_v2_behavior()
+
+
 def _restore_names_for_tf_slim() -> None:
     """Restores names that tf-slim 1.1.0 looks up in TensorFlow's internal modules.
 
@@ -286,6 +318,25 @@ def _restore_legacy_layers() -> None:
     layers.normalization = normalization
 
 
+class AbsentModule(types.ModuleType):
+    """Stands for a package that is not installed, until something of it is used.
+
+    Args:
+      name: of the module.
+      error: what is raised then; by default it has no attributes, as a package above such a module.
+    """
+
+    def __init__(self, name: str, error: Optional[Exception] = None) -> None:
+        super(AbsentModule, self).__init__(name)
+        self.__path__ = []
+        self._error = error
+
+    def __getattr__(self, name: str):
+        if name.startswith("__") or self._error is None:
+            raise AttributeError(name)
+        raise self._error
+
+
 _ESTIMATOR = "tensorflow.compat.v1.estimator"
 # Modules of the package tensorflow-estimator, and the names in `tf.estimator` that the OD API and scripts
 # around it use. The `__init__` of the package imports the TPU half too, which needs modules that TensorFlow
@@ -304,25 +355,31 @@ class _EstimatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes `from tensorflow.compat.v1 import estimator` work, which TensorFlow removed in 2.16.
 
     It imports nothing before that. tensorflow-estimator 2.15.0 is the last version. It runs on TensorFlow
-    2.21 with the two replacements in `exec_module`.
+    2.21 with the two replacements in `exec_module`. Without the package, what uses an Estimator is refused,
+    and what only imports the name works: the OD API's TF 2 half.
     """
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != _ESTIMATOR:
             return None
-        if importlib.util.find_spec("tensorflow_estimator") is None:
-            raise MissingPackage(
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec):
+        if importlib.util.find_spec("tensorflow_estimator") is not None:
+            return None
+        return AbsentModule(
+            spec.name,
+            MissingPackage(
                 "an Estimator is needed, which TensorFlow has not had since 2.16",
                 found="no package tensorflow-estimator",
                 fix="pip install --no-deps tensorflow-estimator==2.15.0, or use od-qat train and eval "
                 "(object_detection.legacy.train and .eval), which need none",
-            )
-        return importlib.machinery.ModuleSpec(fullname, self)
-
-    def create_module(self, spec):
-        return None
+            ),
+        )
 
     def exec_module(self, module) -> None:
+        if isinstance(module, AbsentModule):
+            return
         from tensorflow.python import distribute
         from tensorflow.python.util import tf_export
 

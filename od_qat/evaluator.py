@@ -38,10 +38,12 @@ def evaluate(
     *,
     export_frozen_graph: bool = True,
     on_start: Optional[Callable] = None,
+    timeout_secs: Optional[float] = None,
 ) -> Dict[str, float]:
     """Evaluates the newest checkpoint, and each newer one as it appears.
 
-    It may start before the training: it waits for a checkpoint, unless max_evals is 1.
+    It may start before the training: it waits for a checkpoint, unless max_evals is 1. It looks for one each
+    eval_interval_secs.
 
     Args:
       create_input_dict_fn: makes the tensors of one example.
@@ -54,19 +56,20 @@ def evaluate(
       evaluator_list: metrics; by default those of eval_config.metrics_set.
       export_frozen_graph: whether to write frozen_eval_graph.pb.
       on_start: called before the first evaluation, when graph and config are known to be good.
+      timeout_secs: how long it waits for a checkpoint; None for ever.
 
     Returns:
       metric name -> value of the last evaluation.
 
     Raises:
       CheckpointError: if a checkpoint lacks a variable, quantization variables included, or if there is no
-        checkpoint and max_evals is 1.
+        checkpoint and max_evals is 1, or none until the time is over.
     """
     from od_qat.od_api import evaluation
 
     _require_use_of_ground_truth(eval_config)
     # This comes before the graph is built, so that a wrong folder is reported at once.
-    first = _first_checkpoint(checkpoint_dir, eval_config)
+    first = _first_checkpoint(checkpoint_dir, eval_config, _Deadline(timeout_secs))
     evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
     with tf.Graph().as_default():
         tensors, losses = evaluation.predictions_and_losses(create_model_fn(), create_input_dict_fn)
@@ -78,7 +81,7 @@ def evaluate(
         run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
         if on_start:
             on_start()
-        evaluated, count = None, 0
+        evaluated, count, deadline = None, 0, _Deadline(timeout_secs)
         while True:
             newest = checkpoints.latest(checkpoint_dir)
             if newest != evaluated:
@@ -95,9 +98,12 @@ def evaluate(
                     continue
                 evaluated = newest
                 count += 1
+                deadline = _Deadline(timeout_secs)
                 if count == eval_config.max_evals:
                     return metrics
-            time.sleep(eval_config.eval_interval_secs)
+            if not deadline.sleep(eval_config.eval_interval_secs):
+                print("no newer checkpoint in {:g} s: ends".format(timeout_secs), file=sys.stderr)
+                return metrics
 
 
 def _require_use_of_ground_truth(eval_config) -> None:
@@ -116,8 +122,27 @@ def _freeze(create_model_fn, graph_hook_fn, checkpoint: str, eval_dir: str, use_
     print("wrote {} and the .json beside it".format(path), file=sys.stderr)
 
 
-def _first_checkpoint(folder: str, eval_config) -> str:
-    """The newest checkpoint. If there is none, it waits for the first, unless max_evals is 1."""
+class _Deadline(object):
+    """How long to wait for a checkpoint, from now on."""
+
+    def __init__(self, secs: Optional[float]) -> None:
+        self._end = float("inf") if secs is None else time.time() + secs
+
+    def sleep(self, secs: float) -> bool:
+        """Sleeps, at most until the end of the time; returns False if that had come before."""
+        left = self._end - time.time()
+        if left <= 0:
+            return False
+        time.sleep(min(secs, left))
+        return True
+
+
+def _first_checkpoint(folder: str, eval_config, deadline: _Deadline) -> str:
+    """The newest checkpoint. If there is none, it waits for the first, unless max_evals is 1.
+
+    Raises:
+      CheckpointError: if there is none at the end.
+    """
     if eval_config.max_evals == 1:
         return checkpoints.latest(folder)
     told = False
@@ -133,12 +158,13 @@ def _first_checkpoint(folder: str, eval_config) -> str:
             text = "no checkpoint in {} yet: looking again every {} s; Ctrl-C ends this"
             print(text.format(folder, eval_config.eval_interval_secs), file=sys.stderr)
             told = True
-        time.sleep(eval_config.eval_interval_secs)
+        if not deadline.sleep(eval_config.eval_interval_secs):
+            return checkpoints.latest(folder)
 
 
 def _in_short(metrics: Dict[str, float]) -> str:
     """Returns the first metrics of the metrics_set as text, beginning with mAP."""
-    names = sorted((name for name in metrics if not name.startswith("Losses/")), key=_by_interest)
+    names = sorted((name for name in metrics if not name.startswith("Loss")), key=_by_interest)
     return ", ".join("{} {:.4f}".format(name.rpartition("/")[2], metrics[name]) for name in names[:2])
 
 
@@ -248,6 +274,8 @@ class _Run(object):
         evaluation.write_images(result, tag, step, self._categories, self._eval_dir, self._config)
 
     def _metrics(self, losses: Dict[str, List[float]]) -> Dict[str, float]:
+        from od_qat.od_api import event_tags
+
         metrics: Dict[str, float] = {}
         for evaluator in self._evaluators:
             # pycocotools prints a page of text.
@@ -257,7 +285,7 @@ class _Run(object):
                 evaluator.dump_detections_to_json_file(json_output_path=self._config.export_path)
             evaluator.clear()
         for name, values in losses.items():
-            metrics["Losses/" + name] = float(np.mean(values))
+            metrics[event_tags.of_graph().of_losses + name] = float(np.mean(values))
         return {name: float(value) for name, value in metrics.items()}
 
     def _write(self, metrics: Dict[str, float], step: int) -> None:

@@ -62,6 +62,17 @@ def read_regular(path: str, limit: Optional[int] = None) -> bytes:
     return data
 
 
+def read_folder(folder: str) -> Dict[str, bytes]:
+    """Returns the bytes of all files below a folder on disk, by their paths in it, with slashes."""
+    found = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(root, name)
+            with open(path, "rb") as stream:
+                found[os.path.relpath(path, folder).replace(os.sep, "/")] = stream.read()
+    return found
+
+
 def write_atomically(path: str, content: Union[bytes, str]) -> None:
     """Writes a file under a temporary name and renames it. TensorFlow writes paths with a scheme.
 

@@ -16,7 +16,7 @@ from od_qat.training import loop, start
 from od_qat.training.graph import add_summaries, build, check_replicas
 from od_qat.training.loop import TrainResult
 from od_qat.training.memory import keep_freed_memory
-from od_qat.training.session import Place, make_scaffold, tell_servers
+from od_qat.training.session import Place, Saving, make_scaffold, tell_servers
 from od_qat.training.signals import StopSignals, name_of
 
 REPORT_FILE = "rewrite_report.json"
@@ -42,7 +42,10 @@ def train(
     graph_hook_fn: Optional[Callable] = None,
     *,
     save_interval_secs: int = 600,
+    save_interval_steps: Optional[int] = None,
+    max_to_keep: int = 5,
     summary_interval_secs: int = 60,
+    events_dir: Optional[str] = None,
     seed: Optional[int] = None,
     on_start: Optional[Callable] = None,
 ) -> TrainResult:
@@ -62,10 +65,13 @@ def train(
       ps_tasks: number of parameter servers.
       worker_job_name: job name of this worker.
       is_chief: whether this process initialises and saves.
-      train_dir: folder for checkpoints and TensorBoard events.
+      train_dir: folder for checkpoints.
       graph_hook_fn: rewrites the default graph after the losses are built and before the gradients are.
       save_interval_secs: seconds between checkpoints; a killed run loses at most this time.
+      save_interval_steps: steps between checkpoints, in place of save_interval_secs.
+      max_to_keep: number of checkpoints that are kept.
       summary_interval_secs: seconds between TensorBoard summaries.
+      events_dir: folder for TensorBoard events, by default train_dir.
       seed: graph seed; the order of the examples then follows from it, and one thread augments them.
       on_start: called without arguments after all checks, before the first step.
 
@@ -107,7 +113,10 @@ def train(
         built = build(
             deploy, create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn, place, signals, seed
         )
-        saver = checkpoints.saver(keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours)
+        saver = checkpoints.saver(
+            max_to_keep=max_to_keep,
+            keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
+        )
         # The chief restores for all workers; their train_dir may be on another machine.
         newest = checkpoints.newest(train_dir)
         init_fn = start.initializer(train_config, built.detection_model, newest) if is_chief else None
@@ -123,10 +132,14 @@ def train(
             train_config,
             place,
             make_scaffold(saver, init_fn),
-            train_dir,
+            Saving(
+                train_dir,
+                events_dir or train_dir,
+                None if save_interval_steps else save_interval_secs,
+                save_interval_steps,
+                summary_interval_secs,
+            ),
             signals,
-            save_interval_secs,
-            summary_interval_secs,
         )
     if signals.received is not None:
         _say_what_is_saved(signals, result)

@@ -31,6 +31,7 @@ ORDER = (
     "export",
     "evaluator",
     "commands",  # what the OD API's scripts do around the drop-ins
+    "tf2_drop_ins",
     "scoring",
     "report",
     "cli",

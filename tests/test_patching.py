@@ -502,7 +502,7 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     if reason:
         pytest.skip(reason)
     work = str(tmp_path)
-    tree, slim, config = road.prepare(source, FOLDER, work, True)
+    tree, slim, config = road.prepare(source, FOLDER, work, "qat")
     for command in road.COMMANDS[:-1]:  # (model_main is in the matrix)
         status, text = road.run(tree, slim, work, command, config)
         assert status == 0, text[-3000:]
@@ -512,41 +512,32 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     assert os.path.exists(os.path.join(road.output(work, "legacy/eval.py"), "metrics-2.json"))
 
 
+@needs_od_api
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    "name", ["installed"] + [pytest.param(pin.folder, marks=pytest.mark.long) for pin in fetch.pins()]
+)
+def test_upstreams_tf2_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
+    """Two steps of QAT; the evaluation and both exports too, but for a quick look."""
+    source, names = _tree_of(name), road.commands("tf2_qat")
+    reason = road.cannot(source) or (None if names else "the TF 2 half needs TensorFlow 2")
+    if reason:
+        pytest.skip(reason)
+    work = str(tmp_path)
+    tree, slim, config = road.prepare(source, FOLDER, work, "tf2_qat")
+    for command in names if tiers.ALL else (names[0], names[-1]):
+        status, text = road.run(tree, slim, work, command, config)
+        assert status == 0, text[-3000:]
+        assert road.wrong_graph(work, command, quantised=True) is None
+    assert os.path.exists(os.path.join(road.output(work, names[0]), "ckpt-2.index"))
+
+
 def _tree_of(name):
     if name == "installed":
         return patching.find_tree(road.installed())
     if not FOLDER:
         pytest.skip(NO_FOLDER)
     return record.find(FOLDER, name)
-
-
-_TF2_COMMANDS = {
-    "model_main_tf2.py": ("model_lib_v2", "train_loop", "--model_dir=m"),
-    "exporter_main_v2.py": (
-        "exporter_lib_v2",
-        "export_inference_graph",
-        "--trained_checkpoint_dir=c",
-        "--output_directory=o",
-    ),
-    "export_tflite_graph_tf2.py": (
-        "export_tflite_graph_lib_tf2",
-        "export_tflite_model",
-        "--trained_checkpoint_dir=c",
-        "--output_directory=o",
-    ),
-}
-# Without the half itself, which needs an Estimator and tensorflow_io: its scripts are what is tested.
-_RUN_WITHOUT_ITS_LIBRARY = """
-import runpy, sys, types
-script, library, function = sys.argv[1:4]
-sys.argv = [script] + sys.argv[4:]
-stub = types.ModuleType("object_detection." + library)
-setattr(stub, function, lambda *args, **kwargs: print("REACHED THE LIBRARY"))
-import object_detection
-sys.modules[stub.__name__] = stub
-setattr(object_detection, library, stub)
-runpy.run_path("object_detection/" + script, run_name="__main__")
-"""
 
 
 @needs_od_api
@@ -564,32 +555,3 @@ def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_pa
         status, text = road.run_python(tree, os.path.join(tree, "slim"), ["-c", code, config])
         refused = "export_saved_model_tpu ignores the graph_rewriter block" in text
         assert (bool(status), refused) == (quantised, quantised), text[-3000:]
-
-
-@needs_od_api
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(name, marks=() if "main_tf2" in name else pytest.mark.long)
-        for name in sorted(_TF2_COMMANDS)
-    ],
-)
-def test_the_tf2_half_of_a_patched_tree_stops_at_the_block(script, tree, tmp_path):
-    """It would train or export a float model without a word."""
-    if IS_TF1:
-        pytest.skip("the TF 2 half needs TensorFlow 2")
-    tiny_detector.write_data(str(tmp_path))
-    patching.patch(tree)
-    library, function, *flags = _TF2_COMMANDS[script]
-    code = str(tmp_path / "run.py")
-    with open(code, "w") as stream:
-        stream.write(_RUN_WITHOUT_ITS_LIBRARY)
-    block = "--config_override=graph_rewriter { quantization { delay: 1 } }"
-    cases = [(True, []), (False, [])] + [(True, [block])] * (script != "model_main_tf2.py")
-    for quantised, override in cases:
-        config = tiny_detector.write_config(str(tmp_path), quantised and not override, "config", steps=2)
-        arguments = [code, script, library, function, "--pipeline_config_path=" + config] + flags + override
-        status, text = road.run_python(tree, os.path.join(tree, "slim"), arguments)
-        reached = "REACHED THE LIBRARY" in text
-        refused = "ignores the graph_rewriter block" in text
-        assert (bool(status), refused, reached) == (quantised, quantised, not quantised), text[-3000:]

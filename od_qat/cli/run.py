@@ -71,7 +71,7 @@ def run(target: str, arguments: Sequence[str]) -> int:
     if script and module:
         _use_tree_of(target, module)
     config = _flag(arguments, _CONFIG_FLAG)
-    if module in refusals.TF2_COMMANDS or module in refusals.UNABLE:
+    if module in refusals.UNABLE:
         locate.add_to_path()
         refusals.refuse_command(module, config)
 

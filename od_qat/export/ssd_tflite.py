@@ -7,18 +7,16 @@ is written before all checks have passed.
 import functools
 import os
 import sys
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Union
-
-import numpy as np
+from typing import Any, Callable, Dict, NamedTuple, Optional, Union
 
 from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.export import difference, freeze, suppression, tflite, tflite_checks
+from od_qat.export import difference, suppression, tflite, tflite_checks
+from od_qat.export.ssd_network import HEADS, Network, freeze_network, post_process_of
 from od_qat.model_files import description, names
-from od_qat.od_api import calibration, graph_transforms, inference, models, pipeline
+from od_qat.od_api import pipeline
 
-_HEADS = (names.RAW_BOXES, names.RAW_SCORES)
 _OUTPUTS = [names.POST_PROCESS] + ["{}:{}".format(names.POST_PROCESS, i) for i in (1, 2, 3)]
 
 
@@ -32,34 +30,6 @@ class Options(NamedTuple):
     score_threshold: Union[float, str, None]
     ptq: bool
     calibration_images: int
-
-
-class _Network(NamedTuple):
-    """The detector without its post-processing.
-
-    Attributes:
-      graph_def: frozen, from the image to the raw boxes and scores.
-      anchors: float32 [N, 4], ycenter, xcenter, height, width.
-      height, width: size of the image that it takes.
-      method: how images are resized to that size.
-      mean, std: of the preprocessing, real = (pixel - mean) / std.
-      excluded: names of the layers that a rule keeps float.
-    """
-
-    graph_def: Any
-    anchors: np.ndarray
-    height: int
-    width: int
-    method: str
-    mean: float
-    std: float
-    excluded: frozenset
-
-    def images(self, record_paths: Sequence[str], count: int) -> Iterator[np.ndarray]:
-        """The first images of record files as the network takes them, float32 [1, height, width, 3]."""
-        return calibration.images(
-            record_paths, self.height, self.width, self.method, self.mean, self.std, count
-        )
 
 
 def require_options(options: Options) -> None:
@@ -99,16 +69,18 @@ def export(
     Raises:
       ConfigError, CheckpointError, ExportError: nothing is written then.
     """
-    network = _freeze_network(config, config_path, checkpoint, hook)
+    network = freeze_network(config, config_path, checkpoint, hook)
     if not options.ptq:
         tflite_checks.require_quantised(
             network.graph_def, checkpoint, options.inference_type, network.excluded
         )
     threshold = _threshold(config, network, options.score_threshold)
-    post_process = _post_process(config.model.ssd, options, threshold.value)
+    post_process = post_process_of(
+        config.model.ssd, threshold.value, options.max_detections, options.fast_nms
+    )
     graph_def = tflite.add_post_process(
         network.graph_def,
-        *_HEADS,
+        *HEADS,
         network.anchors,
         post_process,
         quantised_input=options.inference_type == "uint8" and not options.ptq,
@@ -128,7 +100,7 @@ def export(
     return path
 
 
-def _convert(graph_def, network: _Network, config, options: Options) -> bytes:
+def _convert(graph_def, network: Network, config, options: Options) -> bytes:
     calibration_images = None
     if options.ptq:
         of_training = pipeline.input_files(config.train_input_reader)
@@ -146,25 +118,7 @@ def _convert(graph_def, network: _Network, config, options: Options) -> bytes:
     )
 
 
-def _freeze_network(config, config_path: str, checkpoint: str, hook: Optional[Callable]) -> _Network:
-    height, width = inference.input_size(config.model, config_path)
-    excluded = frozenset()
-    with tf.Graph().as_default():
-        model = models.model_fn(config, is_training=False)()
-        anchors = inference.build_raw_heads_graph(model, config.model, height, width)
-        mean, std = inference.input_statistics(model, height, width)
-        if hook:
-            excluded = hook().excluded
-        # (The OD API builds this resize from four ops, in which TensorFlow 1.15's converter finds no range.)
-        graph_transforms.rewrite_nn_resize_op()
-        graph_def = freeze.freeze(
-            checkpoint, _HEADS, use_moving_averages=config.eval_config.use_moving_averages
-        )
-    method = inference.resize_method(config.model)
-    return _Network(graph_def, anchors, height, width, method, mean, std, excluded)
-
-
-def _threshold(config, network: _Network, asked: Union[float, str, None]) -> suppression.Threshold:
+def _threshold(config, network: Network, asked: Union[float, str, None]) -> suppression.Threshold:
     of_config = config.model.ssd.post_processing.batch_non_max_suppression.score_threshold
     best_scores = ()
     if asked is None and of_config < suppression.LARGEST:
@@ -183,59 +137,21 @@ def _records_there(config):
     return []
 
 
-def _post_process(ssd, options: Options, score_threshold: float) -> tflite.PostProcess:
-    nms = ssd.post_processing.batch_non_max_suppression
-    coder = ssd.box_coder.faster_rcnn_box_coder
-    if ssd.box_coder.WhichOneof("box_coder_oneof") not in (None, "faster_rcnn_box_coder"):
-        raise ConfigError(
-            "TFLite_Detection_PostProcess decodes one box coder only",
-            where="model.ssd.box_coder",
-            found=ssd.box_coder.WhichOneof("box_coder_oneof"),
-            allowed="faster_rcnn_box_coder",
-        )
-    # (Trees of early 2019 have neither field.)
-    class_agnostic = getattr(nms, "use_class_agnostic_nms", False)
-    # TFLite's fast suppression keeps the best class of each box and suppresses across classes. The OD API
-    # calls this class-agnostic, with one class for each detection.
-    one_class_a_box = class_agnostic and nms.max_classes_per_detection <= 1
-    differing = ["soft_nms_sigma"] if getattr(nms, "soft_nms_sigma", 0) else []
-    differing += ["use_class_agnostic_nms"] if class_agnostic and not one_class_a_box else []
-    for name in differing:
-        print(
-            "warning: TFLite_Detection_PostProcess has no {}: the .tflite suppresses boxes without it, "
-            "od-qat eval and export with it. Fix: evaluate with --override "
-            "model.ssd.post_processing.batch_non_max_suppression.{}= to compare".format(name, name),
-            file=sys.stderr,
-        )
-    return tflite.PostProcess(
-        num_classes=ssd.num_classes,
-        y_scale=coder.y_scale,
-        x_scale=coder.x_scale,
-        h_scale=coder.height_scale,
-        w_scale=coder.width_scale,
-        score_threshold=score_threshold,
-        iou_threshold=nms.iou_threshold,
-        max_detections=options.max_detections or nms.max_total_detections,
-        detections_per_class=nms.max_detections_per_class,
-        regular_nms=not (options.fast_nms or one_class_a_box),
-    )
-
-
-def _check(model: bytes, network: _Network, path: str, ptq: bool) -> None:
+def _check(model: bytes, network: Network, path: str, ptq: bool) -> None:
     weights = tflite_checks.count_weights(network.graph_def)
     tflite_checks.check(
         model, weights, path, float_layers=bool(network.excluded), other_bytes=network.anchors.nbytes
     )
     if not ptq:
         found = difference.difference(
-            model, network.graph_def, names.TFLITE_INPUT, _HEADS, network.mean, network.std
+            model, network.graph_def, names.TFLITE_INPUT, HEADS, network.mean, network.std
         )
         difference.warn_if_large(found, path)
 
 
 def _describe(
     path: str,
-    network: _Network,
+    network: Network,
     checkpoint: str,
     input_type: str,
     post_process: tflite.PostProcess,

@@ -6,7 +6,7 @@ TransformGraph, which TF 2 does not have.
 
 import os
 import tempfile
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, MutableMapping, NamedTuple, Optional
 
 import numpy as np
 
@@ -64,6 +64,26 @@ class PostProcess(NamedTuple):
             content["max_detections_per_class"] = self.detections_per_class
         return content
 
+    def put_into(self, attributes: MutableMapping[str, Any]) -> None:
+        """Sets the op's attributes, name -> AttrValue, of a NodeDef or a NameAttrList."""
+        for key, value in (
+            ("max_detections", self.max_detections),
+            ("max_classes_per_detection", 1),
+            ("detections_per_class", self.detections_per_class),
+            ("num_classes", self.num_classes),
+        ):
+            attributes[key].i = value
+        for key, value in (
+            ("nms_score_threshold", self.score_threshold),
+            ("nms_iou_threshold", self.iou_threshold),
+            ("y_scale", self.y_scale),
+            ("x_scale", self.x_scale),
+            ("h_scale", self.h_scale),
+            ("w_scale", self.w_scale),
+        ):
+            attributes[key].f = value
+        attributes["use_regular_nms"].b = self.regular_nms
+
 
 def add_post_process(
     graph_def,
@@ -99,23 +119,7 @@ def add_post_process(
     if quantised_input:
         for flag in ("_output_quantized", "_support_output_type_float_in_quantized_op"):
             node.attr[flag].b = True
-    for key, value in (
-        ("max_detections", parameters.max_detections),
-        ("max_classes_per_detection", 1),
-        ("detections_per_class", parameters.detections_per_class),
-        ("num_classes", parameters.num_classes),
-    ):
-        node.attr[key].i = value
-    for key, value in (
-        ("nms_score_threshold", parameters.score_threshold),
-        ("nms_iou_threshold", parameters.iou_threshold),
-        ("y_scale", parameters.y_scale),
-        ("x_scale", parameters.x_scale),
-        ("h_scale", parameters.h_scale),
-        ("w_scale", parameters.w_scale),
-    ):
-        node.attr[key].f = value
-    node.attr["use_regular_nms"].b = parameters.regular_nms
+    parameters.put_into(node.attr)
     return with_anchors
 
 

@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import os
 import sys
-import types
 from typing import Iterator
 
 from od_qat import compat
@@ -137,7 +136,7 @@ def _absent_on_demand() -> Iterator[None]:
             for end in range(1, len(parts) + 1):
                 part = ".".join(parts[:end])
                 if part not in sys.modules:
-                    sys.modules[part] = _Absent(part, name)
+                    sys.modules[part] = compat.AbsentModule(part, _missing(name) if part == name else None)
                     added.append(part)
     try:
         yield
@@ -146,18 +145,6 @@ def _absent_on_demand() -> Iterator[None]:
             del sys.modules[part]
 
 
-class _Absent(types.ModuleType):
-    """Stands for a package that is not installed, until something of it is used."""
-
-    def __init__(self, name: str, wanted: str) -> None:
-        super(_Absent, self).__init__(name)
-        self.__path__ = []
-        self._wanted = wanted
-
-    def __getattr__(self, name: str):
-        if name.startswith("__") or (self.__name__ != self._wanted):
-            raise AttributeError(name)
-        model, how = _ON_DEMAND[self._wanted]
-        raise MissingPackage(
-            "{} needs a package that is not installed".format(model), found=self._wanted, fix=how
-        )
+def _missing(package: str) -> MissingPackage:
+    model, how = _ON_DEMAND[package]
+    return MissingPackage("{} needs a package that is not installed".format(model), found=package, fix=how)

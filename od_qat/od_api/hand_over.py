@@ -15,6 +15,11 @@ class _LateBound(object):
         self._first = first
         self.__doc__ = "od_qat's {}".format(target)
 
+    def replaces(self, function: Callable) -> Callable:
+        """As a decorator of a function of the OD API, puts this in its place."""
+        del function
+        return self
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module, _, name = self._target.partition(":")
         return getattr(importlib.import_module(module), name)(*(self._first + args), **kwargs)
@@ -24,10 +29,10 @@ build = _LateBound("od_qat.od_api.graph_rewriter:build")
 train = _LateBound("od_qat.trainer:train")
 evaluate = _LateBound("od_qat.evaluator:evaluate")
 
-train_loop = _LateBound("od_qat.od_api.refusals:train_loop")
-eval_continuously = _LateBound("od_qat.od_api.refusals:eval_continuously")
-export_inference_graph = _LateBound("od_qat.od_api.refusals:export_inference_graph")
-export_tflite_model = _LateBound("od_qat.od_api.refusals:export_tflite_model")
+train_loop = _LateBound("od_qat.tf2_drop_ins:train_loop")
+eval_continuously = _LateBound("od_qat.tf2_drop_ins:eval_continuously")
+export_inference_graph = _LateBound("od_qat.tf2_drop_ins:export_inference_graph")
+export_tflite_model = _LateBound("od_qat.tf2_drop_ins:export_tflite_model")
 
 
 def checked(create_estimator_and_inputs: Callable) -> Callable:

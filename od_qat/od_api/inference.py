@@ -3,7 +3,7 @@
 Their input is a placeholder, never the input queue of training.
 """
 
-from typing import Dict, Tuple
+from typing import Callable, Dict, Tuple
 
 import numpy as np
 from object_detection.protos import image_resizer_pb2
@@ -13,6 +13,14 @@ from od_qat.errors import ConfigError, ExportError
 from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, TFLITE_INPUT
 
 _LABEL_ID_OFFSET = 1
+# What the input of a SavedModel is: its shape and type, and with what its images are decoded.
+INPUT_TYPES = {
+    "image_tensor": ([1, None, None, 3], tf.uint8),
+    "float_image_tensor": ([None, None, None, 3], tf.float32),
+    "encoded_image_string_tensor": ([None], tf.string),
+    "tf_example": ([None], tf.string),
+}
+SERVING_INPUT = "input_tensor"
 
 
 def build_detection_graph(model) -> Dict[str, str]:
@@ -38,6 +46,58 @@ def build_detection_graph(model) -> Dict[str, str]:
             outputs[role] = key
     tf.train.get_or_create_global_step()
     return outputs
+
+
+def build_serving_graph(model, input_type: str) -> Dict[str, str]:
+    """Builds the default graph from the op SERVING_INPUT to all that the model's post-processing gives.
+
+    Each image is decoded and preprocessed by itself, as in upstream's exporter_lib_v2.
+
+    Args:
+      model: a DetectionModel built with is_training=False.
+      input_type: one of INPUT_TYPES.
+
+    Returns:
+      key of the post-processed dictionary -> op name. All are float32; classes are label map ids from 1.
+    """
+    shape, dtype = INPUT_TYPES[input_type]
+    decode = _decoder(input_type)
+
+    def preprocessed(one):
+        image, true_shape = model.preprocess(tf.cast(decode(one), tf.float32)[None])
+        return image[0], true_shape[0]
+
+    images, true_shapes = tf.map_fn(
+        preprocessed,
+        tf.placeholder(dtype, shape, name=SERVING_INPUT),
+        dtype=(tf.float32, tf.int32),
+        parallel_iterations=32,
+    )
+    detections = model.postprocess(model.predict(images, true_shapes), true_shapes)
+    outputs = {}
+    for key, value in detections.items():
+        value = tf.cast(value, tf.float32)
+        if key == OF_ROLE["classes"]:
+            value = value + _LABEL_ID_OFFSET
+        outputs[key] = tf.identity(value, name="serving/" + key).op.name
+    tf.train.get_or_create_global_step()
+    return outputs
+
+
+def _decoder(input_type: str) -> Callable:
+    from object_detection.core import standard_fields
+    from object_detection.data_decoders import tf_example_decoder
+
+    def image_of_string(encoded):
+        image = tf.image.decode_image(encoded, channels=3)
+        image.set_shape([None, None, 3])
+        return image
+
+    def image_of_example(serialized):
+        return tf_example_decoder.TfExampleDecoder().decode(serialized)[standard_fields.InputDataFields.image]
+
+    of_strings = {"encoded_image_string_tensor": image_of_string, "tf_example": image_of_example}
+    return of_strings.get(input_type, tf.identity)
 
 
 def input_size(model_config, where: str) -> Tuple[int, int]:

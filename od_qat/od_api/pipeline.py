@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterable, Tuple
+from typing import Any, Dict, Iterable, Tuple, Union
 
 from google.protobuf import text_format
 
@@ -11,6 +11,8 @@ from od_qat.errors import ConfigError, quoted
 from od_qat.od_api import layers_proto
 from od_qat.od_api import overrides as overriding
 
+# Its name in the folders that commands write.
+FILE = "pipeline.config"
 # Fields of upstream's ssdlite_mobilenet_{v1,v2}_coco_quantize configs that no published train.proto has.
 _IN_NO_PROTO = (
     "load_all_optimizer_checkpoint_vars",
@@ -21,11 +23,11 @@ _IN_NO_PROTO = (
 _TO_BE_CONFIGURED = "PATH_TO_BE_CONFIGURED"
 
 
-def load(path: str, overrides: Iterable[str] = ()):
+def load(source: Union[str, Any], overrides: Iterable[str] = ()):
     """Reads a pipeline config.
 
     Args:
-      path: a TrainEvalPipelineConfig in text format.
+      source: path of a TrainEvalPipelineConfig in text format; or the message, which is copied.
       overrides: `dotted.proto.path=value` strings, applied in order (overrides.apply).
 
     Returns:
@@ -37,8 +39,31 @@ def load(path: str, overrides: Iterable[str] = ()):
     """
     from object_detection.protos import pipeline_pb2
 
-    if not path:
+    if not source:
         raise ConfigError("no pipeline config given", fix="pass --pipeline_config_path=FILE")
+    layers_proto.extension()
+    config = pipeline_pb2.TrainEvalPipelineConfig()
+    if isinstance(source, str):
+        _parse(source, config)
+    else:
+        config.CopyFrom(source)
+    for override in overrides:
+        overriding.apply(config, override)
+    if config.model.WhichOneof("model") is None:
+        raise ConfigError(
+            "the pipeline config has no model",
+            where=place_of(source),
+            allowed="a model { ssd { ... } } block",
+        )
+    return config
+
+
+def place_of(source: Union[str, Any]) -> str:
+    """How messages call a config that was given as for :func:`load`."""
+    return source if isinstance(source, str) else "the config"
+
+
+def _parse(path: str, config) -> None:
     try:
         text = files.read(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,8 +73,6 @@ def load(path: str, overrides: Iterable[str] = ()):
             found=getattr(error, "strerror", None) or "not UTF-8 text",
             fix="pass the path of a .config file, such as configs/ssd_mobilenet_v2_qat.config",
         ) from error
-    layers_proto.extension()
-    config = pipeline_pb2.TrainEvalPipelineConfig()
     try:
         text_format.Parse(_without_unmet_wishes(text, config), config)
     except text_format.ParseError as error:
@@ -63,13 +86,6 @@ def load(path: str, overrides: Iterable[str] = ()):
             found=quoted(error),
             fix=fix,
         ) from error
-    for override in overrides:
-        overriding.apply(config, override)
-    if config.model.WhichOneof("model") is None:
-        raise ConfigError(
-            "the pipeline config has no model", where=path, allowed="a model { ssd { ... } } block"
-        )
-    return config
 
 
 def _without_unmet_wishes(text: str, config) -> str:
@@ -111,14 +127,32 @@ def require_paths(message, where: str) -> None:
                 )
 
 
-def merge(config, text: str) -> None:
-    """Merges proto text into a config, as the OD API's --config_override does.
+def edit(config, edits: Dict[str, Any]) -> None:
+    """Edits a config as upstream's config_util.merge_external_params_with_configs does.
+
+    Args:
+      config: TrainEvalPipelineConfig.
+      edits: upstream's names of edits (`train_steps`, `label_map_path`, ...) -> value; None for no edit.
+    """
+    from object_detection.utils import config_util
+
+    # (These are parts of the config, not copies.)
+    parts = config_util.create_configs_from_pipeline_proto(config)
+    given = {name: value for name, value in edits.items() if value is not None}
+    config_util.merge_external_params_with_configs(parts, kwargs_dict=given)
+
+
+def merge(config, override: Union[str, Any]) -> None:
+    """Merges a config, or its text, into a config, as the OD API's --config_override does.
 
     Raises:
       ConfigError: if the text is malformed.
     """
+    if not isinstance(override, str):
+        config.MergeFrom(override)
+        return
     try:
-        text_format.Merge(text, config)
+        text_format.Merge(override, config)
     except text_format.ParseError as error:
         raise ConfigError("the config override is malformed", found=quoted(error)) from error
 
@@ -148,7 +182,7 @@ def save(config, folder: str) -> str:
     """Writes `pipeline.config` into a folder, as the OD API's commands do, and returns its path."""
     from od_qat.files import write_atomically
 
-    path = os.path.join(folder, "pipeline.config")
+    path = os.path.join(folder, FILE)
     write_atomically(path, to_text(config))
     return path
 

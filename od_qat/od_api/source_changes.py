@@ -49,6 +49,12 @@ def _before(line: str, added: str, indent: str = "") -> Tuple[str, str]:
     return "\n" + indent + line, "\n" + lines + indent + line
 
 
+def _replaced(function: str) -> Tuple[str, str]:
+    """A row that puts a function of hand_over.py in the place of a module's own."""
+    added = "from od_qat.od_api import hand_over\n@hand_over.{}.replaces".format(function)
+    return _before("def {}(".format(function), added)
+
+
 _COMMANDS = (
     "object_detection.legacy.train",
     "object_detection.legacy.eval",
@@ -83,8 +89,7 @@ PATCHES: Tuple[Patch, ...] = (
     Patch(
         "set-up",
         "The commands set TensorFlow up for the TF 1 half (graph mode, legacy Keras, the names that tf-slim\n"
-        "expects) before anything else imports it, and know the extension of the graph_rewriter block. The\n"
-        "scripts of the TF 2 half do not: they stay as they are.",
+        "expects) before anything else imports it, and know the extension of the graph_rewriter block.",
         _LATER,
         _set_up("import tensorflow.compat.v1 as tf"),
         in_memory=False,
@@ -231,38 +236,6 @@ PATCHES: Tuple[Patch, ...] = (
         },
     ),
     Patch(
-        "no-silence",
-        "The TF 2 half knows no graph_rewriter: it would train and export a float model without a word. Its\n"
-        "commands stop at such a block and say what to run.",
-        _LATER,
-        {
-            "object_detection.model_main_tf2": (
-                _before(
-                    "tf.config.set_soft_device_placement(True)",
-                    _REFUSE.format("model_main_tf2", "FLAGS.pipeline_config_path"),
-                    "  ",
-                ),
-            ),
-            "object_detection.exporter_main_v2": (
-                _before(
-                    "pipeline_config = pipeline_pb2.TrainEvalPipelineConfig()",
-                    _REFUSE.format("exporter_main_v2", "FLAGS.pipeline_config_path, FLAGS.config_override"),
-                    "  ",
-                ),
-            ),
-            "object_detection.export_tflite_graph_tf2": (
-                (
-                    "  flags.mark_flag_as_required('output_directory')\n",
-                    "  flags.mark_flag_as_required('output_directory')\n"
-                    "  from od_qat.od_api import refusals\n"
-                    "  refusals.refuse_block('object_detection.export_tflite_graph_tf2', "
-                    "FLAGS.pipeline_config_path, FLAGS.config_override)\n",
-                ),
-            ),
-        },
-        in_memory=False,
-    ),
-    Patch(
         "tpu-export",
         "The exporter for TPUs builds a float graph, whatever the config says. It stops at a graph_rewriter\n"
         "block and says what to run.",
@@ -278,19 +251,28 @@ PATCHES: Tuple[Patch, ...] = (
         },
     ),
     Patch(
-        "tf2-half",
-        "Under the plugin TensorFlow is in graph mode, and the TF 2 half is refused altogether.",
-        (),
+        "set-up-tf2",
+        "The commands of the TF 2 half run in od_qat's graph mode too, in which it can rewrite their models.",
+        _LATER,
         {
-            "object_detection.model_lib_v2": (
-                (END, "from od_qat.od_api.hand_over import eval_continuously, train_loop"),
+            "object_detection.model_main_tf2": (_before("from absl import flags", "import od_qat.plugin"),),
+            "object_detection.exporter_main_v2": (_before("from absl import app", "import od_qat.plugin"),),
+            "object_detection.export_tflite_graph_tf2": (
+                _before("from absl import app", "import od_qat.plugin"),
             ),
-            "object_detection.exporter_lib_v2": (
-                (END, "from od_qat.od_api.hand_over import export_inference_graph"),
-            ),
-            "object_detection.export_tflite_graph_lib_tf2": (
-                (END, "from od_qat.od_api.hand_over import export_tflite_model"),
-            ),
+        },
+        in_memory=False,  # (the plugin is this set-up)
+    ),
+    Patch(
+        "tf2-drop-ins",
+        "Training, evaluation and exports of the TF 2 half are od_qat's, which carries out a graph_rewriter\n"
+        "block. (The ends of these modules differ between trees, so each function is replaced where it is\n"
+        "defined.)",
+        _LATER,
+        {
+            "object_detection.model_lib_v2": (_replaced("train_loop"), _replaced("eval_continuously")),
+            "object_detection.exporter_lib_v2": (_replaced("export_inference_graph"),),
+            "object_detection.export_tflite_graph_lib_tf2": (_replaced("export_tflite_model"),),
         },
     ),
 )

@@ -223,14 +223,24 @@ def _clone_batch_size(train_config, num_clones: int, worker_replicas: int) -> in
 
 
 def add_summaries(total_loss, rates: List) -> None:
-    """Adds summaries of losses, learning rates and quantization ranges."""
-    tf.summary.scalar("Losses/TotalLoss", total_loss)
+    """Adds summaries of losses, learning rates and quantization ranges, with the tags of the model's half."""
+    from od_qat.od_api import event_tags
+
+    tags = event_tags.of_graph()
+    _add_scalar(tags.total_loss, total_loss)
     for loss in tf.losses.get_losses():
-        tf.summary.scalar("Losses/" + loss.op.name, loss)
+        _add_scalar(tags.of_losses + loss.op.name, loss)
     for rate in rates:
-        tf.summary.scalar("LearningRate/" + rate.op.name, rate)
+        _add_scalar(tags.of_rates + rate.op.name, rate)
     for variable in tf.get_collection(checkpoints.QUANT_VARIABLES):
         if variable.op.name.endswith(("/min", "/max")):
             # Per-channel ranges are vectors; their extreme shows if one exploded.
             bound = tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min
             tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))
+
+
+def _add_scalar(tag: str, value) -> None:
+    """Adds a summary. (tf.summary.scalar would number a tag that is the name of an op.)"""
+    with tf.name_scope("summaries/" + tag):
+        summary = tf.raw_ops.ScalarSummary(tags=tag, values=value)
+    tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)

@@ -12,7 +12,7 @@ from od_qat.training import nan_trace
 from od_qat.training.graph import Built
 from od_qat.training.hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
 from od_qat.training.range_gates import RangeGatesHook
-from od_qat.training.session import Place, open_session
+from od_qat.training.session import Place, Saving, open_session
 from od_qat.training.signals import StopSignals
 
 # What the message of tf.check_numerics names.
@@ -34,10 +34,8 @@ def run(
     train_config,
     place: Place,
     scaffold,
-    train_dir: str,
+    saving: Saving,
     signals: StopSignals,
-    save_secs: int,
-    summary_secs: int,
 ) -> TrainResult:
     """Runs the training steps. With num_steps 0 it runs until a signal comes.
 
@@ -46,14 +44,12 @@ def run(
       train_config: train_pb2.TrainConfig.
       place: the place of this process in the cluster.
       scaffold: tf.train.Scaffold.
-      train_dir: folder for checkpoints and events.
+      saving: where and how often it saves.
       signals: the signals that end it early; they are kept from here on.
-      save_secs: seconds between checkpoints.
-      summary_secs: seconds between summaries.
 
     Raises:
       OdQatError: if a loss is not finite (the message names its tensor and the layer that it comes from), if
-        a range is not finite, or if train_dir cannot be written.
+        a range is not finite, or if a folder of `saving` cannot be written.
       DataError: if an image of the input cannot be read.
     """
     progress = ProgressHook(
@@ -65,12 +61,12 @@ def run(
     # The model variables include the averages of batch norms.
     finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
     hooks = built.session_hooks + [progress, finite, StopOnSignalHook(signals)]
-    hooks += _hooks_of_steps(train_config, place) + _range_gates(built, place, train_dir)
+    hooks += _hooks_of_steps(train_config, place) + _range_gates(built, place, saving)
     step = 0
     try:
         # The end of the session, which saves, is inside of the signals' context.
         with event_writer_silenced(), signals, open_session(
-            place, scaffold, train_dir, hooks, save_secs, summary_secs, signals
+            place, scaffold, saving, hooks, signals
         ) as session:
             if place.is_chief:  # the others save nothing
                 signals.listen()
@@ -80,16 +76,16 @@ def run(
                 except tf.errors.InvalidArgumentError as error:
                     if not _NOT_FINITE.search(error.message):
                         raise
-                    raise _not_finite(error, finite, session, built, train_dir) from error
+                    raise _not_finite(error, finite, session, built, saving.folder) from error
     except BaseException as error:
         if place.is_chief:
-            checkpoints.remove_unfinished(train_dir)
-        explained = _explained(error, train_dir)
+            checkpoints.remove_unfinished(saving.folder)
+        explained = _explained(error, saving.folder)
         if explained is None:
             raise
         raise explained from error
     # The session treats the end of the input silently as the end of training.
-    newest = checkpoints.newest(train_dir)
+    newest = checkpoints.newest(saving.folder)
     if newest:
         step = checkpoints.step_of(newest) or step
     return TrainResult(int(step), progress.last_loss, newest)
@@ -104,12 +100,12 @@ def _hooks_of_steps(train_config, place: Place) -> List:
     return hooks
 
 
-def _range_gates(built: Built, place: Place, train_dir: str) -> List:
+def _range_gates(built: Built, place: Place, saving: Saving) -> List:
     """The hook of the ranges, behind the one that stops: its last look is then before the last save."""
     if not place.is_chief or not tf.get_collection(checkpoints.QUANT_VARIABLES):
         return []
     decay = getattr(built.report, "ema_decay", QatConfig().ema_decay)
-    return [RangeGatesHook(train_dir, built.global_step, decay)]
+    return [RangeGatesHook(saving.folder, built.global_step, decay, saving.events)]
 
 
 def _explained(error: BaseException, train_dir: str) -> Optional[OdQatError]:

@@ -45,15 +45,21 @@ class RangeGatesHook(tf.train.SessionRunHook):
       train_dir: folder of the file; None to write no file.
       global_step: tensor, for TensorBoard.
       decay: of the activation ranges' moving average.
+      events: folder of the TensorBoard events, by default train_dir.
 
     Raises:
       OdQatError: from the session's run, if a range is not finite.
     """
 
     def __init__(
-        self, train_dir: Optional[str] = None, global_step=None, decay: float = QatConfig().ema_decay
+        self,
+        train_dir: Optional[str] = None,
+        global_step=None,
+        decay: float = QatConfig().ema_decay,
+        events: Optional[str] = None,
     ) -> None:
         self._train_dir = train_dir
+        self._events = events or train_dir
         self._global_step = global_step
         self._decay = decay
         self._names: List[str] = []
@@ -192,7 +198,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
             tf.Summary.Value(tag="range_gates/" + kind.replace(" ", "_"), simple_value=found.count(kind))
             for kind in ADVICE
         ]
-        tf.summary.FileWriterCache.get(self._train_dir).add_summary(tf.Summary(value=counts), step)
+        tf.summary.FileWriterCache.get(self._events).add_summary(tf.Summary(value=counts), step)
 
 
 def _trained_before(found: Range) -> bool:

@@ -6,6 +6,7 @@ every second whether the chief has initialised the variables (TensorFlow: every 
 the parameter servers when it ends.
 """
 
+import os
 import sys
 import threading
 import time
@@ -56,6 +57,24 @@ class Place(NamedTuple):
     server: object = None
 
 
+class Saving(NamedTuple):
+    """Where and how often a training saves.
+
+    Attributes:
+      folder: of the checkpoints, train_dir.
+      events: folder of the TensorBoard events.
+      secs: seconds between checkpoints; None if `steps` says how often.
+      steps: steps between checkpoints; None if `secs` says how often.
+      summary_secs: seconds between summaries.
+    """
+
+    folder: str
+    events: str
+    secs: Optional[int]
+    steps: Optional[int]
+    summary_secs: int
+
+
 def make_scaffold(saver, init_fn: Optional[Callable]):
     """Makes the tf.train.Scaffold of the default graph. Call it after the last op was added.
 
@@ -74,42 +93,43 @@ def make_scaffold(saver, init_fn: Optional[Callable]):
 def open_session(
     place: Place,
     scaffold,
-    train_dir: str,
+    saving: Saving,
     hooks: List,
-    save_secs: int,
-    summary_secs: int,
     signals: StopSignals,
 ):
     """Returns a MonitoredSession on the default graph, a context manager.
 
     Args:
       place: the place of this process in the cluster.
-      scaffold: tf.train.Scaffold; the chief restores it from train_dir or initialises it.
-      train_dir: folder for the chief's checkpoints and events.
+      scaffold: tf.train.Scaffold; the chief restores it from the checkpoints' folder or initialises it.
+      saving: where and how often the chief saves.
       hooks: hooks to run before those that save.
-      save_secs: seconds between checkpoints.
-      summary_secs: seconds between summaries.
       signals: if one of these ends the process, it is expected to return, and the parameter servers are not
         told that it has ended.
     """
     hooks = list(hooks)
     if place.is_chief:
+        hooks.append(_SaverHook(saving, scaffold))
         hooks.append(
-            tf.train.CheckpointSaverHook(
-                train_dir,
-                save_secs=save_secs,
-                scaffold=scaffold,
-                checkpoint_basename=checkpoints.basename(),
+            tf.train.SummarySaverHook(
+                save_secs=saving.summary_secs, output_dir=saving.events, scaffold=scaffold
             )
-        )
-        hooks.append(
-            tf.train.SummarySaverHook(save_secs=summary_secs, output_dir=train_dir, scaffold=scaffold)
         )
     if place.ps_tasks:
         hooks.append(_TellServersHook(place, signals))  # last, as the servers may be gone afterwards
     return tf.train.MonitoredSession(
-        _SessionCreator(place, scaffold, train_dir), hooks, stop_grace_period_secs=_STOP_GRACE_SECS
+        _SessionCreator(place, scaffold, saving.folder), hooks, stop_grace_period_secs=_STOP_GRACE_SECS
     )
+
+
+class _SaverHook(tf.train.CheckpointSaverHook):
+    """Saves into the folder of checkpoints, and writes its events and the graph into that of events."""
+
+    def __init__(self, saving: Saving, scaffold) -> None:
+        super(_SaverHook, self).__init__(
+            saving.events, save_secs=saving.secs, save_steps=saving.steps, scaffold=scaffold
+        )
+        self._save_path = os.path.join(saving.folder, checkpoints.basename())
 
 
 class _SessionCreator(tf.train.SessionCreator):

@@ -1,12 +1,12 @@
-"""Upstream's five commands in a patched copy of every tree, float and QAT, on this Python's TensorFlow.
+"""Upstream's commands in a patched copy of every tree, float and QAT, on this Python's TensorFlow.
 
-    python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat]
+    python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat tf2_float tf2_qat]
 
 FOLDER is what `make generations` filled; `make test-all` calls this for each TensorFlow. Results are added
 to matrix.json beside this file, what was there of other TensorFlows and trees stays, and the table in
 docs/commands.md is made anew from it (`python -m tests.doc_tables` makes it without running anything):
 
-    {tree: {TensorFlow: {"float" or "qat": {command: "ok", or why not}}}}
+    {tree: {TensorFlow: {kind, of road.KINDS: {command: "ok", or why not}}}}
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(arguments=None) -> int:
     )
     parser.add_argument("folder")
     parser.add_argument("--only", action="append", metavar="TREE", help="a folder's name; may be repeated")
-    parser.add_argument("--kinds", nargs="+", choices=("float", "qat"), default=("float", "qat"))
+    parser.add_argument("--kinds", nargs="+", choices=sorted(road.KINDS), default=sorted(road.KINDS))
     options = parser.parse_args(arguments)
     from od_qat.compat import tf
     from tests import doc_tables  # (which reads this module's results)
@@ -41,10 +41,12 @@ def main(arguments=None) -> int:
             continue
         source = record.find(options.folder, pin.folder)
         for kind in options.kinds:
+            if not road.commands(kind):
+                continue
             try:
                 cells = _run(source, options.folder, kind)
             except Exception as error:  # noqa: BLE001  (no cell is to stay as if it had been run)
-                cells = {command: repr(error)[:_LONGEST_REASON] for command in road.COMMANDS}
+                cells = {command: repr(error)[:_LONGEST_REASON] for command in road.commands(kind)}
             _keep(pin.folder, tf.__version__, kind, cells)
             bad = [command for command, said in cells.items() if said != "ok"]
             failed += sum(not said.startswith("- ") for said in cells.values() if said != "ok")
@@ -57,17 +59,17 @@ def _run(source, folder, kind):
     """{command: 'ok', '- reason' of what cannot be had, or the last line of what went wrong}."""
     reason = road.cannot(source)
     if reason:
-        return {command: "- " + reason for command in road.COMMANDS}
+        return {command: "- " + reason for command in road.commands(kind)}
     work = tempfile.mkdtemp()
     try:
-        tree, slim, config = road.prepare(source, folder, work, kind == "qat")
+        tree, slim, config = road.prepare(source, folder, work, kind)
         cells = {}
-        for command in road.COMMANDS:
+        for command in road.commands(kind):
             status, text = road.run(tree, slim, work, command, config)
             if status != 0:
                 cells[command] = _last_line(text, work)
             else:
-                cells[command] = road.wrong_graph(work, command, kind == "qat") or "ok"
+                cells[command] = road.wrong_graph(work, command, road.KINDS[kind][1]) or "ok"
         return cells
     finally:
         shutil.rmtree(work)
@@ -125,7 +127,7 @@ def _cell(kinds, notes):
     return "; ".join(texts) if texts else "not run"
 
 
-_NAMES = {"float": "float", "qat": "QAT"}
+_NAMES = {"float": "float", "qat": "QAT", "tf2_float": "TF 2 float", "tf2_qat": "TF 2 QAT"}
 
 
 def _note(said, notes):

@@ -11,7 +11,9 @@ from tests.conftest import REPOSITORY
 from tests.generations import record
 from tests.helpers import tiny_detector
 
-# In this order: each needs what those before it left.
+# What is run in a tree: of which half of the OD API, and whether the config has a graph_rewriter block.
+KINDS = {"float": (False, False), "qat": (False, True), "tf2_float": (True, False), "tf2_qat": (True, True)}
+# The commands of each half, in this order: each needs what those before it left.
 COMMANDS = (
     "legacy/train.py",
     "legacy/eval.py",
@@ -19,10 +21,14 @@ COMMANDS = (
     "export_tflite_ssd_graph.py",
     "model_main.py",
 )
-
+_EVALUATION = "model_main_tf2.py --checkpoint_dir"
+TF2_COMMANDS = ("model_main_tf2.py", _EVALUATION, "exporter_main_v2.py", "export_tflite_graph_tf2.py")
 
 # Where each leaves a graph, in its folder.
 _GRAPHS = {
+    _EVALUATION: os.path.join("eval", "frozen_eval_graph.pb"),
+    "exporter_main_v2.py": os.path.join("saved_model", "saved_model.pb"),
+    "export_tflite_graph_tf2.py": os.path.join("saved_model", "saved_model.pb"),
     "legacy/eval.py": "frozen_eval_graph.pb",
     "export_inference_graph.py": "frozen_inference_graph.pb",
     "export_tflite_ssd_graph.py": "tflite_graph.pb",
@@ -35,6 +41,15 @@ def installed():
     return next((p for p in sys.path if os.path.isdir(os.path.join(p, "object_detection", "legacy"))), None)
 
 
+def commands(kind):
+    """The commands of a kind that this TensorFlow has; none of the TF 2 half on TensorFlow 1.15."""
+    from od_qat.compat import IS_TF1
+
+    if not KINDS[kind][0]:
+        return COMMANDS
+    return () if IS_TF1 else TF2_COMMANDS
+
+
 def cannot(source):
     """Why a tree does not run on this TensorFlow; None when it does."""
     from od_qat.compat import IS_TF1
@@ -45,14 +60,14 @@ def cannot(source):
     return None
 
 
-def prepare(source, folder, work, quantised):
+def prepare(source, folder, work, kind):
     """A patched copy of a tree, data and a config of two steps in the folder `work`.
 
     Args:
       source: the tree, as patching.find_tree gives it.
       folder: what `make generations` filled; a tree that is packaged without slim gets one of its year there.
       work: where everything goes.
-      quantised: whether the config has a graph_rewriter block.
+      kind: of KINDS.
 
     Returns:
       models/research, slim and the config, for `run`.
@@ -64,7 +79,8 @@ def prepare(source, folder, work, quantised):
     patching.patch(tree)
     tiny_detector.write_data(work)
     of_six_layers = b"num_layers" not in source.read("object_detection/protos/ssd_pb2.py")
-    return tree, slim, _config(work, quantised, of_six_layers)
+    tf2, quantised = KINDS[kind]
+    return tree, slim, _config(work, quantised, of_six_layers and not tf2, tf2)
 
 
 def copy(source, target):
@@ -78,7 +94,7 @@ def copy(source, target):
     return target
 
 
-def _config(work, quantised, of_six_layers):
+def _config(work, quantised, of_six_layers, tf2):
     """Path of a config as people have it: without our extension, which trees of early 2019 do not know.
 
     Args:
@@ -86,7 +102,7 @@ def _config(work, quantised, of_six_layers):
     """
     from od_qat.od_api import layers_proto, pipeline
 
-    path = tiny_detector.write_config(work, quantised, "config", steps=2)
+    path = tiny_detector.write_config(work, quantised, "config", steps=2, tf2=tf2)
     config = pipeline.load(path)
     if config.HasField("graph_rewriter"):
         config.graph_rewriter.ClearExtension(layers_proto.extension())
@@ -101,7 +117,7 @@ def _config(work, quantised, of_six_layers):
 
 
 def run(tree, slim, work, command, config, steps=2):
-    """Runs one of COMMANDS in models/research with both folders on the path, in and out of folders of `work`.
+    """Runs a command in models/research with both folders on the path, in and out of folders of `work`.
 
     Returns:
       exit status and all output.
@@ -109,14 +125,20 @@ def run(tree, slim, work, command, config, steps=2):
     train_dir = os.path.join(work, "train")
     checkpoint = "--trained_checkpoint_prefix={}/model.ckpt-{}".format(train_dir, steps)
     writes = output(work, command)
+    model_dir = "--model_dir=" + output(work, "model_main_tf2.py")
+    trained = "--trained_checkpoint_dir=" + output(work, "model_main_tf2.py")
     flags = {
+        "model_main_tf2.py": [model_dir, "--num_train_steps={}".format(steps)],
+        _EVALUATION: [model_dir, "--checkpoint_dir=" + output(work, _EVALUATION), "--eval_timeout=1"],
+        "exporter_main_v2.py": [trained, "--output_directory=" + writes],
+        "export_tflite_graph_tf2.py": [trained, "--output_directory=" + writes],
         "legacy/train.py": ["--logtostderr", "--train_dir=" + train_dir],
         "legacy/eval.py": ["--run_once", "--checkpoint_dir=" + train_dir, "--eval_dir=" + writes],
         "export_inference_graph.py": [checkpoint, "--output_directory=" + writes],
         "export_tflite_ssd_graph.py": [checkpoint, "--output_directory=" + writes],
         "model_main.py": ["--model_dir=" + writes],
     }[command]
-    script = os.path.join("object_detection", *command.split("/"))
+    script = os.path.join("object_detection", *command.split(" ")[0].split("/"))
     return run_python(tree, slim, [script, "--pipeline_config_path=" + config] + flags)
 
 
@@ -139,7 +161,7 @@ def run_python(tree, slim, arguments):
 
 def output(work, command):
     """Where a command writes."""
-    return os.path.join(work, command.replace("/", "_")[: -len(".py")])
+    return os.path.join(work, command.split(" ")[0].replace("/", "_")[: -len(".py")])
 
 
 def wrong_graph(work, command, quantised):

@@ -153,7 +153,8 @@ def fake_quants(path):
         graph_def = of_one.graph_def
     else:
         graph_def = tf.GraphDef.FromString(data)
-    return sum(node.op.startswith("FakeQuant") for node in graph_def.node)
+    nodes = list(graph_def.node) + [node for one in graph_def.library.function for node in one.node_def]
+    return sum(node.op.startswith("FakeQuant") for node in nodes)
 
 
 def start(arguments, log, env=None):
