@@ -238,19 +238,30 @@ def enable_tf1_behaviour() -> None:
     quiet_logging()
     if not IS_TF1:
         tf.disable_v2_behavior()
+        restore_names()
+    _tf1_behaviour_enabled = True
+
+
+def restore_names() -> None:
+    """Adds names that tf-slim and the OD API look for in TensorFlow. It may be called again."""
+    if not IS_TF1:
         _restore_names_for_tf_slim()
         _restore_estimator()
-    _tf1_behaviour_enabled = True
+
+
+def behaves_as_tf2() -> bool:
+    """Whether TensorFlow 2's behaviour is on, by default or by tf.enable_v2_behavior."""
+    from tensorflow.python import tf2
+
+    return bool(tf2.enabled())
 
 
 @contextlib.contextmanager
 def graph_mode() -> Iterator[None]:
-    """Within it, TensorFlow behaves as after enable_tf1_behaviour, whatever a program has enabled since.
-
-    Upstream's exporters of the TF 2 half enable TensorFlow 2's behaviour when they start.
-    """
+    """Within it, TensorFlow behaves as after enable_tf1_behaviour. An eager program is eager afterwards."""
+    eager = tf.executing_eagerly()
     enable_tf1_behaviour()
-    if not tf.executing_eagerly():
+    if not eager:
         yield
         return
     tf.disable_v2_behavior()

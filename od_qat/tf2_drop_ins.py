@@ -2,15 +2,16 @@
 
 model_main_tf2 calls model_lib_v2's train_loop and eval_continuously, exporter_main_v2 calls exporter_lib_v2's
 export_inference_graph, and export_tflite_graph_tf2 calls export_tflite_graph_lib_tf2's export_tflite_model
-(tf-object-detection-api 0.1). They have the same arguments here. The work is done by od_qat.commands, with or
-without a graph_rewriter block. What upstream ignores of a config is ignored here too, and said.
+(tf-object-detection-api 0.1). They have the same arguments here, and are called where a config has a
+graph_rewriter block, or in graph mode (see hand_over.py). The work is done by od_qat.commands. What upstream
+ignores of a config is ignored here too, and said.
 """
 
 import os
 import sys
 from typing import Any, Dict, Optional
 
-from od_qat import commands, compat
+from od_qat import compat
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.od_api import halves, pipeline
@@ -64,7 +65,7 @@ def train_loop(
         )
     config = _config(pipeline_config_path, config_override, dict(kwargs, train_steps=train_steps))
     clones = _replicas()
-    commands.train(
+    _commands().train(
         config,
         model_dir,
         num_clones=clones,
@@ -154,7 +155,7 @@ def eval_continuously(
             print(text.format(name), file=sys.stderr)
             config.eval_config.ClearField(name)
     name = readers[eval_index].name if readers else ""
-    return commands.evaluate(
+    return _commands().evaluate(
         config, checkpoint_dir, os.path.join(model_dir, "eval", name), timeout_secs=timeout
     )
 
@@ -191,7 +192,7 @@ def export_inference_graph(
             allowed="false",
         )
     _require_tf2(pipeline_config, pipeline.place_of(pipeline_config))
-    commands.export_saved_model(pipeline_config, trained_checkpoint_dir, output_directory, input_type)
+    _commands().export_saved_model(pipeline_config, trained_checkpoint_dir, output_directory, input_type)
 
 
 @compat.graph_mode()
@@ -226,9 +227,16 @@ def export_tflite_model(
             allowed="false",
         )
     _require_tf2(pipeline_config, pipeline.place_of(pipeline_config))
-    commands.export_tflite_saved_model(
+    _commands().export_tflite_saved_model(
         pipeline_config, trained_checkpoint_dir, output_directory, max_detections, use_regular_nms
     )
+
+
+def _commands():
+    """od_qat.commands, which puts TensorFlow into graph mode when it is imported."""
+    from od_qat import commands
+
+    return commands
 
 
 def _config(path: str, override: Optional[Any], edits: Dict[str, Any]) -> Any:

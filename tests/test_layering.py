@@ -26,6 +26,7 @@ ORDER = (
     "datasets",
     "od_api",
     "plugin",
+    "plugin_tf2",
     "training",
     "trainer",
     "export",

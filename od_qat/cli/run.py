@@ -6,6 +6,7 @@ caller.
 """
 
 import argparse
+import importlib
 import importlib.util
 import os
 import runpy
@@ -44,6 +45,12 @@ def handle(arguments: argparse.Namespace) -> int:
     return run(arguments.target, arguments.program_arguments)
 
 
+# These run in TensorFlow's own mode.
+TF2_COMMANDS = (
+    "object_detection.model_main_tf2",
+    "object_detection.exporter_main_v2",
+    "object_detection.export_tflite_graph_tf2",
+)
 # The flag that all of the OD API's commands have.
 _CONFIG_FLAG = "pipeline_config_path"
 _ALLOWED = "a module such as object_detection.legacy.train, or the path of a .py script"
@@ -75,7 +82,8 @@ def run(target: str, arguments: Sequence[str]) -> int:
         locate.add_to_path()
         refusals.refuse_command(module, config)
 
-    from od_qat import plugin  # noqa: F401  (puts everything in place)
+    # It puts everything in place.
+    importlib.import_module("od_qat.plugin_tf2" if module in TF2_COMMANDS else "od_qat.plugin")
 
     first = os.path.dirname(os.path.abspath(target)) if script else os.getcwd()
     sys.path.insert(0, first)

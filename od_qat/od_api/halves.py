@@ -7,28 +7,18 @@ config decides: within :func:`active`, the OD API is of the half that its model 
 import contextlib
 import importlib
 import os
-import sys
 from typing import Iterator
 
 from od_qat import compat
 from od_qat.compat import tf
-from od_qat.errors import ConfigError, MissingPackage
+from od_qat.errors import ConfigError
 
 # Upstream's TF 2 half names its extractors so; CenterNet is in that half only.
 _KERAS = "_keras"
 _ONLY_TF2 = ("center_net",)
-# Modules that look at the half when they are imported: those that are made again for the TF 2 half, in the
-# order of their imports, and those that serve both halves once they are imported in the TF 1 half.
-_SERVE_BOTH = ("object_detection.builders.optimizer_builder",)
+# Modules that look at the half when they are imported, and are made again for the TF 2 half, in the order of
+# their imports.
 _BY_HALF = ("object_detection.builders.hyperparams_builder", "object_detection.builders.model_builder")
-# What only some models of the TF 2 half need: module -> (model, how to get it).
-_ON_DEMAND = {
-    "tensorflow_io": ("DeepMAC", "pip install tensorflow-io"),
-    "official.legacy.image_classification.efficientnet.efficientnet_model": (
-        "EfficientDet",
-        "pip install --no-deps tf-models-official",
-    ),
-}
 
 _is_tf2 = False
 
@@ -94,8 +84,9 @@ def _switch() -> None:
             fix="use a tree of 2020 or later",
         ) from error
 
-    tf_version.is_tf1 = lambda: not _is_tf2
-    tf_version.is_tf2 = is_active
+    # (A program that is not in graph mode is upstream's, of the TF 2 half.)
+    tf_version.is_tf2 = lambda: _is_tf2 or compat.behaves_as_tf2()
+    tf_version.is_tf1 = lambda: not tf_version.is_tf2()
 
 
 _loaded = False
@@ -106,45 +97,16 @@ def _load() -> None:
     global _is_tf2, _loaded
     if _loaded:
         return
-    for name in _SERVE_BOTH:
-        importlib.import_module(name)
     modules = [importlib.import_module(name) for name in _BY_HALF]
     builder = modules[-1]
     of_tf1 = list(builder.FEATURE_EXTRACTOR_MAPS)
     _is_tf2 = True
     try:
-        with _absent_on_demand():
-            for module in modules:
-                importlib.reload(module)
+        for module in modules:
+            importlib.reload(module)
     finally:
         _is_tf2 = False
     builder.FEATURE_EXTRACTOR_MAPS.extend(
         each for each in of_tf1 if each not in builder.FEATURE_EXTRACTOR_MAPS
     )
     _loaded = True
-
-
-@contextlib.contextmanager
-def _absent_on_demand() -> Iterator[None]:
-    """Within it, modules of _ON_DEMAND that are not installed can be imported; using them is refused."""
-    added = []
-    for name in _ON_DEMAND:
-        try:
-            importlib.import_module(name)
-        except Exception:  # noqa: BLE001  (tensorflow_io of another TensorFlow fails in many ways)
-            parts = name.split(".")
-            for end in range(1, len(parts) + 1):
-                part = ".".join(parts[:end])
-                if part not in sys.modules:
-                    sys.modules[part] = compat.AbsentModule(part, _missing(name) if part == name else None)
-                    added.append(part)
-    try:
-        yield
-    finally:
-        for part in added:
-            del sys.modules[part]
-
-
-def _missing(package: str) -> MissingPackage:
-    model, how = _ON_DEMAND[package]
-    return MissingPackage("{} needs a package that is not installed".format(model), found=package, fix=how)

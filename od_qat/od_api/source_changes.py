@@ -71,6 +71,7 @@ def _set_up(first_import: str) -> Changes:
 
 _KERAS = "object_detection.models.keras_models.resnet_v1"
 _REFUSE = "from od_qat.od_api import refusals\nrefusals.refuse_block('object_detection.{}', {})"
+_ON_DEMAND = "from od_qat.od_api.on_demand import"
 _HPARAMS = (
     (
         "from tensorflow.contrib import training as contrib_training",
@@ -252,27 +253,45 @@ PATCHES: Tuple[Patch, ...] = (
     ),
     Patch(
         "set-up-tf2",
-        "The commands of the TF 2 half run in od_qat's graph mode too, in which it can rewrite their models.",
+        "The commands of the TF 2 half find what they import on this TensorFlow, and know the extension of\n"
+        "the graph_rewriter block.",
         _LATER,
         {
-            "object_detection.model_main_tf2": (_before("from absl import flags", "import od_qat.plugin"),),
-            "object_detection.exporter_main_v2": (_before("from absl import app", "import od_qat.plugin"),),
-            "object_detection.export_tflite_graph_tf2": (
-                _before("from absl import app", "import od_qat.plugin"),
-            ),
+            module: (_before("from absl import " + first, "import od_qat.plugin_tf2"),)
+            for module, first in (
+                ("object_detection.model_main_tf2", "flags"),
+                ("object_detection.exporter_main_v2", "app"),
+                ("object_detection.export_tflite_graph_tf2", "app"),
+            )
         },
         in_memory=False,  # (the plugin is this set-up)
     ),
     Patch(
         "tf2-drop-ins",
-        "Training, evaluation and exports of the TF 2 half are od_qat's, which carries out a graph_rewriter\n"
-        "block. (The ends of these modules differ between trees, so each function is replaced where it is\n"
-        "defined.)",
+        "A graph_rewriter block is carried out by od_qat in the TF 2 half too. Without a block, an eager\n"
+        "program runs the module's own function.",
         _LATER,
         {
             "object_detection.model_lib_v2": (_replaced("train_loop"), _replaced("eval_continuously")),
             "object_detection.exporter_lib_v2": (_replaced("export_inference_graph"),),
             "object_detection.export_tflite_graph_lib_tf2": (_replaced("export_tflite_model"),),
+        },
+    ),
+    Patch(
+        "on-demand",
+        "Packages that only some models of the TF 2 half need are asked for when such a model is built.",
+        (),
+        {
+            "object_detection.meta_architectures.deepmac_meta_arch": (
+                ("import tensorflow_io as tfio", "from od_qat.od_api.on_demand import tensorflow_io as tfio"),
+            ),
+            "object_detection.models.ssd_efficientnet_bifpn_feature_extractor": (
+                ("from official.legacy.image_classification.efficientnet import", _ON_DEMAND),
+                ("from official.vision.image_classification.efficientnet import", _ON_DEMAND),
+            ),
+            "object_detection.builders.optimizer_builder": (
+                ("from official.modeling.optimization import ema_optimizer", _ON_DEMAND + " ema_optimizer"),
+            ),
         },
     ),
 )

@@ -1,4 +1,4 @@
-"""Runs one of the OD API's own test modules with the plugin in place.
+"""Runs one of the OD API's own test modules with the plugin of its half in place.
 
     python -m tests.helpers.upstream_runner NAME
 
@@ -12,8 +12,10 @@ import json
 import sys
 import unittest
 
-import od_qat.plugin  # noqa: F401  (before object_detection)
-from od_qat.od_api import import_hook, source_changes
+TF2 = sys.argv[1].endswith("_tf2_test")
+importlib.import_module("od_qat.plugin_tf2" if TF2 else "od_qat.plugin")  # (before object_detection)
+
+from od_qat.od_api import import_hook, source_changes  # noqa: E402
 
 _PATCHED = {name for one in source_changes.PATCHES if one.series and one.in_memory for name in one.changes}
 _QUANTIZE = (
