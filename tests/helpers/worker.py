@@ -99,9 +99,8 @@ def train(place, train_dir, steps, synchronous=False, seconds=0.0, model=number)
         update = tf.group(update, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
         tf.summary.scalar("loss", loss)
         scaffold = tf.train.Scaffold(summary_op=tf.summary.merge_all(), saver=checkpoints.saver())
-        with signals, training_session.open_session(
-            place, scaffold, train_dir, hooks, save_secs=1, summary_secs=60, signals=signals
-        ) as session:
+        saving = training_session.Saving(train_dir, train_dir, secs=1, steps=None, summary_secs=60)
+        with signals, training_session.open_session(place, scaffold, saving, hooks, signals) as session:
             if place.is_chief:
                 signals.listen()
             while not session.should_stop():
