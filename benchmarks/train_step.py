@@ -4,12 +4,13 @@
         [--per_channel]
 
 Builds the float and the rewritten training graph of the same detector of the test zoo
-(tests/zoo/models.yaml; momentum optimizer, random images and boxes, no input pipeline), runs them in turn
-(A B A B ...) and prints the medians and their ratio. `--per_channel` adds a third, QAT with weights per
-channel. `--only float` or `--only qat` builds one, to see its peak memory; `--only rewriting` rewrites the
-training graph and runs nothing. With `--rewriter contrib` and a Python that has TensorFlow 1.15 it measures
-tf.contrib.quantize instead. Only ratios mean anything on a shared machine, on a busy one only those of
-processor time; against_contrib.py compares.
+(tests/zoo/models.yaml, or one of upstream's TF 2 configs by its short name, such as
+ssd_mobilenet_v2_fpnlite_320x320; momentum optimizer, random images and boxes, no input pipeline), runs them
+in turn (A B A B ...) and prints the medians and their ratio. `--per_channel` adds a third, QAT with weights
+per channel. `--only float` or `--only qat` builds one, to see its peak memory; `--only rewriting` rewrites
+the training graph and runs nothing. With `--rewriter contrib` and a Python that has TensorFlow 1.15 it
+measures tf.contrib.quantize instead. Only ratios mean anything on a shared machine, on a busy one only those
+of processor time; against_contrib.py compares, and against_eager.py with upstream's loop of TF 2.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from typing import Optional
 
@@ -26,36 +28,65 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-
-def zoo_row(name: str, size: int, depth: float, cells: Optional[int] = None):
-    """A model of the zoo at full size, a NASNet with so many cells."""
-    from tests.zoo import build
-
-    rows = {row["name"]: row for row in build.models()}
-    if name not in rows:
-        sys.exit("train_step: no model {!r} in the zoo; allowed: {}".format(name, ", ".join(sorted(rows))))
-    if cells and "cells" not in rows[name]:
-        sys.exit("train_step: --cells is for NASNets, {} has none".format(name))
-    return dict(rows[name], size=size, depth=depth, **({"cells": cells} if cells else {}))
+from benchmarks import tf2_samples  # noqa: E402
 
 
-def rewriters(which: str):
-    """The two functions of od_qat or of contrib that rewrite a graph."""
-    if which == "od_qat":
-        from od_qat.rewrite import api as quantize
-    else:
-        from tensorflow.contrib import quantize
-    return quantize.create_training_graph, quantize.create_eval_graph
+class OfZoo(object):
+    """A model of the zoo at full size, a NASNet with so many cells; and what rewrites it."""
+
+    def __init__(self, name: str, size: int, depth: float, cells: Optional[int], rewriter: str):
+        from tests.zoo import build
+
+        rows = {row["name"]: row for row in build.models()}
+        if name not in rows:
+            allowed = sorted(rows) + sorted(tf2_samples.names())
+            sys.exit("train_step: no model {!r} in the zoo; allowed: {}".format(name, ", ".join(allowed)))
+        if cells and "cells" not in rows[name]:
+            sys.exit("train_step: --cells is for NASNets, {} has none".format(name))
+        self._row = dict(rows[name], size=size, depth=depth, **({"cells": cells} if cells else {}))
+        self._build, self.size = build, size
+        if rewriter == "od_qat":
+            from od_qat.rewrite import api as quantize
+        else:
+            from tensorflow.contrib import quantize
+        self.rewrite_training, self.rewrite_eval = quantize.create_training_graph, quantize.create_eval_graph
+
+    def build_training(self, batch: int) -> None:
+        """Builds the training graph in the default graph."""
+        self._build.build_training(self._row, batch)
+
+    def build_eval(self) -> None:
+        """Builds the eval graph in the default graph."""
+        self._build.build_eval(self._row)
 
 
-def build_training(row, batch: int, rewrite):
+class OfTf2(object):
+    """A model of one of upstream's TF 2 configs, and what rewrites it."""
+
+    def __init__(self, name: str, size: int):
+        from od_qat.od_api import pipeline
+
+        with tempfile.TemporaryDirectory() as folder:
+            self._config = pipeline.load(tf2_samples.write_config(folder, name, 1, 1, False, size))
+        self.size = size
+        self.rewrite_training, self.rewrite_eval = tf2_samples.rewriters()
+
+    def build_training(self, batch: int) -> None:
+        """Builds the training graph in the default graph."""
+        tf2_samples.build_training(self._config, batch)
+
+    def build_eval(self) -> None:
+        """Builds the eval graph in the default graph."""
+        tf2_samples.build_eval(self._config)
+
+
+def build_training(model, batch: int, rewrite):
     """A training graph; returns its session, train op, what it is fed, rewriting seconds and op count."""
     from od_qat.compat import tf
-    from tests.zoo import build
 
     graph = tf.Graph()
     with graph.as_default():
-        build.build_training(row, batch)
+        model.build_training(batch)
         operations = len(graph.get_operations())
         started = time.time()
         if rewrite:
@@ -66,24 +97,23 @@ def build_training(row, batch: int, rewrite):
         train = tf.group(optimizer.minimize(tf.losses.get_total_loss()), *update)
         session = tf.Session()
         session.run(tf.global_variables_initializer())
-    pixels = np.random.RandomState(0).uniform(0, 255, [batch, row["size"], row["size"], 3])
+    pixels = np.random.RandomState(0).uniform(0, 255, [batch, model.size, model.size, 3])
     feed = {graph.get_tensor_by_name("images:0"): pixels.astype(np.float32)}
     return session, train, feed, rewriting, operations
 
 
-def rewrite_training(row, batch: int, rewrite) -> dict:
+def rewrite_training(model, batch: int) -> dict:
     """What a training graph's rewriting takes, in all, for each op that was there and each that it adds.
 
     Processor time too, which does not count what else the machine does: rewriting is one thread's work.
     """
     from od_qat.compat import tf
-    from tests.zoo import build
 
     with tf.Graph().as_default() as graph:
-        build.build_training(row, batch)
+        model.build_training(batch)
         operations = len(graph.get_operations())
         started, processor = time.time(), time.process_time()
-        rewrite(graph)
+        model.rewrite_training(graph)
         seconds, processor = time.time() - started, time.process_time() - processor
         added = len(graph.get_operations()) - operations
     return {
@@ -96,16 +126,15 @@ def rewrite_training(row, batch: int, rewrite) -> dict:
     }
 
 
-def rewrite_eval(row, rewrite):
+def rewrite_eval(model):
     """Seconds that the eval graph's rewriting takes, and that graph's op count."""
     from od_qat.compat import tf
-    from tests.zoo import build
 
     with tf.Graph().as_default() as graph:
-        build.build_eval(row)
+        model.build_eval()
         operations = len(graph.get_operations())
         started = time.time()
-        rewrite(graph)
+        model.rewrite_eval(graph)
         return time.time() - started, operations
 
 
@@ -115,18 +144,20 @@ def measure(arguments) -> dict:
     from od_qat.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    row = zoo_row(arguments.model, arguments.size, arguments.depth, arguments.cells)
-    training, evaluation = rewriters(arguments.rewriter)
+    if arguments.model in tf2_samples.names():
+        model = OfTf2(arguments.model, arguments.size)
+    else:
+        model = OfZoo(arguments.model, arguments.size, arguments.depth, arguments.cells, arguments.rewriter)
     if arguments.only == "rewriting":
-        found = rewrite_training(row, arguments.batch, training)
+        found = rewrite_training(model, arguments.batch)
         settings = {name: getattr(arguments, name) for name in ("rewriter", "model", "size", "cells")}
         return dict(found, **settings)
-    rewrites = {"float": None, "qat": training}
+    rewrites = {"float": None, "qat": model.rewrite_training}
     if arguments.per_channel:
-        rewrites["qat_per_channel"] = functools.partial(training, per_channel=True)
+        rewrites["qat_per_channel"] = functools.partial(model.rewrite_training, per_channel=True)
     if arguments.only:
         rewrites = {arguments.only: rewrites[arguments.only]}
-    runs = {name: build_training(row, arguments.batch, rewrite) for name, rewrite in rewrites.items()}
+    runs = {name: build_training(model, arguments.batch, rewrite) for name, rewrite in rewrites.items()}
     times = {name: [] for name in runs}
     processor_times = {name: [] for name in runs}
     for block in range(arguments.blocks + 1):
@@ -157,7 +188,7 @@ def measure(arguments) -> dict:
             )
     if not arguments.only:
         result["qat_over_float"] = result["step_seconds"]["qat"] / result["step_seconds"]["float"]
-        result["eval_rewriting_seconds"], result["eval_ops_before_rewriting"] = rewrite_eval(row, evaluation)
+        result["eval_rewriting_seconds"], result["eval_ops_before_rewriting"] = rewrite_eval(model)
     return result
 
 
@@ -165,7 +196,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="ssd_mobilenet_v2", help="a name in tests/zoo/models.yaml")
+    parser.add_argument(
+        "--model", default="ssd_mobilenet_v2", help="a name in tests/zoo/models.yaml, or of a TF 2 config"
+    )
     parser.add_argument("--size", type=int, default=300)
     parser.add_argument("--depth", type=float, default=1.0, help="depth multiplier")
     parser.add_argument("--cells", type=int, help="of a NASNet; the zoo's number otherwise")

@@ -32,6 +32,7 @@ def pytest_report_header(config):
         "OD_QAT_BCCD",
         "OD_QAT_COCO_DETECTOR",
         "OD_QAT_SAMPLES",
+        "OD_QAT_SAMPLES_TF2",
         "OD_QAT_CONTRIB_TESTS",
         "OD_QAT_GENERATIONS",
         "OD_QAT_TF1_PYTHON",

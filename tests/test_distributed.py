@@ -16,12 +16,15 @@ from od_qat import compat
 compat.enable_tf1_behaviour()
 
 from od_qat import checkpoints  # noqa: E402
-from od_qat.compat import tf  # noqa: E402
+from od_qat.checkpoints import object_based  # noqa: E402
+from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import ConfigError  # noqa: E402
+from od_qat.rewrite import live  # noqa: E402
 from od_qat.training import cluster  # noqa: E402
 from od_qat.training import session as training_session  # noqa: E402
+from od_qat.training.signals import StopSignals  # noqa: E402
 from tests import tiers  # noqa: E402
-from tests.helpers import sessions, tiny_detector  # noqa: E402
+from tests.helpers import sessions, tiny_detector, worker  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -29,6 +32,11 @@ try:
     from od_qat import commands
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
+
+from od_qat.od_api import halves, keras_models, models, pipeline, training  # noqa: E402
+from od_qat.training import graph as training_graph  # noqa: E402
+
+needs_tf2 = pytest.mark.skipif(IS_TF1, reason="TF 2 models need TensorFlow 2")
 
 # So many that training goes on while a killed worker builds its graph again.
 STEPS = 300
@@ -195,19 +203,21 @@ def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous
 
 @pytest.mark.long
 @both_ways(quick=True)
-def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous):
+@pytest.mark.parametrize("tf2", [False, pytest.param(True, marks=needs_tf2)], ids=["slim", "keras"])
+def test_qat_processes_are_killed_and_come_back(tmp_path, synchronous, tf2):
     folder = str(tmp_path)
     tiny_detector.write_data(folder)
+    steps = STEPS // 2 if tf2 else STEPS  # (of a larger model, each takes longer)
     more = ["train_config.sync_replicas={}".format(str(synchronous).lower())]
     more.append("train_config.replicas_to_aggregate={}".format(2 if synchronous else 1))
-    config = tiny_detector.write_config(folder, True, "qat", STEPS, more)
+    config = tiny_detector.write_config(folder, True, "qat", steps, more, tf2=tf2)
     program = ["-m", "od_qat", "train", "--save_interval_secs=1", "--pipeline_config_path", config]
     trained = Cluster(folder, lambda train_dir: program + ["--train_dir", train_dir])
     before = _kill_and_restart(trained)
-    assert 2 <= before < STEPS
+    assert 2 <= before < steps
     assert "resuming from" in trained.log("master")
-    assert "model.ckpt-{}".format(before) in trained.log("master")
-    assert trained.step() >= STEPS
+    assert "/{}-{}".format("ckpt" if tf2 else "model.ckpt", before) in trained.log("master")
+    assert trained.step() >= steps
     _require_everything(config, trained.train_dir, folder)
 
 
@@ -243,10 +253,13 @@ def _require_everything(config, train_dir, folder):
     commands.evaluate(config, train_dir, os.path.join(folder, "eval"), run_once=True)
     path = commands.export(config, train_dir, os.path.join(folder, "export"))
     assert os.path.getsize(path)
-    values = tf.train.load_checkpoint(checkpoints.latest(train_dir))
-    names = values.get_variable_to_shape_map()
-    assert not any(name.startswith(("clone_", "worker", "master")) for name in names)
-    maxima = [values.get_tensor(name) for name in names if name.endswith("act_quant/max")]
+    prefix = checkpoints.latest(train_dir)
+    values = tf.train.load_checkpoint(prefix)
+    keys = {name: name for name in values.get_variable_to_shape_map()}
+    if object_based.is_object_based(prefix):
+        keys = object_based.extra_keys(prefix)
+    assert not any(name.startswith(("clone_", "worker", "master")) for name in keys)
+    maxima = [values.get_tensor(key) for name, key in keys.items() if name.endswith("act_quant/max")]
     assert maxima and not all(np.all(value == 6.0) for value in maxima)
 
 
@@ -278,11 +291,113 @@ def test_clones_with_synchronous_workers_are_refused(tmp_path):
 def test_a_synchronous_step_of_no_gradients_is_refused():
     from object_detection.protos import train_pb2
 
-    from od_qat.training import graph as training_graph
-
     config = train_pb2.TrainConfig(batch_size=4, sync_replicas=True, replicas_to_aggregate=0)
     with pytest.raises(ConfigError, match="replicas_to_aggregate, found 0, allowed: 1 to .* workers, 2"):
         training_graph._clone_batch_size(config, num_clones=1, worker_replicas=2)
+
+
+def _servers(*jobs):
+    """The servers of a cluster in this process: {job: [its tasks']}, and what each job has of addresses."""
+    sockets = [(job, socket.socket()) for job in jobs]
+    addresses = {}
+    for job, one in sockets:
+        one.bind(("127.0.0.1", 0))
+        addresses.setdefault(job, []).append("127.0.0.1:{}".format(one.getsockname()[1]))
+    for _, one in sockets:
+        one.close()
+    return {
+        job: [tf.train.Server(addresses, job_name=job, task_index=task) for task in range(len(of_job))]
+        for job, of_job in addresses.items()
+    }
+
+
+def _on_servers(server, graph):
+    """The values that the variables of a graph have on the parameter servers now, by name."""
+    config = sessions.plain_config(tf.ConfigProto(allow_soft_placement=True))
+    with tf.Session(server.target, graph, config) as session:
+        return session.run({v.op.name: v for v in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)})
+
+
+@needs_tf2
+def test_processes_share_the_variables_of_a_keras_model(tmp_path):
+    """Chief, worker and a second chief, one after the other; two parameter servers hold the variables."""
+    servers = _servers("ps", "ps", "master", "worker")
+    places = {
+        job: training_session.Place(servers[job][0].target, 0, 2, 2, job + "/task:0", job == "master")
+        for job in ("master", "worker")
+    }
+    train_dir, elsewhere = str(tmp_path / "train"), str(tmp_path / "elsewhere")
+
+    graph = worker.train(places["master"], train_dir, steps=2, model=worker.keras_net)
+    devices = {variable.device for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)}
+    assert {device.replace("/device:CPU:0", "") for device in devices} == {"/job:ps/task:0", "/job:ps/task:1"}
+    of_chief = _on_servers(servers["ps"][0], graph)
+    prefix = checkpoints.latest(train_dir)
+    assert os.path.basename(prefix) == "ckpt-2"
+    reader = tf.train.load_checkpoint(prefix)
+    for key, name in (("0/kernel", "first/kernel"), ("1/moving_mean", "first_norm/moving_mean")):
+        key = "model/net/layer_with_weights-{}/.ATTRIBUTES/VARIABLE_VALUE".format(key)
+        np.testing.assert_array_equal(reader.get_tensor(key), of_chief[name], name)
+    ranges = [name for name in of_chief if name.endswith("act_quant/max")]
+    assert ranges and set(ranges) <= set(object_based.extra_keys(prefix))
+
+    graph = worker.train(places["worker"], elsewhere, steps=4, model=worker.keras_net)
+    of_worker = _on_servers(servers["ps"][0], graph)
+    assert set(of_worker) == set(of_chief) and of_worker["global_step"] == 4
+    for name in ["first/kernel", "first_norm/moving_mean"] + ranges:
+        assert not np.array_equal(of_worker[name], of_chief[name]), name
+    assert not os.path.exists(elsewhere)
+
+    # The chief comes back: what it has saved counts.
+    graph = worker.train(places["master"], train_dir, steps=3, model=worker.keras_net)
+    again = _on_servers(servers["ps"][0], graph)
+    assert again["global_step"] == 3 and os.path.basename(checkpoints.latest(train_dir)) == "ckpt-3"
+    assert not np.array_equal(again["first/kernel"], of_worker["first/kernel"])
+
+
+@needs_tf2
+@pytest.mark.parametrize(
+    "options, devices",
+    [
+        (dict(num_clones=1), {"/device:GPU:0"}),
+        (dict(num_clones=2), {"/device:CPU:0"}),
+        (
+            dict(num_ps_tasks=2, num_replicas=2, worker_job_name="worker/task:0"),
+            {"/job:ps/task:0/device:CPU:0", "/job:ps/task:1/device:CPU:0"},
+        ),
+    ],
+)
+def test_the_place_of_the_variables_of_keras(monkeypatch, options, devices):
+    monkeypatch.setattr(halves, "_is_tf2", True)
+    deploy = training.model_deploy.DeploymentConfig(**options)
+    with tf.Graph().as_default(), keras_models.variables_of_one_model(deploy):
+        with tf.name_scope(deploy.clone_scope(0)), tf.device(deploy.clone_device(0)):
+            tf.keras.layers.Dense(2, name="head")(tf.zeros([1, 3]))
+        variables = tf.global_variables()
+    assert [variable.op.name for variable in variables] == ["head/kernel", "head/bias"]
+    assert {variable.device for variable in variables} == devices
+
+
+@needs_tf2
+def test_the_trainer_puts_a_keras_model_on_parameter_servers(tmp_path):
+    tiny_detector.write_data(str(tmp_path))
+    config = pipeline.load(tiny_detector.write_config(str(tmp_path), False, "float", tf2=True))
+    place = training_session.Place("", 1, 2, 2, "worker/task:0", False)
+    deploy = training.model_deploy.DeploymentConfig(
+        replica_id=1, num_replicas=2, num_ps_tasks=2, worker_job_name=place.worker_job_name
+    )
+    with halves.active(config), tf.Graph().as_default():
+        inputs, model = models.input_fn(config.train_input_reader), models.model_fn(config, is_training=True)
+        step = training_graph.build(
+            deploy, inputs, model, config.train_config, None, place, StopSignals()
+        ).train_op
+        assert keras_models.of_graph() is not None
+        devices = {variable.device for variable in tf.global_variables()}
+        used = live.leading_to(tf.get_default_graph(), [step])
+        reads = [op.inputs[0].op.name for op in used if op.type == "ReadVariableOp"]
+    assert {tf.DeviceSpec.from_string(device).job for device in devices} == {"ps"}
+    assert {tf.DeviceSpec.from_string(device).task for device in devices} == {0, 1}
+    assert len(reads) > 200 and sorted(reads) == sorted(set(reads))
 
 
 class TestTfConfig(object):

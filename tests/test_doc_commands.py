@@ -277,7 +277,9 @@ def test_no_command_is_shown_in_another_kind_of_block(page):
 def test_commands_and_flags_in_the_text_exist(page):
     known = parsers()
     scripts = "".join(
-        read("benchmarks/" + name) for name in os.listdir(os.path.join(REPOSITORY, "benchmarks"))
+        read("benchmarks/" + name)
+        for name in os.listdir(os.path.join(REPOSITORY, "benchmarks"))
+        if name.endswith(".py")
     )
     every_flag = set().union(*map(flags_of, known.values())) | set(re.findall(r'"(--\w+)"', scripts))
     text = re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S)

@@ -5,6 +5,7 @@ has been called.
 """
 
 import contextlib
+import itertools
 import re
 from typing import Dict, Iterable, Iterator, List, Optional, Set
 
@@ -29,16 +30,24 @@ def prepare(is_training: bool) -> None:
 
 
 @contextlib.contextmanager
-def variables_outside_of_clones() -> Iterator[None]:
-    """Within it, the variables of a Keras model have no scope of a clone (`clone_0/`) in their names.
+def variables_of_one_model(deploy) -> Iterator[None]:
+    """Within it, the variables of a Keras model have the names of a single model, and the place of slim's.
 
-    slim's model_deploy builds each clone in such a name scope. Variables of tf-slim have no name scopes in
-    their names. Variables of Keras have, and their names are to be those of a single model.
+    slim's model_deploy builds each clone in a name scope (`clone_0/`), on the clone's device, and tells
+    tf-slim where variables are. Variables of tf-slim have no name scopes in their names. Those of Keras have,
+    and they would be on the device of the clone, so that each worker would train a model of its own. What
+    reads a variable on a parameter server, layers and regularizer, shares one copy of it in each step.
+
+    Args:
+      deploy: model_deploy.DeploymentConfig.
     """
+    devices = _devices_of_variables(deploy)
 
     def create(next_creator, **kwargs):
         scope = _CLONE.sub("", tf.get_default_graph().get_name_scope())
-        with tf.name_scope(scope + "/" if scope else None):
+        if deploy.num_ps_tasks:
+            kwargs["caching_device"] = deploy.inputs_device()
+        with tf.name_scope(scope + "/" if scope else None), tf.device(next(devices)):
             return next_creator(**kwargs)
 
     if not halves.is_active():
@@ -46,6 +55,19 @@ def variables_outside_of_clones() -> Iterator[None]:
         return
     with tf.variable_creator_scope(create):
         yield
+
+
+def _devices_of_variables(deploy) -> Iterator[str]:
+    """The device of each variable, in the order in which they are made: the parameter servers in turn.
+
+    (model_deploy's own device function does not know Keras's kind of variables, those of resources.)
+    """
+    if not deploy.num_ps_tasks:
+        # With one clone they are where they are used.
+        return itertools.repeat(deploy.variables_device() if deploy.num_clones > 1 else "")
+    return itertools.cycle(
+        "{}/task:{}/device:CPU:0".format(deploy.ps_device, task) for task in range(deploy.num_ps_tasks)
+    )
 
 
 def remember(model) -> None:

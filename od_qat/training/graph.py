@@ -69,7 +69,7 @@ def build(
             train_config,
             in_order=seed is not None,
         )
-    with keras_models.variables_outside_of_clones():
+    with keras_models.variables_of_one_model(deploy):
         clones = training.model_deploy.create_clones(
             deploy, training.losses_fn(create_and_keep_model, train_config), [queue]
         )

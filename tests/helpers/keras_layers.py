@@ -18,7 +18,7 @@ _PREDICTOR = """weight_shared_convolutional_box_predictor {
   conv_hyperparams { HYPERPARAMS } }""".replace("HYPERPARAMS", _HYPERPARAMS)
 
 
-class Functional(object):
+class Functional(tf.Module):
     """A functional model, which is built on an input of its own, and heads that two levels share.
 
     Args:
@@ -29,6 +29,7 @@ class Functional(object):
     """
 
     def __init__(self, training):
+        super(Functional, self).__init__()
         tf.keras.backend.set_learning_phase(training)
         layers = tf.keras.layers
         images = tf.keras.Input([16, 16, 3])

@@ -47,7 +47,7 @@ _ABSENT = (
 )
 
 
-class _Absent(types.ModuleType):
+class Absent(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
@@ -63,7 +63,7 @@ def absent_packages():
         for end in range(1, len(parts) + 1):
             part = ".".join(parts[:end])
             if part not in sys.modules and (end > 1 or importlib.util.find_spec(part) is None):
-                sys.modules[part] = _Absent(part)
+                sys.modules[part] = Absent(part)
                 sys.modules[part].__path__ = []
                 added.append(part)
     try:

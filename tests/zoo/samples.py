@@ -1,27 +1,33 @@
-"""Builds the pipeline configs that samples.yaml describes, counterparts of upstream's quantized samples."""
+"""Builds the pipeline configs that samples*.yaml describe, counterparts of upstream's samples."""
 
 import os
 
 import yaml
 from google.protobuf import json_format, text_format
 
-_SAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "samples.yaml")
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+# The files of each half: quantized samples of the TF 1 half, and all of the TF 2 half.
+_OF_TF1 = ("samples",)
+_OF_TF2 = ("samples_tf2", "samples_tf2_faster_rcnn", "samples_tf2_center_net")
 
 
-def rows():
-    """{name: row} of the samples, in the file's order; a row's `config` is complete."""
-    with open(_SAMPLES, encoding="utf-8") as stream:
-        given = yaml.safe_load(stream)
+def rows(tf2=False):
+    """{name: row} of the samples of a half, in the files' order; a row's `config` is complete."""
+    given = []
+    for name in _OF_TF2 if tf2 else _OF_TF1:
+        with open(os.path.join(_FOLDER, name + ".yaml"), encoding="utf-8") as stream:
+            given += yaml.safe_load(stream)
     by_name = {row["name"]: row for row in given}
     assert len(by_name) == len(given)
     return {row["name"]: _complete(row, by_name) for row in given if not row.get("base")}
 
 
 def _complete(row, by_name):
-    if "like" not in row:
-        return row
-    above = _complete(by_name[row["like"]], by_name)
-    complete = _merged(above, row)
+    likes = row.get("like", [])
+    complete = {}
+    for name in [likes] if isinstance(likes, str) else likes:
+        complete = _merged(complete, _complete(by_name[name], by_name))
+    complete = _merged(complete, row)
     complete.pop("base", None)
     return complete
 
@@ -76,6 +82,8 @@ def without_defaults(config):
 
 def _drop_defaults(config):
     for field, value in config.ListFields():
+        if hasattr(value, "keys"):
+            continue  # (a map of names to numbers or texts has no fields)
         if hasattr(value, "extend"):
             if field.message_type is not None:
                 for element in value:
