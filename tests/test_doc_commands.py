@@ -24,6 +24,7 @@ from od_qat import cli
 from od_qat.cli import command_line
 from od_qat.compat import tf
 from tests.conftest import REPOSITORY
+from tests.generations import road
 from tests.helpers import tiny_detector
 
 # The guide goes first, since the other pages use what its commands leave.
@@ -32,6 +33,8 @@ PAGES += sorted(
     "docs/" + name for name in os.listdir(os.path.join(REPOSITORY, "docs")) if name.endswith(".md")
 )
 PAGES = list(dict.fromkeys(PAGES)) + ["patches/README.md"]
+# Its flags may be in the text, without a command.
+UPSTREAMS_COMMAND = os.path.join(road.installed() or "", "object_detection", "model_main_tf2.py")
 # What `make test` hands on in the environment, and a user's shell does not have.
 MAKE_VARIABLES = ("ARGS", "TESTS")
 
@@ -282,6 +285,8 @@ def test_commands_and_flags_in_the_text_exist(page):
         if name.endswith(".py")
     )
     every_flag = set().union(*map(flags_of, known.values())) | set(re.findall(r'"(--\w+)"', scripts))
+    if os.path.exists(UPSTREAMS_COMMAND):
+        every_flag |= {"--" + name for name in re.findall(r"DEFINE_\w+\(\s*'(\w+)'", read(UPSTREAMS_COMMAND))}
     text = re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S)
     makefile = read("Makefile")
     for span in re.findall(r"`([^`]+)`", text):
