@@ -39,7 +39,7 @@ def build_detection_graph(model) -> Dict[str, str]:
     outputs = {}
     for role, key in OF_ROLE.items():
         if key in detections:
-            value = detections[key]
+            value = tf.cast(detections[key], tf.float32)  # (CenterNet's classes are integers)
             if role == "classes":
                 value = value + _LABEL_ID_OFFSET
             tf.identity(value, name=key)
