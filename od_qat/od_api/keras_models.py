@@ -88,10 +88,10 @@ def nothing_downloaded() -> Iterator[None]:
 
     def build_fresh(*args, **kwargs):
         asked, kwargs["weights"] = kwargs.get("weights", "imagenet"), None
-        backbone = build(*args, **kwargs)
         if asked is not None:
-            tf.add_to_collection(_NOT_DOWNLOADED, backbone.name)
-        return backbone
+            name = "MobileNet V2 of width {:g}".format(kwargs.get("alpha", 1.0))
+            tf.add_to_collection(_NOT_DOWNLOADED, name)
+        return build(*args, **kwargs)
 
     module.mobilenet_v2 = build_fresh
     try:
