@@ -166,9 +166,12 @@ def test_it_resumes_and_is_evaluated_and_exported(road, capsys):
         paths.append(commands.export_tflite(road.config, road.path("qat"), road.path("again")))
     expected, *others = [_detections(road, path) for path in paths]
     for image, detections in expected.items():
-        assert len(detections.scores) and set(detections.classes) <= {1, 2, 3}
+        # (A Faster R-CNN that has hardly been trained may propose nothing.)
+        assert len(detections.scores) or road.name.startswith("faster_rcnn")
+        assert set(detections.classes) <= {1, 2, 3}
         for found in others:
-            assert abs(found[image].scores.max() - detections.scores.max()) < 4.0 / 256
+            best = [each.scores.max() if len(each.scores) else 0.0 for each in (found[image], detections)]
+            assert abs(best[0] - best[1]) < 4.0 / 256
 
 
 @pytest.mark.parametrize(
