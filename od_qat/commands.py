@@ -289,15 +289,16 @@ def export_tflite(
       path of the .tflite.
 
     Raises:
-      ConfigError: before anything is built, for types or numbers that are not supported.
+      ConfigError: before anything is built, for types or numbers that are not supported. A CenterNet's
+        .tflite has no suppression, no threshold, and no post-training quantization.
       CheckpointError, ExportError: if the checkpoint does not fit or a check fails; nothing is written then.
     """
-    from od_qat.export import ssd_tflite
+    from od_qat.export import center_net_tflite, ssd_tflite, tflite_network
 
-    options = ssd_tflite.Options(
+    options = tflite_network.Options(
         inference_type, input_type, fast_nms, max_detections, score_threshold, ptq, calibration_images
     )
-    ssd_tflite.require_options(options)
+    tflite_network.require_options(options)
     config = pipeline.load(pipeline_config_path, overrides)
     where = pipeline.place_of(pipeline_config_path)
     with halves.active(config):
@@ -313,7 +314,8 @@ def export_tflite(
             )
         graph_rewriter.check_for_tflite(config, where=where)
         checkpoint = _resolve(trained_checkpoint_prefix)
-        return ssd_tflite.export(config, where, checkpoint, output_directory, options, _eval_hook(config))
+        of_kind = center_net_tflite if config.model.WhichOneof("model") == "center_net" else ssd_tflite
+        return of_kind.export(config, where, checkpoint, output_directory, options, _eval_hook(config))
 
 
 def export_tflite_saved_model(

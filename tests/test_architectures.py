@@ -245,6 +245,25 @@ def _names_that_differ_in_case(net, training):
     return conv(net, "out")
 
 
+def _transposed_convolutions(net, training):
+    """With a bias, as Keras has it, also in front of a batch norm; and with neither."""
+
+    def twice_as_large(net, name, channels, bias=True):
+        with tf.variable_scope(name):
+            weights = variable("w", [3, 3, channels, int(net.shape[3])], 0.2)
+            shape = [int(net.shape[0]), 2 * SIZE, 2 * SIZE, channels]
+            net = tf.nn.conv2d_transpose(net, weights, shape, [1, 2, 2, 1], "SAME")
+            return tf.nn.bias_add(net, variable("b", [channels], 0.2)) if bias else net
+
+    def half_as_large(net):
+        return tf.nn.max_pool2d(net, 2, 2, "VALID")
+
+    net = half_as_large(tf.nn.relu(norm(twice_as_large(net, "one", 6), "one/norm", training)))
+    net = half_as_large(tf.nn.relu(norm(twice_as_large(net, "two", 8, False), "two/norm", training)))
+    net = half_as_large(tf.nn.relu(twice_as_large(net, "three", 4)))
+    return conv(half_as_large(twice_as_large(net, "four", 8)), "out")
+
+
 NETS = [
     _pool_beside_conv,
     _upsampled_beside_skip,
@@ -275,12 +294,14 @@ NETS = [
     _ends_in_activations,
     _prelu,
     _names_that_differ_in_case,
+    _transposed_convolutions,
 ]
 
 # What TensorFlow 1.15's converter says, or the interpreter of what it made.
 TF1_CONVERTS_NOT = {
     _hard_swish_by_division: "type Div for which the quantized form is not yet implemented",
     _stacked: "PACK.* failed to prepare",
+    _transposed_convolutions: "conv2d_transpose_Fold, which is an input to the Add .* lacking min/max data",
 }
 
 
@@ -390,6 +411,15 @@ def test_ops_whose_numbers_shifted_are_explained(tmp_path):
         CheckpointError, match="no sub/output_quant/max.*shift the numbers of ops that have no name"
     ):
         frozen(net, trained(net, str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind, reported", [(tf.int32, set()), (tf.float64, {"product"})])
+def test_a_product_of_integers_is_not_reported_as_float(kind, reported):
+    """As in the targets of a loss (CenterNet's)."""
+    with tf.Graph().as_default():
+        conv(tf.placeholder(tf.float32, [4, SIZE, SIZE, 8]), "out")
+        tf.matmul(tf.placeholder(kind, [2, 3]), tf.placeholder(kind, [3, 2]), name="product")
+        assert set(api.create_training_graph().stays_float) == reported
 
 
 def test_a_variance_is_reported_only_where_it_is_data():

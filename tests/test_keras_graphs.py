@@ -125,7 +125,8 @@ class TestCopies(object):
                 api.rewrite(QatConfig(), True, graph, given)
             assert len(graph.get_operations()) == before
 
-    def test_an_unfused_batch_norm_is_found_by_its_averages(self):
+    @pytest.mark.parametrize("synchronized", [False, True])
+    def test_an_unfused_batch_norm_is_found_by_its_averages(self, synchronized):
         """Their updates alone tell it from other arithmetic, and they lead to no output."""
         for training in (True, False):
             with tf.Graph().as_default() as graph:
@@ -133,9 +134,12 @@ class TestCopies(object):
                 images = tf.placeholder(tf.float32, [2, 8, 8, 3])
                 convolved = tf.keras.layers.Conv2D(4, 3, use_bias=False, name="layer")(images)
                 norm = tf.keras.layers.BatchNormalization(fused=False, name="norm")
+                if synchronized:  # (as in an Hourglass)
+                    layers = tf.compat.v2.keras.layers
+                    norm = layers.experimental.SyncBatchNormalization(name="norm")
                 output = tf.identity(tf.nn.relu(norm(convolved)))
                 report = api.rewrite(QatConfig(), training, graph, [output])
-            assert report.folded == 1
+            assert report.folded == 1 and report.stays_float == {}
             assert report.weights + report.activations == ("layer/weights_quant", "layer/act_quant")
 
     def test_an_op_that_leads_nowhere_keeps_a_name_that_the_rewrite_would_use(self):

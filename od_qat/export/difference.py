@@ -5,7 +5,7 @@ tensor, and the tensor has 8 bits like all others. The outputs of both for one p
 """
 
 import sys
-from typing import Dict, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -18,6 +18,29 @@ from od_qat.model_files.names import POST_PROCESS
 _LARGE = 0.3
 # Two steps of an 8-bit score. (A net that has hardly been trained gives the same score to all anchors.)
 _SMALLEST_SPREAD = 2.0 / 256
+
+
+def outputs(model: bytes) -> Tuple[List[np.ndarray], np.ndarray]:
+    """Runs a .tflite on a picture of noise; returns its outputs, and the pixels, 0 to 255."""
+    opened = interpreter.without_delegates(model)
+    opened.allocate_tensors()
+    pixels = _run_on_noise(opened)
+    return [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()], pixels
+
+
+def _run_on_noise(opened) -> np.ndarray:
+    (given,) = opened.get_input_details()
+    pixels = np.random.RandomState(0).randint(0, 256, given["shape"])
+    lowest = np.iinfo(given["dtype"]).min
+    opened.set_tensor(given["index"], (pixels + lowest).astype(given["dtype"]))
+    opened.invoke()
+    return pixels
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the root mean square of a difference, relative to the spread of what was expected."""
+    spread = max(float(np.std(expected)), _SMALLEST_SPREAD)
+    return float(np.sqrt(np.mean(np.square(found - expected)))) / spread
 
 
 def difference(
@@ -37,11 +60,7 @@ def difference(
     """
     opened = interpreter.without_delegates(model, experimental_preserve_all_tensors=True)
     opened.allocate_tensors()
-    (given,) = opened.get_input_details()
-    pixels = np.random.RandomState(0).randint(0, 256, given["shape"])
-    lowest = np.iinfo(given["dtype"]).min
-    opened.set_tensor(given["index"], (pixels + lowest).astype(given["dtype"]))
-    opened.invoke()
+    pixels = _run_on_noise(opened)
     (last,) = [op for op in opened._get_ops_details() if op["op_name"] == POST_PROCESS]
     details = {detail["index"]: detail for detail in opened.get_tensor_details()}
     with tf.Graph().as_default(), tf.Session() as session:
@@ -54,8 +73,7 @@ def difference(
         value, (scale, zero_point) = opened.get_tensor(index), details[index]["quantization"]
         if value.dtype != np.float32:
             value = (value.astype(np.float32) - zero_point) * scale
-        spread = max(float(np.std(expected)), _SMALLEST_SPREAD)
-        found[name] = float(np.sqrt(np.mean(np.square(value - expected)))) / spread
+        found[name] = relative(value, expected)
     return found
 
 

@@ -1,75 +1,14 @@
-"""An SSD without its post-processing, frozen, and the parameters of TFLite's post-processing for it."""
+"""The heads of an SSD, and the parameters of TFLite's post-processing for them."""
 
 import sys
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Optional
 
-import numpy as np
-
-from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.export import freeze, tflite
+from od_qat.export import tflite
 from od_qat.model_files import names
-from od_qat.od_api import calibration, graph_transforms, inference, models
 
 # The outputs of the network: encoded boxes [1, N, 4] and scores [1, N, classes + 1].
 HEADS = (names.RAW_BOXES, names.RAW_SCORES)
-
-
-class Network(NamedTuple):
-    """The detector without its post-processing.
-
-    Attributes:
-      graph_def: frozen, from the image to the raw boxes and scores.
-      anchors: float32 [N, 4], ycenter, xcenter, height, width.
-      height, width: size of the image that it takes.
-      method: how images are resized to that size.
-      mean, std: of the preprocessing, real = (pixel - mean) / std.
-      excluded: names of the layers that a rule keeps float.
-    """
-
-    graph_def: Any
-    anchors: np.ndarray
-    height: int
-    width: int
-    method: str
-    mean: float
-    std: float
-    excluded: frozenset
-
-    def images(self, record_paths: Sequence[str], count: int) -> Iterator[np.ndarray]:
-        """The first images of record files as the network takes them, float32 [1, height, width, 3]."""
-        return calibration.images(
-            record_paths, self.height, self.width, self.method, self.mean, self.std, count
-        )
-
-
-def freeze_network(config, where: str, checkpoint: str, hook: Optional[Callable]) -> Network:
-    """Builds the graph from the image to the raw heads, rewrites it, and freezes it.
-
-    Args:
-      config: TrainEvalPipelineConfig of an SSD.
-      where: how messages call the config.
-      checkpoint: prefix of the checkpoint.
-      hook: rewrites the default graph for evaluation; None for a float network.
-
-    Raises:
-      ConfigError, CheckpointError, ExportError: see inference.input_size and freeze.freeze.
-    """
-    height, width = inference.input_size(config.model, where)
-    excluded = frozenset()
-    with tf.Graph().as_default():
-        model = models.model_fn(config, is_training=False)()
-        anchors = inference.build_raw_heads_graph(model, config.model, height, width)
-        mean, std = inference.input_statistics(model, height, width)
-        if hook:
-            excluded = hook().excluded
-        # (The OD API builds this resize from four ops, in which TensorFlow 1.15's converter finds no range.)
-        graph_transforms.rewrite_nn_resize_op()
-        graph_def = freeze.freeze(
-            checkpoint, HEADS, use_moving_averages=config.eval_config.use_moving_averages
-        )
-    method = inference.resize_method(config.model)
-    return Network(graph_def, anchors, height, width, method, mean, std, excluded)
 
 
 def post_process_of(

@@ -12,12 +12,12 @@ and needs no calibration images.
 import os
 from typing import Callable, Optional
 
-import numpy as np
-
 from od_qat import files
 from od_qat.compat import tf
+from od_qat.errors import ConfigError
 from od_qat.export import saved_model, tflite_checks
-from od_qat.export.ssd_network import HEADS, Network, freeze_network, post_process_of
+from od_qat.export.network import Network, freeze_network
+from od_qat.export.ssd_network import HEADS, post_process_of
 from od_qat.model_files import names
 
 _INPUT = "input"
@@ -49,7 +49,15 @@ def export(
     Raises:
       ConfigError, CheckpointError, ExportError: nothing is written then.
     """
-    network = freeze_network(config, where, checkpoint, hook)
+    if config.model.WhichOneof("model") != "ssd":
+        raise ConfigError(
+            "only SSD models have a SavedModel for the converter",
+            where=where,
+            found="model {{ {} }}".format(config.model.WhichOneof("model")),
+            allowed="ssd",
+            fix="od-qat export-tflite makes the .tflite of a CenterNet",
+        )
+    network = freeze_network(config, where, checkpoint, hook, HEADS)
     if hook:
         tflite_checks.require_quantised(network.graph_def, checkpoint, "int8", network.excluded)
     # (The config's own threshold, as upstream has it.)
@@ -73,9 +81,9 @@ def export(
 
 def _with_range(network: Network) -> Callable:
     """Gives the image the range of all pixel values."""
-    low, high = (np.array([0.0, 255.0]) - network.mean) / network.std
+    low, high = network.preprocessing.ends
 
     def with_range(image):
-        return tf.quantization.fake_quant_with_min_max_args(image, float(low), float(high), 8)
+        return tf.quantization.fake_quant_with_min_max_args(image, low, high, 8)
 
     return with_range

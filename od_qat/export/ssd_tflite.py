@@ -4,45 +4,20 @@ The graph of the raw heads is frozen, gets its post-processing as one op at its 
 is written before all checks have passed.
 """
 
-import functools
 import os
 import sys
-from typing import Any, Callable, Dict, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 from od_qat import checkpoints, files
 from od_qat.compat import tf
-from od_qat.errors import ConfigError
-from od_qat.export import difference, suppression, tflite, tflite_checks
-from od_qat.export.ssd_network import HEADS, Network, freeze_network, post_process_of
+from od_qat.export import difference, input_layer, suppression, tflite, tflite_checks, tflite_network
+from od_qat.export.network import Network, freeze_network
+from od_qat.export.ssd_network import HEADS, post_process_of
+from od_qat.export.tflite_network import Options
 from od_qat.model_files import description, names
 from od_qat.od_api import pipeline
 
 _OUTPUTS = [names.POST_PROCESS] + ["{}:{}".format(names.POST_PROCESS, i) for i in (1, 2, 3)]
-
-
-class Options(NamedTuple):
-    """What the user asks for; see commands.export_tflite."""
-
-    inference_type: str
-    input_type: str
-    fast_nms: bool
-    max_detections: Optional[int]
-    score_threshold: Union[float, str, None]
-    ptq: bool
-    calibration_images: int
-
-
-def require_options(options: Options) -> None:
-    """Raises ConfigError for types or numbers that cannot be had, before anything is read or built."""
-    tflite.require_types(options.inference_type, options.input_type, options.ptq)
-    suppression.require_threshold(options.score_threshold)
-    if options.max_detections is not None and options.max_detections < 1:
-        raise ConfigError(
-            "a detector reports one detection at least",
-            where="--max_detections",
-            found=str(options.max_detections),
-            allowed="a whole number from 1",
-        )
 
 
 def export(
@@ -69,7 +44,8 @@ def export(
     Raises:
       ConfigError, CheckpointError, ExportError: nothing is written then.
     """
-    network = freeze_network(config, config_path, checkpoint, hook)
+    network = freeze_network(config, config_path, checkpoint, hook, HEADS)
+    network = input_layer.with_same_channels(network, options.inference_type, config_path, hook is not None)
     if not options.ptq:
         tflite_checks.require_quantised(
             network.graph_def, checkpoint, options.inference_type, network.excluded
@@ -85,7 +61,7 @@ def export(
         post_process,
         quantised_input=options.inference_type == "uint8" and not options.ptq,
     )
-    model = _convert(graph_def, network, config, options)
+    model = tflite_network.convert(graph_def, network, config, options, _OUTPUTS)
     path = os.path.join(output_directory, "detect.tflite")
     _check(model, network, path, options.ptq)
     beside = _describe(path, network, checkpoint, options.input_type, post_process, threshold)
@@ -98,24 +74,6 @@ def export(
     )
     print(threshold, file=sys.stderr)
     return path
-
-
-def _convert(graph_def, network: Network, config, options: Options) -> bytes:
-    calibration_images = None
-    if options.ptq:
-        of_training = pipeline.input_files(config.train_input_reader)
-        calibration_images = functools.partial(network.images, of_training, options.calibration_images)
-    return tflite.convert(
-        graph_def,
-        names.TFLITE_INPUT,
-        [1, network.height, network.width, 3],
-        _OUTPUTS,
-        options.inference_type,
-        network.mean,
-        network.std,
-        calibration_images,
-        options.input_type,
-    )
 
 
 def _threshold(config, network: Network, asked: Union[float, str, None]) -> suppression.Threshold:
@@ -162,12 +120,7 @@ def _describe(
         path,
         inputs=[{"name": names.TFLITE_INPUT, "shape": shape, "dtype": input_type}],
         outputs=[{"name": name, "role": role} for name, role in zip(_OUTPUTS, names.ROLES)],
-        preprocessing={
-            "resize": {"method": network.method, "height": network.height, "width": network.width},
-            "mean": network.mean,
-            "std": network.std,
-            "channels": "RGB",
-        },
+        preprocessing=tflite_network.described(network),
         class_id_offset=1,
         checkpoint=os.path.basename(checkpoint),
         global_step=checkpoints.global_step(checkpoint),

@@ -1,7 +1,7 @@
 """Checks before a conversion that the graph is quantized, and after it that the .tflite is."""
 
 import re
-from typing import Any, Collection, Dict, List, NamedTuple
+from typing import Any, Collection, Dict, FrozenSet, List, NamedTuple, Set
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from od_qat.rewrite.folding import NORM_AS_LAYER
 # The TFLite kernels of these ops assume that all their tensors have the same scale. TensorFlow 1.15's
 # converter does not make them so.
 _COMPARES_INTEGERS = frozenset(["MAXIMUM", "MINIMUM"])
+# The ops with weights.
+_LAYERS = frozenset(["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"])
 
 
 def require_quantised(
@@ -111,16 +113,23 @@ class Inspection(NamedTuple):
       float_tensors: names of float tensors that an op before the post-processing makes or reads.
       size: bytes.
       unequal: names of the outputs of ops that compare integers whose scales differ.
+      after_layers: names of the ops behind the last layers that make or read floats, with `ends_in_layers`.
     """
 
     ops: Dict[str, int]
     float_tensors: List[str]
     size: int
     unequal: List[str] = []
+    after_layers: FrozenSet[str] = frozenset()
 
 
-def inspect(model: bytes) -> Inspection:
+def inspect(model: bytes, ends_in_layers: bool = False) -> Inspection:
     """Reads a .tflite's ops and tensors through the interpreter.
+
+    Args:
+      model: the bytes of the .tflite.
+      ends_in_layers: whether the network ends with its last layers, and all ops that lead to none of its
+        layers are post-processing. Otherwise TFLite_Detection_PostProcess is.
 
     Raises:
       ExportError: if the interpreter refuses it.
@@ -138,10 +147,18 @@ def inspect(model: bytes) -> Inspection:
     ops: Dict[str, int] = {}
     floats: List[str] = []
     unequal: List[str] = []
-    for operation in opened._get_ops_details():
+    operations = opened._get_ops_details()
+    to_layers = _leading_to_layers(operations) if ends_in_layers else None
+    after_layers = set()
+    for operation in operations:
         name = operation["op_name"]
         ops[name] = ops.get(name, 0) + 1
         if name in (POST_PROCESS, "DEQUANTIZE"):
+            continue
+        if to_layers is not None and name not in _LAYERS and to_layers.isdisjoint(operation["outputs"]):
+            read = [i for i in list(operation["inputs"]) + list(operation["outputs"]) if i in details]
+            if any(details[index]["dtype"] == np.float32 for index in read):
+                after_layers.add(name)
             continue
         for index in list(operation["inputs"]) + list(operation["outputs"]):
             if index in details and details[index]["dtype"] == np.float32 and name != "QUANTIZE":
@@ -149,11 +166,25 @@ def inspect(model: bytes) -> Inspection:
         tensors = [details[i] for i in list(operation["inputs"]) + list(operation["outputs"]) if i in details]
         if name in _COMPARES_INTEGERS and len({tensor["quantization"] for tensor in tensors}) > 1:
             unequal.append(tensors[-1]["name"])
-    return Inspection(ops, sorted(set(floats)), len(model), unequal)
+    return Inspection(ops, sorted(set(floats)), len(model), unequal, frozenset(after_layers))
+
+
+def _leading_to_layers(operations: List[Dict[str, Any]]) -> Set[int]:
+    """Returns the indices of the tensors that lead to an op with weights."""
+    found: Set[int] = set()
+    for operation in reversed(operations):
+        if operation["op_name"] in _LAYERS or not found.isdisjoint(operation["outputs"]):
+            found.update(operation["inputs"])
+    return found
 
 
 def check(
-    model: bytes, weight_count: int, where: str, float_layers: bool = False, other_bytes: int = 0
+    model: bytes,
+    weight_count: int,
+    where: str,
+    float_layers: bool = False,
+    other_bytes: int = 0,
+    ends_in_layers: bool = False,
 ) -> Inspection:
     """Raises unless a .tflite is fully quantized up to its post-processing, is small, and runs.
 
@@ -164,6 +195,7 @@ def check(
       float_layers: whether the config's rules leave layers float, which allows float tensors and four bytes
         for each weight.
       other_bytes: size of the anchors, which the file holds beside the network.
+      ends_in_layers: where the post-processing begins; see `inspect`.
 
     Returns:
       the Inspection of the .tflite.
@@ -171,7 +203,7 @@ def check(
     Raises:
       ExportError: if one of these does not hold.
     """
-    inspection = inspect(model)
+    inspection = inspect(model, ends_in_layers)
     fake = {name: count for name, count in inspection.ops.items() if "FAKE_QUANT" in name}
     if fake:
         raise ExportError("fake quants are left in the .tflite", where=where, found=str(fake))

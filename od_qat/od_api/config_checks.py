@@ -93,6 +93,29 @@ _FASTER_RCNN = (
     ("second_stage_classification_loss_weight", _FROM_0),
     ("second_stage_post_processing.logit_scale", _POSITIVE),
 )
+_CENTER_NET = (
+    ("feature_extractor.depth_multiplier", _POSITIVE),
+    ("object_center_params.object_center_loss_weight", _FROM_0),
+    ("object_center_params.min_box_overlap_iou", _FRACTION),
+    ("object_center_params.max_box_predictions", _COUNT),
+    ("object_detection_task.task_loss_weight", _FROM_0),
+    ("object_detection_task.scale_loss_weight", _FROM_0),
+    ("object_detection_task.offset_loss_weight", _FROM_0),
+)
+_OF_SMALL_RESNETS = ("resnet_v1_18_fpn", "resnet_v1_34_fpn")
+_TABLES = {"ssd": _SSD, "faster_rcnn": _FASTER_RCNN, "center_net": _CENTER_NET}
+# Fields of CenterNet that need more than the boxes and classes of an image, which is what a trainer of od_qat
+# reads from records.
+_CENTER_NET_BEYOND_BOXES = (
+    "keypoint_estimation_task",
+    "mask_estimation_task",
+    "densepose_estimation_task",
+    "track_estimation_task",
+    "temporal_offset_task",
+    "deepmac_mask_estimation",
+    "object_center_params.use_labeled_classes",
+    "object_center_params.keypoint_weights_for_center",
+)
 # A rate of 0 within a schedule pauses the training. A negative one would raise the loss.
 _LEARNING_RATE = (
     ("constant_learning_rate.learning_rate", _POSITIVE),
@@ -139,15 +162,15 @@ def check(config, where: str, training: bool = False) -> None:
     model = getattr(config.model, kind)
     path = "model." + kind
     try:
-        _check_kind(config, kind)
         resizer = "image_resizer"
-        if kind in ("ssd", "faster_rcnn"):
+        if kind in _TABLES:
             _check_feature_extractor(kind, model.feature_extractor.type, path + ".feature_extractor.type")
             _check_resizer(model.image_resizer, _join(path, resizer))
-            _check_table(model, path, _SSD if kind == "ssd" else _FASTER_RCNN)
-            _check_post_processing(
-                model, path, ("" if kind == "ssd" else "second_stage_") + "post_processing"
-            )
+            _check_table(model, path, _TABLES[kind])
+            post_processing = "second_stage_post_processing" if kind == "faster_rcnn" else "post_processing"
+            _check_post_processing(model, path, post_processing)
+        if kind == "center_net":
+            _check_tasks(model, path)
         if halves.is_active() and config.eval_config.use_moving_averages:
             raise _no_moving_averages("eval_config.use_moving_averages")
         if training:
@@ -236,6 +259,19 @@ def _value(message, path: str):
     return getattr(message, steps[-1], None)
 
 
+def _is_given(message, path: str) -> bool:
+    """Whether a field is set, and neither false nor empty."""
+    steps = path.split(".")
+    for step in steps[:-1]:
+        if step not in message.DESCRIPTOR.fields_by_name or not message.HasField(step):
+            return False
+        message = getattr(message, step)
+    return any(
+        field.name == steps[-1] and (field.message_type is not None or bool(value))
+        for field, value in message.ListFields()
+    )
+
+
 def _join(*steps: str) -> str:
     return ".".join(steps)
 
@@ -269,23 +305,33 @@ def _chosen(message, alternatives: str, path: str) -> str:
 # Models.
 
 
-def _check_kind(config, kind: str) -> None:
-    if kind != "ssd" and halves.is_tf2(config):
-        raise ConfigError(
-            "of the OD API's TF 2 half, od_qat trains SSD models only",
-            where="model",
-            found=kind,
-            allowed="ssd",
-            fix="use an SSD, or a TF 1 config of this model if there is one",
-        )
+def _check_tasks(center_net, path: str) -> None:
+    """Refuses a CenterNet that predicts, or is trained on, other things than boxes."""
+    for name in _CENTER_NET_BEYOND_BOXES:
+        if _is_given(center_net, name):
+            raise ConfigError(
+                "od_qat trains CenterNet for boxes only, as it reads boxes and classes from records",
+                where=_join(path, name),
+                found="a value",
+                allowed="object_detection_task",
+                fix="take it out: --override {}=".format(_join(path, name)),
+            )
+    if not center_net.HasField("object_detection_task"):
+        where = _join(path, "object_detection_task")
+        raise _missing("CenterNet has no boxes to predict", where, "a block with task_loss_weight")
 
 
 def _check_feature_extractor(kind: str, name: str, path: str) -> None:
     from object_detection.builders import model_builder
 
     keras = "_KERAS" if halves.is_active() else ""
-    known = getattr(model_builder, "{}{}_FEATURE_EXTRACTOR_CLASS_MAP".format(kind.upper(), keras), None)
+    name_of_map = "{}{}_FEATURE_EXTRACTOR_CLASS_MAP".format(kind.upper(), keras)
+    if kind == "center_net":
+        name_of_map = "CENTER_NET_EXTRACTOR_FUNCTION_MAP"
+    known = getattr(model_builder, name_of_map, None)
     if not known or name in known:
+        if kind == "center_net" and name in _OF_SMALL_RESNETS:
+            _require_small_resnets(name, path)
         return
     nearest = sorted(known, key=lambda other: (-difflib.SequenceMatcher(None, name, other).ratio(), other))
     raise ConfigError(
@@ -295,6 +341,19 @@ def _check_feature_extractor(kind: str, name: str, path: str) -> None:
         allowed=", ".join(nearest),
         fix="write {}, or another of these".format(nearest[0]),
     )
+
+
+def _require_small_resnets(name: str, path: str) -> None:
+    from object_detection.models.keras_models import resnet_v1
+
+    if not hasattr(resnet_v1.resnet, "ResNet"):
+        raise ConfigError(
+            "the OD API cannot build this feature extractor: it asks Keras for a function that this version "
+            "of Keras does not have",
+            where=path,
+            found="{} (no {}.ResNet)".format(name, resnet_v1.resnet.__name__),
+            fix="write resnet_v1_50_fpn, or another",
+        )
 
 
 def _check_resizer(resizer, path: str) -> None:
@@ -309,7 +368,7 @@ def _check_resizer(resizer, path: str) -> None:
 
 
 def _check_post_processing(model, path: str, name: str) -> None:
-    if not model.HasField(name):
+    if name not in model.DESCRIPTOR.fields_by_name or not model.HasField(name):
         return
     post_processing, path = getattr(model, name), _join(path, name)
     name = "batch_non_max_suppression"

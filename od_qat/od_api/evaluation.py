@@ -4,14 +4,29 @@ from typing import Callable, List
 
 from object_detection.legacy import evaluator as upstream
 
+from od_qat.compat import tf
 from od_qat.errors import ConfigError
+from od_qat.od_api import keras_models
 
 
 def predictions_and_losses(model, create_input_dict_fn: Callable):
     """Builds the tensors of one image's detections and groundtruth, and its losses, in the default graph."""
+    if keras_models.of_graph() is model:
+        _weigh_groundtruth(model)
     return upstream._extract_predictions_and_losses(
         model=model, create_input_dict_fn=create_input_dict_fn, ignore_groundtruth=False
     )
+
+
+def _weigh_groundtruth(model) -> None:
+    """Lets each box of the groundtruth count 1. Other models take that for granted; CenterNet does not."""
+    provide = model.provide_groundtruth
+
+    def provide_with_weights(boxes, classes, **others):
+        weights = [tf.ones(tf.shape(each)[:1]) for each in boxes]
+        provide(boxes, classes, groundtruth_weights_list=weights, **others)
+
+    model.provide_groundtruth = provide_with_weights
 
 
 def evaluators(eval_config, categories: List[dict]):

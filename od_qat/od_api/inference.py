@@ -3,14 +3,14 @@
 Their input is a placeholder, never the input queue of training.
 """
 
-from typing import Callable, Dict, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 import numpy as np
 from object_detection.protos import image_resizer_pb2
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, ExportError
-from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, TFLITE_INPUT
+from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, ROLES, TFLITE_INPUT
 
 _LABEL_ID_OFFSET = 1
 # What the input of a SavedModel is: its shape and type, and with what its images are decoded.
@@ -39,7 +39,7 @@ def build_detection_graph(model) -> Dict[str, str]:
     outputs = {}
     for role, key in OF_ROLE.items():
         if key in detections:
-            value = detections[key]
+            value = tf.cast(detections[key], tf.float32)  # (CenterNet's classes are integers)
             if role == "classes":
                 value = value + _LABEL_ID_OFFSET
             tf.identity(value, name=key)
@@ -104,21 +104,21 @@ def input_size(model_config, where: str) -> Tuple[int, int]:
     """The height and width of the image that a .tflite of this model takes.
 
     Raises:
-      ConfigError: if the model is no SSD, or if its resizer has no fixed shape.
+      ConfigError: if the model is neither an SSD nor a CenterNet, or if its resizer has no fixed shape.
     """
     kind = model_config.WhichOneof("model")
-    if kind != "ssd":
+    if kind not in ("ssd", "center_net"):
         raise ConfigError(
-            "only SSD models have a .tflite export",
+            "only SSD models and CenterNet have a .tflite export",
             where=where,
             found="model {{ {} }}".format(kind),
-            allowed="ssd",
+            allowed="ssd, center_net",
         )
-    resizer = model_config.ssd.image_resizer
+    resizer = getattr(model_config, kind).image_resizer
     if resizer.WhichOneof("image_resizer_oneof") != "fixed_shape_resizer":
         raise ConfigError(
             "a .tflite needs a fixed input size",
-            where="{}, model.ssd.image_resizer".format(where),
+            where="{}, model.{}.image_resizer".format(where, kind),
             found=str(resizer.WhichOneof("image_resizer_oneof")),
             allowed="fixed_shape_resizer { height: ... width: ... }",
         )
@@ -126,8 +126,8 @@ def input_size(model_config, where: str) -> Tuple[int, int]:
 
 
 def resize_method(model_config) -> str:
-    """How the resizer of an SSD with a fixed input size resizes: 'bilinear', 'nearest_neighbor', ..."""
-    resizer = model_config.ssd.image_resizer.fixed_shape_resizer
+    """How the resizer of a model with a fixed input size resizes: 'bilinear', 'nearest_neighbor', ..."""
+    resizer = getattr(model_config, model_config.WhichOneof("model")).image_resizer.fixed_shape_resizer
     return image_resizer_pb2.ResizeType.Name(resizer.resize_method).lower()
 
 
@@ -160,27 +160,82 @@ def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.nd
     return np.stack(values, axis=1).astype(np.float32)
 
 
-def input_statistics(model, height: int, width: int) -> Tuple[float, float]:
-    """The mean and standard deviation of the model's own preprocessing: real = (pixel - mean) / std.
+def build_center_net_graph(model, model_config, height: int, width: int) -> None:
+    """Builds the default graph from a preprocessed image, float32 [1, height, width, 3], to detections.
 
-    They follow from its results for a black and a white image. It is affine and the same for all channels,
-    except in feature extractors that subtract another mean from each channel.
+    The last op of each of the network's heads is below `raw_outputs/`. The outputs are the ops of OF_ROLE for
+    ROLES, float32; classes are from 0.
+
+    Args:
+      model: a CenterNet built with is_training=False.
+      model_config: DetectionModel.
+      height, width: of the image.
+    """
+    image = tf.placeholder(tf.float32, [1, height, width, 3], name=TFLITE_INPUT)
+    shapes = tf.constant([[height, width, 3]], tf.int32)
+    predictions = model.predict(image, shapes)
+    with tf.name_scope("raw_outputs"):
+        heads = {
+            name: [tf.identity(one, name=name.replace("/", "_")) for one in predictions[name][-1:]]
+            for name in model.prediction_head_dict
+        }
+    detections = model.postprocess(dict(predictions, **heads), shapes)
+    for role in ROLES:
+        tf.identity(tf.cast(detections[OF_ROLE[role]], tf.float32), name=OF_ROLE[role])
+    tf.train.get_or_create_global_step()
+
+
+class Preprocessing(NamedTuple):
+    """Preprocessing of each pixel: `pixel @ weights + black`.
+
+    Attributes:
+      weights: float64 [3, 3], from channels of the image to those that the network takes.
+      black: float64 [3], what a black pixel becomes.
+    """
+
+    weights: Any
+    black: Any
+
+    @property
+    def same_for_all_channels(self) -> bool:
+        """Whether the channels keep their order, and have one mean and one standard deviation."""
+        factor = self.weights[0, 0]
+        return bool(
+            np.ptp(self.black) < 1e-6 and np.abs(self.weights - factor * np.eye(3)).max() < 1e-6 * factor
+        )
+
+    @property
+    def mean_and_std(self) -> Tuple[float, float]:
+        """Those of the first channel: real = (pixel - mean) / std."""
+        std = 1.0 / float(self.weights[0, 0])
+        return round(-float(self.black[0]) * std, 4), round(std, 4)
+
+    @property
+    def ends(self) -> Tuple[float, float]:
+        """The lowest and the highest number of all channels, for pixels from 0 to 255."""
+        low = (255.0 * np.minimum(self.weights, 0.0)).sum(0) + self.black
+        high = (255.0 * np.maximum(self.weights, 0.0)).sum(0) + self.black
+        return float(low.min()), float(high.max())
+
+
+def preprocessing(model, height: int, width: int) -> Preprocessing:
+    """The model's own preprocessing. It follows from its results for images of one colour.
 
     Raises:
-      ExportError: if the channels differ, which quantized_input_stats cannot express.
+      ExportError: if it is not the same for all pixels, or not affine.
     """
+    # Black, red, green, blue, white and a grey.
+    colours = 255.0 * np.concatenate([np.zeros([1, 3]), np.eye(3), np.ones([1, 3]), np.full([1, 3], 0.4)])
     with tf.Graph().as_default():
-        black = tf.zeros([1, height, width, 3])
-        normalise = model._feature_extractor.preprocess
+        images = tf.constant(np.tile(colours[:, None, None], [1, height, width, 1]), tf.float32)
         with tf.Session() as session:
-            low, high = session.run([normalise(black), normalise(black + 255.0)])
-    low, high = np.asarray(low), np.asarray(high)
-    if np.ptp(low) > 1e-6 or np.ptp(high) > 1e-6:
+            became = np.asarray(session.run(model._feature_extractor.preprocess(images)), np.float64)
+    first = became.reshape(len(colours), -1, 3)[:, 0]
+    found = Preprocessing((first[1:4] - first[0]) / 255.0, first[0])
+    if not np.allclose(became, (colours @ found.weights + found.black)[:, None, None], 0, 1e-3):
         raise ExportError(
-            "the model's preprocessing differs by channel, which a quantized input cannot express",
+            "the model's preprocessing is not affine, or differs between pixels",
             where=type(model._feature_extractor).__name__,
-            found="black becomes {}".format(low.reshape(-1, 3)[0].tolist()),
-            allowed="one mean and one standard deviation",
+            found="black becomes {}, white {}".format(first[0].tolist(), first[4].tolist()),
         )
-    std = 255.0 / float(high.flat[0] - low.flat[0])
-    return round(-float(low.flat[0]) * std, 4), round(std, 4)
+    return found

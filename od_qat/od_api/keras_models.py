@@ -5,6 +5,7 @@ has been called.
 """
 
 import contextlib
+import importlib
 import itertools
 import re
 from typing import Dict, Iterable, Iterator, List, Optional, Set
@@ -16,6 +17,8 @@ from od_qat.rewrite import live
 
 # The collection of the tensors that a Keras model has predicted in its graph.
 _PREDICTIONS = "od_qat_predictions"
+# The collection of the names of its backbones that upstream would have filled with downloaded weights.
+_NOT_DOWNLOADED = "od_qat_not_downloaded"
 _CLONE = re.compile(r"^clone_\d+(/|$)")
 
 
@@ -68,6 +71,38 @@ def _devices_of_variables(deploy) -> Iterator[str]:
     return itertools.cycle(
         "{}/task:{}/device:CPU:0".format(deploy.ps_device, task) for task in range(deploy.num_ps_tasks)
     )
+
+
+@contextlib.contextmanager
+def nothing_downloaded() -> Iterator[None]:
+    """Within it, a model is built without the ImageNet weights that upstream downloads for some backbones.
+
+    These are the MobileNets V2 of CenterNet, of width 1. Where a checkpoint fills the model, as in an
+    evaluation or an export, nothing of these weights would be left. See :func:`not_downloaded`.
+    """
+    if not halves.is_active():
+        yield
+        return
+    module = importlib.import_module("object_detection.models.keras_models.mobilenet_v2")
+    build = module.mobilenet_v2
+
+    def build_fresh(*args, **kwargs):
+        asked, kwargs["weights"] = kwargs.get("weights", "imagenet"), None
+        if asked is not None:
+            name = "MobileNet V2 of width {:g}".format(kwargs.get("alpha", 1.0))
+            tf.add_to_collection(_NOT_DOWNLOADED, name)
+        return build(*args, **kwargs)
+
+    module.mobilenet_v2 = build_fresh
+    try:
+        yield
+    finally:
+        module.mobilenet_v2 = build
+
+
+def not_downloaded() -> List[str]:
+    """The names of the default graph's backbones for which upstream downloads ImageNet weights."""
+    return list(tf.get_collection(_NOT_DOWNLOADED))
 
 
 def remember(model) -> None:
@@ -142,13 +177,19 @@ def restore_map(model, prefix: str, kind: str) -> Dict[str, object]:
       CheckpointError: if the checkpoint cannot be read.
     """
     objects = model.restore_from_objects(fine_tune_checkpoint_type=kind)
-    scopes = {"classification": (), "full": ("",)}.get(kind, (model._feature_extractor.name + "/",))
-    ranges = {
-        variable.op.name: variable
-        for variable in tf.get_collection(QUANT_VARIABLES)
-        if variable.op.name.startswith(scopes)
-    }
+    ranges = {variable.op.name: variable for variable in tf.get_collection(QUANT_VARIABLES)}
+    if kind != "full":
+        restored = object_based.keys(objects).values() if kind == "detection" else ()
+        scopes = {variable.op.name.rpartition("/")[0] for variable in restored}
+        ranges = {name: variable for name, variable in ranges.items() if scopes & set(_scopes_around(name))}
     return object_based.match(prefix, objects, ranges).needed()
+
+
+def _scopes_around(name: str) -> Iterator[str]:
+    """`a/b/c` -> `a/b`, `a`. (A range is named after the variables of a layer.)"""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def _updates(model) -> List[tf.Operation]:

@@ -22,7 +22,8 @@ def model_fn(config, is_training: bool) -> Callable:
     def build():
         keras_models.prepare(is_training)
         try:
-            model = model_builder.build(model_config=config.model, is_training=is_training)
+            with keras_models.nothing_downloaded():
+                model = model_builder.build(model_config=config.model, is_training=is_training)
         except OdQatError:
             raise
         except Exception as error:  # noqa: BLE001  (a wrong field can lead to any)

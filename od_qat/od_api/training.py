@@ -154,7 +154,9 @@ _BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")
 def backbone_scope(variables: Iterable) -> str:
     """The scope of a model's feature extractor, by the names of its variables; empty if none is in one.
 
-    (In a Keras model none is, and all that upstream would restore has to be there.)
+    (Of a Keras model all that upstream would restore has to be there.)
     """
+    if halves.is_active():
+        return ""
     names = [variable.op.name for variable in variables]
     return next((scope for scope in _BACKBONE_SCOPES if any(n.startswith(scope) for n in names)), "")

@@ -14,6 +14,7 @@ divides the output.
 
 from od_qat.compat import tf
 from od_qat.graph.draft import Draft
+from od_qat.rewrite import policy
 from od_qat.rewrite.parts import BatchNorm, Layer
 
 # A channel with a smaller scale contributes nothing at 8 bits. Division by less would make infinities in
@@ -73,11 +74,15 @@ def per_output_channel(draft: Draft, layer: Layer, value: str) -> str:
     """Reshapes a [channels] vector so that it multiplies the layer's weights along their output channels.
 
     Conv2D weights [h, w, in, out] and MatMul weights [in, out] broadcast with the vector. Depthwise weights
-    are [h, w, in, multiplier] with channels = in * multiplier, and need it as [in, multiplier].
+    are [h, w, in, multiplier] with channels = in * multiplier, and need it as [in, multiplier]. Weights of a
+    transposed convolution are [h, w, out, in], and need it as [out, 1].
     """
-    if layer.op.type != "DepthwiseConv2dNative":
+    if layer.op.type not in ("DepthwiseConv2dNative", policy.TRANSPOSED):
         return value
-    shape = draft.constant(layer.weights.get_shape().as_list()[2:], tf.int32)
+    of_weights = layer.weights.get_shape().as_list()[2:]
+    if layer.op.type == policy.TRANSPOSED:
+        of_weights[1] = 1
+    shape = draft.constant(of_weights, tf.int32)
     return draft.op(
         "Reshape",
         fold_scope(layer) + "scale_reshape",
@@ -101,7 +106,10 @@ def fold_for_eval(draft: Draft, layer: Layer, data: str, quantised_weights: str,
       the output that replaces that of the batch norm.
     """
     prefix = scope_prefix(layer)
-    output = draft.copy(layer.op, layer.op.name + "_Fold", (data, quantised_weights))
+    inputs = (data, quantised_weights)
+    if layer.op.type == policy.TRANSPOSED:
+        inputs = (draft.current_input(layer.op, 0), quantised_weights, data)
+    output = draft.copy(layer.op, layer.op.name + "_Fold", inputs)
     if layer.batch_to_space is not None:
         operation = layer.batch_to_space
         others = [draft.current_input(operation, position) for position in (1, 2)]

@@ -44,9 +44,11 @@ class Layers(object):
         """Returns the layer of an op with weights; None for other ops, and if the op is not a layer.
 
         It is not one if its second input is not a variable's value, if it is in a loop or a branch, or if it
-        does not compute in float32.
+        does not compute in float32. For contrib a transposed convolution is none.
         """
         if operation.type not in policy.WEIGHTED:
+            return None
+        if operation.type == policy.TRANSPOSED and self._as_contrib:
             return None
         if operation.name not in self._layers:
             self._layers[operation.name] = self._build(operation)

@@ -57,7 +57,9 @@ class _Matcher(object):
             if match is not None:
                 found.setdefault(match.layer.op.name, match)
         for operation in self._index.operations:
-            if operation.type in policy.WEIGHTED_UNSUPPORTED:
+            if operation.outputs and operation.outputs[0].dtype.is_integer:
+                continue  # (as in the targets of a loss; no network computes so)
+            if operation.type in policy.WEIGHTED_UNSUPPORTED or self._is_unknown_to_contrib(operation):
                 unmatched[operation.name] = "{} is not a supported layer".format(operation.type)
             elif operation.type in policy.WEIGHTED and operation.name not in found:
                 bare = self._with_nothing_behind(operation)
@@ -88,6 +90,9 @@ class _Matcher(object):
                 yield self._with_bias_or_norm(operation)
         for operation in operations:
             yield self._first_of_separable(operation)
+
+    def _is_unknown_to_contrib(self, operation) -> bool:
+        return self._as_contrib and operation.type == policy.TRANSPOSED
 
     def _with_post_activation_bypass(self, operation) -> Optional[LayerMatch]:
         if self._noise.is_part(operation):

@@ -273,7 +273,7 @@ def fold_and_quantise_eval_weights(plan: Plan, state: _State) -> None:
         if name in plan.read_on:
             data = draft.index.inputs(layer.op)[0].name
         else:
-            data = draft.current_input(layer.op, 0)
+            data = draft.current_input(layer.op, policy.DATA_INPUT.get(layer.op.type, 0))
         output = folding.fold_for_eval(draft, layer, data, folded[name], biases[name])
         state.replace(layer.batch_norm.last.outputs[0], output)
     for norm in plan.norms:

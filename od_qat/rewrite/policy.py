@@ -6,13 +6,16 @@ The sets of the layer patterns are contrib's (tensorflow/contrib/quantize/python
 import functools
 import re
 
-WEIGHTED = frozenset(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
+# A transposed convolution is the op that also is the gradient of a convolution with respect to its data.
+TRANSPOSED = "Conv2DBackpropInput"
+WEIGHTED = frozenset(["Conv2D", TRANSPOSED, "DepthwiseConv2dNative", "MatMul"])
 # Those whose weights can have a range for each output channel. For MatMul, TensorFlow 2.21's converter fails
-# ("'tfl.transpose' op has mismatched quantized axes").
+# ("'tfl.transpose' op has mismatched quantized axes"), and a transposed convolution's weights [h, w, out, in]
+# do not have them in the last dimension.
 PER_CHANNEL = frozenset(["Conv2D", "DepthwiseConv2dNative"])
 BATCH_MATMUL = frozenset(["BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"])
 # Ops with weights that no pattern covers; the report names them. (A BatchMatMul may be a weighted sum.)
-WEIGHTED_UNSUPPORTED = frozenset(["Conv2DBackpropInput", "Conv3D", "Einsum"]) | BATCH_MATMUL
+WEIGHTED_UNSUPPORTED = frozenset(["Conv3D", "Einsum"]) | BATCH_MATMUL
 # TensorFlow 2's tf.cond, and the ops that make the result of a tf.cond of either version.
 BRANCHES = frozenset(["If", "StatelessIf"])
 BRANCH_ENDS = BRANCHES | frozenset(["Merge"])
@@ -24,8 +27,10 @@ RELU = frozenset(["Relu", "Relu6"])
 LEAKY_RELU = frozenset(["LeakyRelu"])
 ACTIVATION = RELU | frozenset(["Identity"])
 BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
-# The ops of tf.nn.moments, with which an unfused batch norm computes the statistics of a batch.
+# The ops with which an unfused batch norm computes the statistics of a batch: those of tf.nn.moments, and
+# those of a batch norm that is synchronized between replicas (sums of values and of their squares).
 OF_MOMENTS = frozenset(["Identity", "Mean", "Reshape", "SquaredDifference", "Squeeze", "StopGradient"])
+OF_MOMENTS |= frozenset(["DivNoNan", "IdentityN", "Maximum", "Square", "Sub", "Sum"])
 VARIABLE = frozenset(["Variable", "VariableV2", "VarHandleOp"])
 # The two fake quants that a rewrite adds, and all that a model may have itself.
 FAKE_QUANT_PER_TENSOR = "FakeQuantWithMinMaxVars"
@@ -77,8 +82,8 @@ HANDS_ON_RANGE = frozenset(
     ]
 )
 SPLIT = frozenset(["Split", "SplitV"])
-# The input whose range it is, if that is not the first. (For JOINS see the planner.)
-DATA_INPUT = {"Split": 1}
+# The input that has the data, if that is not the first. (For JOINS see the planner.)
+DATA_INPUT = {"Split": 1, TRANSPOSED: 2}
 # The TFLite kernels of these have a fixed output range.
 FIXED_RANGE = frozenset(["Sigmoid", "Softmax", "Tanh"])
 # Ops whose output is quantized without a range of its own. Sigmoid and Tanh are among them, so that products
@@ -129,7 +134,7 @@ def _is_gradient_type(kind: str) -> bool:
 
 _SUPPORT = (
     (WEIGHTED, "a layer, if its weights are a variable: weights quantized, per tensor or per channel"),
-    (WEIGHTED - PER_CHANNEL, "weights per tensor only: the converter takes nothing else"),
+    (WEIGHTED - PER_CHANNEL, "weights per tensor only"),
     (BATCH_NORM, "folded into its layer; behind no layer (pre-activation) it becomes one"),
     (BIAS_ADD | ACTIVATION, "behind a layer: quantized with it; in training the fake quant absorbs a ReLU"),
     (OWN_RANGE, "between layers: gets a range of its own"),

@@ -147,7 +147,7 @@ def _moving_average(index: GraphIndex, statistic, inside: FrozenSet[str]) -> Opt
 
 
 def _moments(index: GraphIndex, data, statistic) -> FrozenSet[str]:
-    """Returns the names of the ops that read `data` for a statistic of the batch, as tf.nn.moments does."""
+    """Returns the names of the ops that read `data` for a statistic of the batch."""
     found, pending = set(), [statistic]
     while pending:
         operation = pending.pop().op

@@ -30,7 +30,20 @@ def initializer(train_config, detection_model, newest: Optional[str]) -> Optiona
         return None
     if train_config.fine_tune_checkpoint:
         return _fine_tuning(train_config, detection_model)
+    _say_what_is_not_downloaded()
     return None
+
+
+def _say_what_is_not_downloaded() -> None:
+    from od_qat.od_api import keras_models
+
+    for backbone in keras_models.not_downloaded():
+        print(
+            "warning: {} starts fresh. Upstream's code would download ImageNet weights for it; od_qat "
+            "downloads nothing. Fix: set train_config.fine_tune_checkpoint, to a model of the TF 2 zoo for "
+            "example".format(backbone),
+            file=sys.stderr,
+        )
 
 
 def _check_resume(newest: str) -> None:

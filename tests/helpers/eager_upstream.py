@@ -19,7 +19,7 @@ if importlib.util.find_spec("tf_keras"):  # (TF 2.15 has Keras 2 itself)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _spread(variables, seed):
+def spread(variables, seed):
     """Values with some spread: averages that are not 0 and 1, and biases that are not 0."""
     import numpy as np
 
@@ -29,7 +29,8 @@ def _spread(variables, seed):
         if variable.name.endswith(("moving_variance:0", "gamma:0")):
             value = random.uniform(0.5, 1.5, shape)
         elif len(shape) > 1:
-            value = random.normal(0, (2.0 / max(np.prod(shape[:-1]), 1)) ** 0.5, shape)
+            inputs = shape[:2] if "depthwise_kernel" in variable.name else shape[:-1]
+            value = random.normal(0, (2.0 / max(np.prod(inputs), 1)) ** 0.5, shape)
         else:
             value = random.uniform(-0.2, 0.2, shape)
         variable.assign(value.astype(np.float32))
@@ -63,7 +64,7 @@ def main(config_path, data_path, folder):
 
     model = model_builder.build(config.model, is_training=False)
     predictions, shapes = run(model, False)
-    _spread(model.variables, 1)
+    spread(model.variables, 1)
     tf.train.Checkpoint(model=model).write(os.path.join(folder, "ckpt-1"))
     predictions, shapes = run(model, False)
     for name in ("box_encodings", "class_predictions_with_background"):

@@ -103,7 +103,7 @@ SMALL_TF2 = (
 ) + tuple(override for override in SMALL if override.startswith("train_"))
 
 
-def write_config(folder, quantised, name, steps=4, more=(), tf2=False):
+def write_config(folder, quantised, name, steps=4, more=(), tf2=False, model=None):
     """A pipeline config on the data of `write_data(folder)`; returns its path.
 
     Args:
@@ -113,8 +113,12 @@ def write_config(folder, quantised, name, steps=4, more=(), tf2=False):
       steps: num_steps.
       more: overrides.
       tf2: whether it is SSD MobileNet V2 FPNLite of the TF 2 half.
+      model: text of another DetectionModel of the TF 2 half.
     """
+    from google.protobuf import text_format
+
     from od_qat.files import write_atomically
+    from od_qat.od_api import overrides as overriding
     from od_qat.od_api import pipeline
 
     record, label_map = os.path.join(folder, "data.record"), os.path.join(folder, "label_map.pbtxt")
@@ -128,9 +132,14 @@ def write_config(folder, quantised, name, steps=4, more=(), tf2=False):
         overrides.append("{}.tf_record_input_reader.input_path={}".format(reader, record))
     source = "demo_folder_{}.config".format("qat" if quantised else "float")
     small = SMALL
-    if tf2:
+    if tf2 or model:
         source, small = "ssd_mobilenet_v2_fpnlite_qat.config", SMALL_TF2
-    config = pipeline.load(os.path.join(REPOSITORY, "configs", source), list(small) + overrides + list(more))
+    config = pipeline.load(os.path.join(REPOSITORY, "configs", source), list(small) + overrides)
+    if model:
+        config.model.Clear()
+        text_format.Parse(model, config.model)
+    for override in more:
+        overriding.apply(config, override)
     if not quantised:
         config.ClearField("graph_rewriter")
     if not any(override.startswith("train_config.fine_tune_checkpoint=") for override in more):

@@ -8,17 +8,16 @@ import os
 import zlib
 
 import numpy as np
-import yaml
 from tensorflow.python.framework import meta_graph
 
 import od_qat.plugin  # noqa: F401  (before object_detection and slim's nets)
 from od_qat.compat import tf
 from tests.helpers import sessions
+from tests.zoo import configs
+from tests.zoo.configs import CLASSES, images_value
 
-CLASSES = 3
 FAKE_QUANT = "FakeQuantWithMinMaxVars"
 NETWORK_INPUT = "normalised_images"
-_MODELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models.yaml")
 _SAMPLES = 64
 # What postprocessing reads. (Feature maps are predicted too, but nothing outside the model reads them.)
 _OUTPUTS = (
@@ -34,11 +33,7 @@ _OUTPUT_SCOPE = "zoo_output/"
 
 def models():
     """The rows of models.yaml, in order."""
-    with open(_MODELS, encoding="utf-8") as stream:
-        rows = yaml.safe_load(stream)
-    names = [row["name"] for row in rows]
-    assert len(set(names)) == len(names)
-    return rows
+    return configs.rows("models.yaml")
 
 
 def of_tier():
@@ -140,15 +135,6 @@ def build_network(row):
     ]
 
 
-def images_value(row):
-    """Pixels for the eval graph's placeholder: smooth shapes and noise."""
-    size = row["size"]
-    rng = np.random.RandomState(5)
-    ramp = np.arange(size, dtype=np.float32) * (255.0 / (size - 1))
-    smooth = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], 0.5 * (ramp[:, None] + ramp)), -1)
-    return (0.6 * smooth + rng.uniform(0, 102, [1, size, size, 3])).astype(np.float32)
-
-
 def _network(row, images, is_training, normalised=False):
     from nets import nets_factory
 
@@ -177,134 +163,8 @@ def _detector(row, is_training):
     from object_detection.builders import model_builder
     from object_detection.protos import model_pb2
 
-    text = _ssd_config(row) if row["kind"] == "ssd" else _faster_rcnn_config(row)
-    return model_builder.build(text_format.Parse(text, model_pb2.DetectionModel()), is_training=is_training)
-
-
-_CONV = """
-    activation: {activation}
-    regularizer {{ l2_regularizer {{ weight: 0.00004 }} }}
-    initializer {{ truncated_normal_initializer {{ mean: 0.0 stddev: 0.03 }} }}
-    batch_norm {{ scale: true center: true decay: 0.997 epsilon: 0.001 train: true }}
-"""
-
-_PREDICTORS = {
-    "plain": "convolutional_box_predictor {{ kernel_size: 1 conv_hyperparams {{ {conv} }} }}",
-    "depthwise": "convolutional_box_predictor {{ kernel_size: 3 use_depthwise: true "
-    "conv_hyperparams {{ {conv} }} }}",
-    "shared": "weight_shared_convolutional_box_predictor {{ depth: 32 kernel_size: 3 "
-    "num_layers_before_predictor: 2 conv_hyperparams {{ {conv} }} }}",
-    "shared_depthwise": "weight_shared_convolutional_box_predictor {{ depth: 32 kernel_size: 3 "
-    "num_layers_before_predictor: 2 use_depthwise: true conv_hyperparams {{ {conv} }} }}",
-}
-
-_SSD = """
-ssd {{
-  num_classes: {classes}
-  image_resizer {{ fixed_shape_resizer {{ height: {size} width: {size} }} }}
-  feature_extractor {{
-    type: "{net}" depth_multiplier: {depth} min_depth: 8 use_depthwise: {depthwise}
-    override_base_feature_extractor_hyperparams: {override}
-    conv_hyperparams {{ {conv} }}
-    {more}
-  }}
-  box_coder {{ faster_rcnn_box_coder {{ }} }}
-  matcher {{
-    argmax_matcher {{ matched_threshold: 0.5 unmatched_threshold: 0.5 force_match_for_each_row: true }}
-  }}
-  similarity_calculator {{ iou_similarity {{ }} }}
-  box_predictor {{ {predictor} }}
-  anchor_generator {{ {anchors} }}
-  post_processing {{ score_converter: SIGMOID }}
-  normalize_loss_by_num_matches: true
-  loss {{
-    localization_loss {{ weighted_smooth_l1 {{ }} }}
-    classification_loss {{ weighted_sigmoid_focal {{ alpha: 0.75 gamma: 2.0 }} }}
-  }}
-}}
-"""
-
-
-def _ssd_config(row):
-    conv = _CONV.format(activation=row.get("activation", "RELU_6"))
-    more = row.get("shrink", "")
-    if "levels" in row:
-        low, high = row["levels"]
-        anchors = (
-            "multiscale_anchor_generator { min_level: %d max_level: %d anchor_scale: 4.0 aspect_ratios: 1.0 "
-            "aspect_ratios: 2.0 scales_per_octave: 1 }" % (low, high)
-        )
-        more += " fpn { min_level: %d max_level: %d additional_layer_depth: 32 }" % (low, high)
-    else:
-        anchors = (
-            "ssd_anchor_generator { num_layers: %d min_scale: 0.2 max_scale: 0.95 aspect_ratios: 1.0 "
-            "aspect_ratios: 2.0 }" % row["layers"]
-        )
-        if row["predictor"].startswith("shared"):  # one predictor needs as many anchors on each level
-            anchors = anchors.replace("}", "reduce_boxes_in_lowest_layer: false }")
-    return _SSD.format(
-        classes=CLASSES,
-        size=row["size"],
-        net=row["net"],
-        depth=row.get("depth", 1.0),
-        depthwise=str(row.get("depthwise", False)).lower(),
-        override=str(row.get("override", False)).lower(),
-        conv=conv,
-        more=more,
-        predictor=_PREDICTORS[row["predictor"]].format(conv=conv),
-        anchors=anchors,
-    )
-
-
-_FASTER_RCNN = """
-faster_rcnn {{
-  num_classes: {classes}
-  image_resizer {{ fixed_shape_resizer {{ height: {size} width: {size} }} }}
-  feature_extractor {{ type: "{net}" first_stage_features_stride: 16 }}
-  first_stage_anchor_generator {{
-    grid_anchor_generator {{
-      scales: 0.25 scales: 0.5 aspect_ratios: 1.0 aspect_ratios: 2.0 height_stride: 16 width_stride: 16
-    }}
-  }}
-  first_stage_box_predictor_conv_hyperparams {{
-    op: CONV
-    regularizer {{ l2_regularizer {{ weight: 0.0 }} }}
-    initializer {{ truncated_normal_initializer {{ stddev: 0.01 }} }}
-  }}
-  first_stage_box_predictor_depth: 32
-  first_stage_minibatch_size: 16
-  first_stage_nms_score_threshold: 0.0
-  first_stage_nms_iou_threshold: 0.7
-  first_stage_max_proposals: 8
-  first_stage_localization_loss_weight: 2.0
-  first_stage_objectness_loss_weight: 1.0
-  initial_crop_size: {crop}
-  maxpool_kernel_size: {pool}
-  maxpool_stride: {pool}
-  second_stage_batch_size: 8
-  second_stage_box_predictor {{
-    mask_rcnn_box_predictor {{
-      fc_hyperparams {{
-        op: FC
-        regularizer {{ l2_regularizer {{ weight: 0.0 }} }}
-        initializer {{ variance_scaling_initializer {{ factor: 1.0 uniform: true mode: FAN_AVG }} }}
-      }}
-    }}
-  }}
-  second_stage_post_processing {{
-    batch_non_max_suppression {{ iou_threshold: 0.6 max_detections_per_class: 8 max_total_detections: 8 }}
-    score_converter: SOFTMAX
-  }}
-  second_stage_localization_loss_weight: 2.0
-  second_stage_classification_loss_weight: 1.0
-}}
-"""
-
-
-def _faster_rcnn_config(row):
-    return _FASTER_RCNN.format(
-        classes=CLASSES, size=row["size"], net=row["net"], crop=row.get("crop", 14), pool=row.get("pool", 2)
-    )
+    message = text_format.Parse(configs.text(row), model_pb2.DetectionModel())
+    return model_builder.build(message, is_training=is_training)
 
 
 # --- values ---

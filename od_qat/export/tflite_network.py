@@ -1,0 +1,75 @@
+"""What exports to .tflite have in common: what a user asks for, the conversion, a part of the JSON."""
+
+import functools
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
+
+from od_qat.errors import ConfigError
+from od_qat.export import suppression, tflite
+from od_qat.export.network import Network
+from od_qat.model_files import names
+from od_qat.od_api import pipeline
+
+
+class Options(NamedTuple):
+    """What the user asks for; see commands.export_tflite."""
+
+    inference_type: str
+    input_type: str
+    fast_nms: bool
+    max_detections: Optional[int]
+    score_threshold: Union[float, str, None]
+    ptq: bool
+    calibration_images: int
+
+
+def require_options(options: Options) -> None:
+    """Raises ConfigError for types or numbers that cannot be had, before anything is read or built."""
+    tflite.require_types(options.inference_type, options.input_type, options.ptq)
+    suppression.require_threshold(options.score_threshold)
+    if options.max_detections is not None and options.max_detections < 1:
+        raise ConfigError(
+            "a detector reports one detection at least",
+            where="--max_detections",
+            found=str(options.max_detections),
+            allowed="a whole number from 1",
+        )
+
+
+def convert(graph_def, network: Network, config, options: Options, outputs: Sequence[str]) -> bytes:
+    """Runs TensorFlow's converter; returns the bytes of the .tflite.
+
+    Args:
+      graph_def: of the network, with its post-processing.
+      network: the network.
+      config: TrainEvalPipelineConfig; post-training quantization calibrates on its training records.
+      options: what the user asks for.
+      outputs: tensor names.
+
+    Raises:
+      ExportError: with the reason that the converter gives.
+    """
+    calibration_images = None
+    if options.ptq:
+        of_training = pipeline.input_files(config.train_input_reader)
+        calibration_images = functools.partial(network.images, of_training, options.calibration_images)
+    return tflite.convert(
+        graph_def,
+        names.TFLITE_INPUT,
+        [1, network.height, network.width, 3],
+        list(outputs),
+        options.inference_type,
+        network.mean,
+        network.std,
+        calibration_images,
+        options.input_type,
+    )
+
+
+def described(network: Network) -> Dict[str, Any]:
+    """Returns how images are preprocessed for the network, for the JSON beside a .tflite."""
+    return {
+        "resize": {"method": network.method, "height": network.height, "width": network.width},
+        "mean": network.mean,
+        "std": network.std,
+        "channels": "RGB",
+    }
