@@ -122,7 +122,8 @@ test-zoo: setup ## test the models of the zoo that `make test` leaves out (half 
 	@OD_QAT_TESTS=zoo TESTS="tests/test_parity.py tests/test_coverage.py tests/test_samples.py" bash tests/run.sh
 
 test-all: setup setup-tf1 setup-tf215 generations ## run all tests, in parts, without those that have passed (PARTS; hours)
-	@test -d out/estimator || .venv/bin/python -m pip install -q --no-deps --target out/estimator -r requirements/estimator.in
+	@test -d out/upstream || .venv/bin/python -m pip install -q --no-deps --target out/upstream \
+	  -r requirements/estimator.in -r requirements/tensorboard.in
 	@.venv/bin/python -m tests.everything --generations="$(GENERATIONS)" $(PARTS)
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)

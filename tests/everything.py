@@ -25,8 +25,10 @@ OUT = os.path.join("out", "test-all")
 ENVIRONMENTS = {"main": ".venv", "tf1": ".venv-tf1", "tf215": ".venv-tf215"}
 # Seconds that one test may take here.
 TIMEOUT = 6000
-# (Beside, not in, the environments: in there TensorFlow would be without an Estimator, as users' is.)
-ESTIMATOR = os.path.join("out", "estimator")
+# What upstream's own code needs beside TensorFlow: an Estimator, TensorBoard. (Not in the environments, where
+# TensorFlow is without these, as users' is.)
+UPSTREAMS = os.path.join("out", "upstream")
+_NEEDING = ("test_tf2_commands.py", "test_upstream.py")
 
 
 def parts(generations):
@@ -43,12 +45,15 @@ def parts(generations):
                 if kind == "tf215" and os.path.basename(path) in ("test_parity.py", "test_coverage.py")
                 else "all"
             )
-            found["{}/{}".format(kind, os.path.basename(path))] = (command, {"OD_QAT_TESTS": tier})
-        extra = {"PYTHONPATH": ESTIMATOR} if kind == "main" else {}
+            extra = {"OD_QAT_TESTS": tier}
+            if kind == "main" and os.path.basename(path) in _NEEDING:
+                extra["PYTHONPATH"] = UPSTREAMS
+            found["{}/{}".format(kind, os.path.basename(path))] = (command, extra)
+        extra = {"PYTHONPATH": UPSTREAMS} if kind == "main" else {}
         found[kind + "/generations"] = ([python, "-m", "tests.generations.matrix", generations], extra)
     found["main/with_estimator"] = (
         [".venv/bin/python", "-m", "pytest", "tests/test_run.py", "--timeout={}".format(TIMEOUT)],
-        {"PYTHONPATH": ESTIMATOR, "OD_QAT_TESTS": "all"},
+        {"PYTHONPATH": UPSTREAMS, "OD_QAT_TESTS": "all"},
     )
     found["main/oracle-check"] = (["make", "--no-print-directory", "oracle-check"], {"OD_QAT_TESTS": "all"})
     return found
