@@ -207,10 +207,8 @@ def test_the_float_graph_is_upstreams(model):
 
 
 def _require_all_quantised(report, row):
-    """Only what is between the two stages of a Faster R-CNN stays float: boxes, and the crops at these."""
-    allowed = ("CropAndResize", "Unpack") if row["kind"] == "faster_rcnn" else ()
-    reasons = ["no range is trained for {} between layers".format(kind) for kind in allowed]
-    assert not set(report.stays_float.values()) - set(reasons), report.stays_float
+    reasons = configs.float_reasons(row["kind"])
+    assert not set(report.stays_float.values()) - reasons, report.stays_float
 
 
 def test_the_rewritten_graph_is_close_to_it(model):

@@ -210,3 +210,9 @@ def _center_net(row):
         separable=str(row.get("separable", False)).lower(),
         more=row.get("shrink", ""),
     )
+
+
+def float_reasons(kind):
+    """Why ops of a model may stay float: they are between the stages of a Faster R-CNN, boxes and crops."""
+    types = ("CropAndResize", "Unpack") if kind == "faster_rcnn" else ()
+    return {"no range is trained for {} between layers".format(each) for each in types}
