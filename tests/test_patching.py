@@ -515,7 +515,9 @@ def test_upstreams_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
 @needs_od_api
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    "name", ["installed"] + [pytest.param(pin.folder, marks=pytest.mark.long) for pin in fetch.pins()]
+    "name",
+    [pytest.param("installed", marks=pytest.mark.zoo)]
+    + [pytest.param(pin.folder, marks=pytest.mark.long) for pin in fetch.pins()],
 )
 def test_upstreams_tf2_commands_run_as_they_are_in_a_patched_tree(name, tmp_path):
     """Two steps of QAT; the evaluation and both exports too, but for a quick look."""

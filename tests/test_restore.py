@@ -385,7 +385,12 @@ def test_averages_are_kept_of_weights_and_not_of_ranges(averaged):
 
 @pytest.mark.parametrize(
     "in_training, in_evaluation",
-    [(True, True), (True, False), (False, True), pytest.param(False, False, marks=pytest.mark.long)],
+    [
+        (True, True),
+        pytest.param(True, False, marks=pytest.mark.zoo),
+        (False, True),
+        pytest.param(False, False, marks=pytest.mark.long),
+    ],
 )
 def test_averages(runs, averaged, in_training, in_evaluation):
     train_dir = averaged if in_training else runs.qat_dir

@@ -480,6 +480,7 @@ def test_output_nodes_are_found_without_canonical_names(road):
     assert found.kind == "detection"
 
 
+@pytest.mark.zoo
 def test_moving_averages_start_from_the_fine_tune_checkpoint(road, tmp_path):
     """That checkpoint has none: they must not average from random weights on."""
     train_dir = str(tmp_path / "train")

@@ -139,16 +139,17 @@ def test_its_checkpoint_is_one_to_fine_tune_from(trained, exported):
     assert any("act_quant" in name for name in names)
     for name in names - {"save_counter/.ATTRIBUTES/VARIABLE_VALUE"}:
         np.testing.assert_array_equal(before.get_tensor(name), after.get_tensor(name), name)
-    result = commands.train(
-        trained.path(trained.config),
-        trained.path("fine_tuned"),
-        overrides=[
-            "train_config.num_steps=1",
-            "train_config.fine_tune_checkpoint_type=full",
-            "train_config.fine_tune_checkpoint=" + os.path.join(exported, "checkpoint", "ckpt-0"),
-        ],
-    )
-    assert result.global_step == 1
+
+
+@pytest.mark.zoo
+def test_qat_goes_on_from_its_checkpoint(trained, exported):
+    overrides = [
+        "train_config.num_steps=1",
+        "train_config.fine_tune_checkpoint_type=full",
+        "train_config.fine_tune_checkpoint=" + os.path.join(exported, "checkpoint", "ckpt-0"),
+    ]
+    path = trained.path(trained.config)
+    assert commands.train(path, trained.path("fine_tuned"), overrides=overrides).global_step == 1
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,9 @@ def to_convert(trained):
     return trained.path("to_convert", "saved_model")
 
 
-@pytest.mark.parametrize("input_type", ["uint8", pytest.param("int8", marks=pytest.mark.long), "float32"])
+@pytest.mark.parametrize(
+    "input_type", ["uint8"] + [pytest.param(name, marks=pytest.mark.long) for name in ("int8", "float32")]
+)
 def test_a_users_own_script_converts(trained, to_convert, run_python, input_type):
     """Without calibration: a network without float tensors, with outputs in TFLite's order."""
     path = trained.path(input_type + ".tflite")

@@ -248,6 +248,7 @@ def test_heads_are_fresh_where_the_type_says_so(road, folder, capsys):
 
 
 @needs_tf2
+@pytest.mark.zoo
 def test_training_resumes(road, folder, capsys):
     train_dir = os.path.join(folder, "resumed")
     shutil.copytree(road.qat_dir, train_dir)
@@ -280,6 +281,7 @@ def test_it_is_evaluated_and_exported(road, folder):
 
 
 @needs_tf2
+@pytest.mark.zoo
 def test_the_float_model_is_exported_too(road, folder):
     out = os.path.join(folder, "ptq")
     path = commands.export_tflite(road.float_config, road.float_dir, out, ptq=True, calibration_images=4)
