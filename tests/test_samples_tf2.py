@@ -111,7 +111,10 @@ def _build(config):
     )
 
 
-_OF_LOSSES = re.compile("^Loss/|MatMulGather|BalancedPositiveNegativeSampler")
+# Ops of losses, which pick by products with zeros and ones, and of the crops between stages.
+_NOT_OF_LAYERS = re.compile(
+    "^Loss/|MatMulGather|BalancedPositiveNegativeSampler|BooleanMask|MultiLevelRoIAlign"
+)
 
 
 def _trained():
@@ -131,11 +134,10 @@ def test_it_is_built_and_rewritten(name, folder):
         report = _build(config).report
         in_gradients = {op.name for op in graph.get_operations() if op.name.startswith("gradients/")}
     assert len(report.layers) > 30 and in_gradients
-    # (use_matmul_gather: the losses pick what matches by products with matrices of zeros and ones.)
     float_layers = {layer.op: "" for layer in report.layers if layer.weights is None}
     left = dict(report.stays_float, **float_layers)
     allowed = configs.float_reasons(config.model.WhichOneof("model"))
-    assert {op for op in left if not _OF_LOSSES.search(op) and left[op] not in allowed} == set()
+    assert {op for op in left if not _NOT_OF_LAYERS.search(op) and left[op] not in allowed} == set()
 
 
 @needs_tf2
