@@ -62,8 +62,8 @@ class Schedule(NamedTuple):
     pixels: Optional[int]
 
 
-# By the half of the OD API that the detector is of. The built-in data set has to be done in eight minutes on two
-# cores, in twelve with TF 2's detector; a user's photographs may take longer.
+# By the half of the OD API that the detector is of. The built-in data set has to be done in eight minutes on
+# two cores, or in twelve with TF 2's detector; photographs may take longer.
 BUILTIN_SCHEDULES = {
     "tf1": Schedule("demo_builtin", float_steps=2400, qat_steps=500, pixels=None),
     "tf2": Schedule("demo_tf2_builtin", float_steps=2400, qat_steps=500, pixels=None),
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector",
         choices=DETECTORS,
         default="tf1",
-        help="tf1, an SSD MobileNet V1 (the default), or tf2, SSD MobileNet V2 FPNLite of the OD API's TF 2 half",
+        help="tf1, an SSD MobileNet V1 (the default), or tf2, an SSD MobileNet V2 FPNLite of Keras layers",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of data and trainings")
     parser.add_argument("--train_list", default="train", metavar="NAME", help="the VOC list to train on")
@@ -353,13 +353,14 @@ def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
         ]
         text = "input {}x{}, anchor scales {}".format(height, width, " ".join(str(s) for s in scales))
         print(text, file=sys.stderr)
-    sources = [os.path.join(CONFIG_FOLDER, schedule.configs + name) for name in ("_float.config", "_qat.config")]
-    config = pipeline.load(sources[0], common)
+    source = os.path.join(CONFIG_FOLDER, schedule.configs)
+    config = pipeline.load(source + "_float.config", common)
     _set_steps(config.train_config, schedule.float_steps)
     write_atomically(paths.float_config, pipeline.to_text(config))
     trained = "{}-{}".format("ckpt" if halves.is_tf2(config) else "model.ckpt", schedule.float_steps)
     trained = os.path.abspath(os.path.join(paths.float_train, trained))
-    config = pipeline.load(sources[1], common + ["train_config.fine_tune_checkpoint={}".format(trained)])
+    fine_tuning = ["train_config.fine_tune_checkpoint={}".format(trained)]
+    config = pipeline.load(source + "_qat.config", common + fine_tuning)
     _set_steps(config.train_config, schedule.qat_steps)
     write_atomically(paths.qat_config, pipeline.to_text(config))
     config.ClearField("graph_rewriter")

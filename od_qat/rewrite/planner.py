@@ -375,11 +375,11 @@ class _Planner(object):
         return self._quants.activations(self._parts(), self._only_joined())
 
     def _only_joined(self) -> Dict[str, str]:
-        """Maps the tensor name of an output that only one concat reads to the name of the concat's fake quant.
+        """Maps the tensor name of each output that one concat alone reads to the concat's fake quant.
 
-        With a range of its own such an output is rounded twice, and the .tflite has a QUANTIZE op more. As the
-        concat's range has to do for it anyway, it gets that in an eval graph. If a concat is read by another
-        concat alone, both, and what they read, have the range of the last.
+        In an eval graph such an output has the concat's range. With its own it would be rounded twice, and if
+        a Reshape is in between, as behind the heads of an SSD, the .tflite would have another QUANTIZE op. If
+        another concat alone reads the concat, all have the range of the last.
         """
         found: Dict[str, str] = {}
         outputs = self._quants.outputs()
