@@ -198,6 +198,27 @@ def test_input_keeps_the_images_aspect_ratio():
     assert height * width == pytest.approx(160 * 160, rel=0.15)
 
 
+def test_the_tf2_detector_can_be_built_for_the_input_that_is_chosen():
+    """Its FPN adds maps of different sizes unless the input is made of whole cells of the coarser one."""
+    pipeline, _ = _od_api()
+    from od_qat.od_api import halves, models
+
+    schedule = demo.FOLDER_SCHEDULES["tf2"]
+    examples = [_example([0.2, 0.4], height=240, width=320)]
+    height, width, scales = demo.fit_to_boxes(examples, schedule.pixels, schedule.multiple)
+    assert height % 32 == 0 and width % 32 == 0 and (height, width) != (256, 256)
+    size = "model.ssd.image_resizer.fixed_shape_resizer."
+    path = os.path.join(demo.CONFIG_FOLDER, schedule.configs + "_float.config")
+    config = pipeline.load(path, ["{}height={}".format(size, height), "{}width={}".format(size, width)])
+    config.model.ssd.anchor_generator.ssd_anchor_generator.scales[:] = scales
+    with halves.active(config), tf.Graph().as_default():
+        model = models.model_fn(config, is_training=False)()
+        image, shapes = model.preprocess(tf.zeros([1, height, width, 3]))
+        predictions = model.predict(image, shapes)
+    boxes, anchors = predictions["box_encodings"], predictions["anchors"]
+    assert int(boxes.shape[1]) == int(anchors.shape[0]) > 1000
+
+
 def test_a_folder_keeps_to_one_run(tmp_path):
     work_dir = str(tmp_path / "work")
     demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 0})

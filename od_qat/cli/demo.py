@@ -54,12 +54,14 @@ class Schedule(NamedTuple):
       qat_steps: steps of QAT, and of the continued float training that it is compared with.
       pixels: height times width of the input. With it, input and anchors are fitted to the data; None keeps
         the config's own input and anchors.
+      multiple: what the fitted height and width are multiples of.
     """
 
     configs: str
     float_steps: int
     qat_steps: int
     pixels: Optional[int]
+    multiple: int = 16
 
 
 # By the half of the OD API that the detector is of. The built-in data set has to be done in eight minutes on
@@ -70,7 +72,8 @@ BUILTIN_SCHEDULES = {
 }
 FOLDER_SCHEDULES = {
     "tf1": Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320),
-    "tf2": Schedule("demo_tf2_folder", float_steps=1500, qat_steps=400, pixels=240 * 320),
+    # (An FPN adds a map of 32 pixels a cell, twice as large, to one of 16.)
+    "tf2": Schedule("demo_tf2_folder", float_steps=1500, qat_steps=400, pixels=224 * 288, multiple=32),
 }
 DETECTORS = tuple(BUILTIN_SCHEDULES)
 
@@ -168,6 +171,7 @@ def run(
         float_steps=float_steps or schedule.float_steps, qat_steps=qat_steps or schedule.qat_steps
     )
     settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
+    del settings["multiple"]  # It follows from the configs.
     _keep_to_one_run(work_dir, settings)
     _say("1/7 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
@@ -276,7 +280,7 @@ def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list:
     )
 
 
-def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
+def fit_to_boxes(examples, pixels: int, multiple: int = 16) -> Tuple[int, int, List[float]]:
     """Chooses the input height and width and the anchor scales by the boxes of the training set.
 
     The input has the images' median aspect ratio, so that objects keep their shapes. The first feature map,
@@ -285,9 +289,10 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
     Args:
       examples: datasets.records.Example.
       pixels: height times width to aim at.
+      multiple: what height and width have to be multiples of.
 
     Returns:
-      height, width (multiples of 16) and four ascending scales, as shares of the shorter side.
+      height, width and four ascending scales, as shares of the shorter side.
 
     Raises:
       DataError: if no image has a box.
@@ -310,8 +315,8 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
             fix="check the annotations, or the list that names the training images",
         )
     aspect = float(np.median(aspects))
-    height = max(64, int(round(np.sqrt(pixels / aspect) / 16)) * 16)
-    width = max(64, int(round(height * aspect / 16)) * 16)
+    height = max(64, int(round(np.sqrt(pixels / aspect) / multiple)) * multiple)
+    width = max(64, int(round(height * aspect / multiple)) * multiple)
     small, usual, large = np.quantile(sides, [0.05, 0.5, 0.95])
     first = float(np.clip(small, 0.02, 0.5))
     # SSD adds a square anchor at the geometric mean of neighbouring scales. With this second scale, the added
@@ -345,7 +350,8 @@ def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
         "eval_input_reader.0.tf_record_input_reader.input_path={}".format(dataset.val_record),
     ]
     if schedule.pixels is not None:
-        height, width, scales = fit_to_boxes(records.read_examples(dataset.train_record), schedule.pixels)
+        examples = records.read_examples(dataset.train_record)
+        height, width, scales = fit_to_boxes(examples, schedule.pixels, schedule.multiple)
         common += [
             "model.ssd.image_resizer.fixed_shape_resizer.height={}".format(height),
             "model.ssd.image_resizer.fixed_shape_resizer.width={}".format(width),
