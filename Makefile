@@ -15,6 +15,7 @@ export PYTHON OD_API TENSORFLOW
 DATA ?= builtin
 WORK ?= demo_out
 SEED ?= 0
+DETECTOR ?= tf1
 
 # Single steps.
 CONFIG ?= configs/ssd_mobilenet_v2_qat.config
@@ -72,8 +73,8 @@ setup-tf1: ## make .venv-tf1: TensorFlow 1.15.5 on Python 3.7, to compare with
 setup-tf215: ## make .venv-tf215: TensorFlow 2.15.1 on Python 3.9 to 3.11
 	@bash requirements/setup.sh tf215
 
-demo: setup ## run all steps on a small data set (DATA=builtin|voc:/path|coco:/path WORK SEED)
-	@$(RUN) demo --data="$(DATA)" --work_dir="$(WORK)" --seed="$(SEED)" $(ARGS)
+demo: setup ## run all steps on a small data set (DATA=builtin|voc:/path|coco:/path DETECTOR=tf1|tf2 WORK SEED)
+	@$(RUN) demo --data="$(DATA)" --detector="$(DETECTOR)" --work_dir="$(WORK)" --seed="$(SEED)" $(ARGS)
 
 data: setup ## make records and a label map (DATA=builtin|voc:/path|coco:/path DATA_DIR)
 	@case "$(KIND)" in \

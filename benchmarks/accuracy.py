@@ -1,7 +1,7 @@
 """The demo over several seeds: what does quantization cost at equal training, with QAT and with PTQ?
 
-    python benchmarks/accuracy.py [--data builtin|voc:FOLDER] [--seeds 0 1 2] [--work_dir accuracy_out]
-        [--placements full contrib]
+    python benchmarks/accuracy.py [--data builtin|voc:FOLDER] [--detector tf1|tf2] [--seeds 0 1 2]
+        [--work_dir accuracy_out] [--placements full contrib]
 
 Runs `od-qat demo` once for each seed (a seed's finished steps are not repeated) and prints a line for each:
 mAP@[.5:.95] in points of the float checkpoint and of what equally many more steps from it make: the float
@@ -84,6 +84,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="builtin")
+    parser.add_argument("--detector", default="tf1", choices=("tf1", "tf2"), help="as of od-qat demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work_dir", default="accuracy_out")
     parser.add_argument("--placements", nargs="+", choices=("full", "contrib"), default=["full"])
@@ -105,6 +106,7 @@ def main() -> None:
             seed=seed,
             float_steps=arguments.float_steps,
             qat_steps=arguments.qat_steps,
+            detector=arguments.detector,
         )
         rows = {row["label"]: row for row in report["rows"]["rows"]}
         results.append(
@@ -154,7 +156,12 @@ def main() -> None:
                 )
     write_json(
         os.path.join(arguments.work_dir, "accuracy.json"),
-        {"data": arguments.data, "runs": results, "differences": found},
+        {
+            "data": arguments.data,
+            "detector": arguments.detector,
+            "runs": results,
+            "differences": found,
+        },
     )
 
 

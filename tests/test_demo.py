@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from od_qat import files
+from od_qat import cli, files
 from od_qat.cli import demo
 from od_qat.compat import tf
 from od_qat.datasets import builtin, records
@@ -15,6 +15,7 @@ from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, EnvironmentProblem
 from od_qat.scoring import matching
 from tests.test_datasets import VOC_CAT, write_voc
+from tests.test_doc_commands import write_photos
 
 
 def _example(sides, height=240, width=320):
@@ -69,14 +70,14 @@ def _anchors(generator, height, width, strides):
         return session.run(tf.concat([boxes.get() for boxes in lists], 0))
 
 
-@pytest.mark.parametrize("kind", ["float", "qat"])
+@pytest.mark.parametrize("kind", ["folder_float", "folder_qat", "tf2_folder_float", "tf2_folder_qat"])
 def test_the_folders_configs_make_these_anchors(kind):
     """The OD API's own anchors, of the demo's config with the scales filled in: all boxes match."""
     pipeline, anchor_generator_builder = _od_api()
     sides = [0.09] * 10 + [0.21] * 80 + [0.4] * 10
     height, width, scales = demo.fit_to_boxes([_example(sides)], pixels=240 * 320)
     field = "model.ssd.anchor_generator.ssd_anchor_generator.scales={}".format(scales)
-    config = pipeline.load(os.path.join(demo.CONFIG_FOLDER, "demo_folder_{}.config".format(kind)), [field])
+    config = pipeline.load(os.path.join(demo.CONFIG_FOLDER, "demo_{}.config".format(kind)), [field])
     generator = anchor_generator_builder.build(config.model.ssd.anchor_generator)
     anchors = _anchors(generator, height, width, strides=(16, 32, 64, 128))
     sizes = (anchors[:, 2:] - anchors[:, :2]) * [height, width] / min(height, width)
@@ -86,11 +87,11 @@ def test_the_folders_configs_make_these_anchors(kind):
         assert (shared / (sizes.prod(axis=1) + side**2 - shared)).max() > threshold + 0.15, side
 
 
-@pytest.mark.parametrize("kind", ["float", "qat"])
+@pytest.mark.parametrize("kind", ["builtin_float", "builtin_qat", "tf2_builtin_float", "tf2_builtin_qat"])
 def test_nearly_all_digits_match_an_anchor_of_the_builtin_configs(kind, digits):
     """A digit below the threshold gets its best anchor only: with 27 % of them such, mAP@.5 ended at 72."""
     pipeline, anchor_generator_builder = _od_api()
-    config = pipeline.load(os.path.join(demo.CONFIG_FOLDER, "demo_builtin_{}.config".format(kind)))
+    config = pipeline.load(os.path.join(demo.CONFIG_FOLDER, "demo_{}.config".format(kind)))
     resizer = config.model.ssd.image_resizer.fixed_shape_resizer
     levels = config.model.ssd.feature_extractor.fpn
     strides = [2**level for level in range(levels.min_level, levels.max_level + 1)]
@@ -112,19 +113,59 @@ def digits(tmp_path_factory):
     return types.SimpleNamespace(info=info, examples=list(records.read_examples(info.train_record)))
 
 
-def test_the_float_model_that_trains_on_differs_from_qat_in_its_rewriter_only(digits, tmp_path):
+@pytest.mark.parametrize("detector", demo.DETECTORS)
+def test_the_float_model_that_trains_on_differs_from_qat_in_its_rewriter_only(digits, tmp_path, detector):
     pipeline, _ = _od_api()
+    from od_qat.od_api import config_checks, halves
+
     paths = demo._Paths(str(tmp_path))
-    for schedule in (demo.BUILTIN_SCHEDULE, demo.FOLDER_SCHEDULE._replace(float_steps=30, qat_steps=7)):
+    short = demo.FOLDER_SCHEDULES[detector]._replace(float_steps=30, qat_steps=7)
+    for schedule in (demo.BUILTIN_SCHEDULES[detector], short):
         demo._write_configs(digits.info, schedule, paths)
-        qat, trained_on = pipeline.load(paths.qat_config), pipeline.load(paths.float_on_config)
+        trained, qat, trained_on = map(
+            pipeline.load, (paths.float_config, paths.qat_config, paths.float_on_config)
+        )
         assert qat.HasField("graph_rewriter") and not trained_on.HasField("graph_rewriter")
         assert trained_on.train_config.num_steps == schedule.qat_steps
-        start = "float/train/model.ckpt-{}".format(schedule.float_steps)
+        start = "/float/train/{}-{}".format(
+            {"tf1": "model.ckpt", "tf2": "ckpt"}[detector], schedule.float_steps
+        )
         assert trained_on.train_config.fine_tune_checkpoint.endswith(start)
-        assert trained_on.train_config.load_all_detection_checkpoint_vars
         qat.ClearField("graph_rewriter")
         assert qat == trained_on
+        assert trained.model == trained_on.model
+        for config in (trained, trained_on):
+            assert halves.is_tf2(config) == (detector == "tf2")
+            with halves.active(config):
+                config_checks.check(config, detector, training=True)
+
+
+@pytest.mark.parametrize("detector", demo.DETECTORS)
+def test_all_that_was_trained_is_restored(digits, tmp_path, detector):
+    """With the wrong type of checkpoint, the heads of both compared models would start fresh."""
+    pipeline, _ = _od_api()
+    paths = demo._Paths(str(tmp_path))
+    demo._write_configs(digits.info, demo.BUILTIN_SCHEDULES[detector], paths)
+    found = pipeline.load(paths.qat_config).train_config
+    if detector == "tf2":
+        assert found.fine_tune_checkpoint_type == "full"
+    else:
+        assert found.load_all_detection_checkpoint_vars
+
+
+@pytest.mark.long
+def test_the_whole_demo_on_a_tf2_model(tmp_path, capsys):
+    """From a folder of photographs to the table, in two steps each."""
+    _od_api()
+    folder = str(tmp_path / "photos")
+    write_photos(folder, count=10)
+    arguments = ["demo", "--detector=tf2", "--data=voc:" + folder, "--work_dir", str(tmp_path / "out")]
+    assert cli.main(arguments + ["--float_steps=2", "--qat_steps=2", "--processes=1"]) == 0
+    printed = capsys.readouterr().out
+    for label in (demo.FLOAT, demo.FLOAT_ON, demo.PTQ_ON, demo.QAT_FROZEN, demo.QAT):
+        assert label in printed
+    assert "at equal training" in printed.splitlines()[-1]
+    assert (tmp_path / "out" / "qat" / "train" / "ckpt-2.index").exists()
 
 
 def test_the_last_line_compares_at_equal_training():
@@ -155,6 +196,27 @@ def test_input_keeps_the_images_aspect_ratio():
     assert height % 16 == 0 and width % 16 == 0
     assert height / width == pytest.approx(4 / 3, rel=0.1)
     assert height * width == pytest.approx(160 * 160, rel=0.15)
+
+
+def test_the_tf2_detector_can_be_built_for_the_input_that_is_chosen():
+    """Its FPN adds maps of different sizes unless the input is made of whole cells of the coarser one."""
+    pipeline, _ = _od_api()
+    from od_qat.od_api import halves, models
+
+    schedule = demo.FOLDER_SCHEDULES["tf2"]
+    examples = [_example([0.2, 0.4], height=240, width=320)]
+    height, width, scales = demo.fit_to_boxes(examples, schedule.pixels, schedule.multiple)
+    assert height % 32 == 0 and width % 32 == 0 and (height, width) != (256, 256)
+    size = "model.ssd.image_resizer.fixed_shape_resizer."
+    path = os.path.join(demo.CONFIG_FOLDER, schedule.configs + "_float.config")
+    config = pipeline.load(path, ["{}height={}".format(size, height), "{}width={}".format(size, width)])
+    config.model.ssd.anchor_generator.ssd_anchor_generator.scales[:] = scales
+    with halves.active(config), tf.Graph().as_default():
+        model = models.model_fn(config, is_training=False)()
+        image, shapes = model.preprocess(tf.zeros([1, height, width, 3]))
+        predictions = model.predict(image, shapes)
+    boxes, anchors = predictions["box_encodings"], predictions["anchors"]
+    assert int(boxes.shape[1]) == int(anchors.shape[0]) > 1000
 
 
 def test_a_folder_keeps_to_one_run(tmp_path):

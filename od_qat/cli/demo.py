@@ -27,6 +27,7 @@ Example:
 
   od-qat demo --work_dir=demo_out
   od-qat demo --data=voc:VOCdevkit/VOC2012 --work_dir=voc_out
+  od-qat demo --detector=tf2 --work_dir=tf2_out
 
 A second run continues where the first stopped. Next: the same steps with your own config."""
 
@@ -53,17 +54,28 @@ class Schedule(NamedTuple):
       qat_steps: steps of QAT, and of the continued float training that it is compared with.
       pixels: height times width of the input. With it, input and anchors are fitted to the data; None keeps
         the config's own input and anchors.
+      multiple: what the fitted height and width are multiples of.
     """
 
     configs: str
     float_steps: int
     qat_steps: int
     pixels: Optional[int]
+    multiple: int = 16
 
 
-# The built-in data set has to be done in eight minutes on two cores; a user's photographs may take longer.
-BUILTIN_SCHEDULE = Schedule("demo_builtin", float_steps=2400, qat_steps=500, pixels=None)
-FOLDER_SCHEDULE = Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320)
+# By the half of the OD API that the detector is of. The built-in data set has to be done in eight minutes on
+# two cores, or in twelve with TF 2's detector; photographs may take longer.
+BUILTIN_SCHEDULES = {
+    "tf1": Schedule("demo_builtin", float_steps=2400, qat_steps=500, pixels=None),
+    "tf2": Schedule("demo_tf2_builtin", float_steps=2400, qat_steps=500, pixels=None),
+}
+FOLDER_SCHEDULES = {
+    "tf1": Schedule("demo_folder", float_steps=1500, qat_steps=400, pixels=240 * 320),
+    # (An FPN adds a map of 32 pixels a cell, twice as large, to one of 16.)
+    "tf2": Schedule("demo_tf2_folder", float_steps=1500, qat_steps=400, pixels=224 * 288, multiple=32),
+}
+DETECTORS = tuple(BUILTIN_SCHEDULES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--work_dir", default="demo_out", metavar="DIR", help="folder for everything (default demo_out)"
+    )
+    parser.add_argument(
+        "--detector",
+        choices=DETECTORS,
+        default="tf1",
+        help="tf1, an SSD MobileNet V1 (the default), or tf2, an SSD MobileNet V2 FPNLite of Keras layers",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of data and trainings")
     parser.add_argument("--train_list", default="train", metavar="NAME", help="the VOC list to train on")
@@ -110,6 +128,7 @@ def handle(arguments: argparse.Namespace) -> int:
         val_list=arguments.val_list,
         processes=arguments.processes,
         skip_invalid=arguments.skip_invalid,
+        detector=arguments.detector,
     )
     return 0
 
@@ -124,6 +143,7 @@ def run(
     val_list: str = "val",
     processes: Optional[int] = None,
     skip_invalid: bool = False,
+    detector: str = "tf1",
 ) -> Dict[str, Any]:
     """Runs the demo. Its report (`report.html`, `.md`, `.json`), `demo.json` and `pictures/` are in work_dir.
 
@@ -137,6 +157,7 @@ def run(
       processes: number of processes for scoring.
       skip_invalid: leave unreadable images out too; invalid objects (public sets have a few boxes without
         area) are left out, listed and counted in any case.
+      detector: 'tf1' or 'tf2', the half of the OD API that the detector is of.
 
     Returns:
       the content of demo.json.
@@ -145,11 +166,12 @@ def run(
       OdQatError: from any step.
     """
     started = time.time()
-    schedule = BUILTIN_SCHEDULE if data == "builtin" else FOLDER_SCHEDULE
+    schedule = (BUILTIN_SCHEDULES if data == "builtin" else FOLDER_SCHEDULES)[detector]
     schedule = schedule._replace(
         float_steps=float_steps or schedule.float_steps, qat_steps=qat_steps or schedule.qat_steps
     )
     settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
+    del settings["multiple"]  # It follows from the configs.
     _keep_to_one_run(work_dir, settings)
     _say("1/7 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
@@ -258,7 +280,7 @@ def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list:
     )
 
 
-def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
+def fit_to_boxes(examples, pixels: int, multiple: int = 16) -> Tuple[int, int, List[float]]:
     """Chooses the input height and width and the anchor scales by the boxes of the training set.
 
     The input has the images' median aspect ratio, so that objects keep their shapes. The first feature map,
@@ -267,9 +289,10 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
     Args:
       examples: datasets.records.Example.
       pixels: height times width to aim at.
+      multiple: what height and width have to be multiples of.
 
     Returns:
-      height, width (multiples of 16) and four ascending scales, as shares of the shorter side.
+      height, width and four ascending scales, as shares of the shorter side.
 
     Raises:
       DataError: if no image has a box.
@@ -292,8 +315,8 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
             fix="check the annotations, or the list that names the training images",
         )
     aspect = float(np.median(aspects))
-    height = max(64, int(round(np.sqrt(pixels / aspect) / 16)) * 16)
-    width = max(64, int(round(height * aspect / 16)) * 16)
+    height = max(64, int(round(np.sqrt(pixels / aspect) / multiple)) * multiple)
+    width = max(64, int(round(height * aspect / multiple)) * multiple)
     small, usual, large = np.quantile(sides, [0.05, 0.5, 0.95])
     first = float(np.clip(small, 0.02, 0.5))
     # SSD adds a square anchor at the geometric mean of neighbouring scales. With this second scale, the added
@@ -317,7 +340,7 @@ def fit_to_boxes(examples, pixels: int) -> Tuple[int, int, List[float]]:
 def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
     """The configs of the three trainings; float_on.config is qat.config without its graph_rewriter block."""
     from od_qat.datasets import records
-    from od_qat.od_api import pipeline
+    from od_qat.od_api import halves, pipeline
 
     common = [
         "model.ssd.num_classes={}".format(max(dataset.names_by_id())),
@@ -327,7 +350,8 @@ def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
         "eval_input_reader.0.tf_record_input_reader.input_path={}".format(dataset.val_record),
     ]
     if schedule.pixels is not None:
-        height, width, scales = fit_to_boxes(records.read_examples(dataset.train_record), schedule.pixels)
+        examples = records.read_examples(dataset.train_record)
+        height, width, scales = fit_to_boxes(examples, schedule.pixels, schedule.multiple)
         common += [
             "model.ssd.image_resizer.fixed_shape_resizer.height={}".format(height),
             "model.ssd.image_resizer.fixed_shape_resizer.width={}".format(width),
@@ -335,15 +359,16 @@ def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
         ]
         text = "input {}x{}, anchor scales {}".format(height, width, " ".join(str(s) for s in scales))
         print(text, file=sys.stderr)
-    trained = os.path.join(paths.float_train, "model.ckpt-{}".format(schedule.float_steps))
-    fine_tuning = ["train_config.fine_tune_checkpoint={}".format(os.path.abspath(trained))]
-    for source, steps, path, more in (
-        ("_float.config", schedule.float_steps, paths.float_config, []),
-        ("_qat.config", schedule.qat_steps, paths.qat_config, fine_tuning),
-    ):
-        config = pipeline.load(os.path.join(CONFIG_FOLDER, schedule.configs + source), common + more)
-        _set_steps(config.train_config, steps)
-        write_atomically(path, pipeline.to_text(config))
+    source = os.path.join(CONFIG_FOLDER, schedule.configs)
+    config = pipeline.load(source + "_float.config", common)
+    _set_steps(config.train_config, schedule.float_steps)
+    write_atomically(paths.float_config, pipeline.to_text(config))
+    trained = "{}-{}".format("ckpt" if halves.is_tf2(config) else "model.ckpt", schedule.float_steps)
+    trained = os.path.abspath(os.path.join(paths.float_train, trained))
+    fine_tuning = ["train_config.fine_tune_checkpoint={}".format(trained)]
+    config = pipeline.load(source + "_qat.config", common + fine_tuning)
+    _set_steps(config.train_config, schedule.qat_steps)
+    write_atomically(paths.qat_config, pipeline.to_text(config))
     config.ClearField("graph_rewriter")
     write_atomically(paths.float_on_config, pipeline.to_text(config))
 

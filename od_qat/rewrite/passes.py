@@ -393,12 +393,25 @@ def quantise_activations(plan: Plan, state: _State) -> None:
     """
     # In graph order, so that an absorbed ReLU's input is already the fake quant in front of it.
     position = state.draft.index.position
-    for activation_quant in sorted(plan.activations, key=lambda quant: position(quant.tensor.op)):
+    ordered = sorted(plan.activations, key=lambda quant: position(quant.tensor.op))
+    # In evaluation all ranges are made first, as what a concat joins may have the range of the concat.
+    ranges = [] if state.training else [_activation_range(quant, quant.tensor, state) for quant in ordered]
+    for number, activation_quant in enumerate(ordered):
         with state.draft.on(activation_quant.tensor.op.device):
-            _quantise_activation(activation_quant, state)
+            _quantise_activation(activation_quant, state, ranges[number] if ranges else None)
 
 
-def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> None:
+def _activation_range(quant: ActivationQuant, source, state: _State, ceiling: Optional[float] = None):
+    range_ = state.shared_range(quant)
+    if range_ is None:
+        range_ = fake_quant.moving_average(state.draft, source, quant, state.config, state.training, ceiling)
+        state.keep_range(quant, range_)
+    return range_
+
+
+def _quantise_activation(
+    activation_quant: ActivationQuant, state: _State, range_: Optional[fake_quant.Range]
+) -> None:
     draft, config = state.draft, state.config
     original = activation_quant.tensor
     tensor = state.moved.get(original.name, original.name)
@@ -406,10 +419,10 @@ def _quantise_activation(activation_quant: ActivationQuant, state: _State) -> No
     absorb = state.training and not config.symmetric and tensor == original.name
     ceiling, gradient = _ABSORBED.get(original.op.type, _NONE_ABSORBED) if absorb else _NONE_ABSORBED
     source = tensor if ceiling is None else draft.current_input(original.op, 0)
-    range_ = state.shared_range(activation_quant)
     if range_ is None:
-        range_ = fake_quant.moving_average(draft, source, activation_quant, config, state.training, ceiling)
-        state.keep_range(activation_quant, range_)
+        range_ = _activation_range(activation_quant, source, state, ceiling)
+    elif activation_quant.joined:
+        range_ = state.range_of(activation_quant.joined)._replace(scope=range_.scope)
     condition = state.quantising()
     plain, data = source, source
     if condition and state.training:

@@ -39,6 +39,8 @@ class ActivationQuant(NamedTuple):
       twins: other tensors with the same value; their readers read this fake quant too.
       clone: scope of its clone, such as `clone_1/`, if that is not the first, whose range it shares; else ''.
       parts: outputs of splits of the tensor, of those splits that have an output without readers.
+      joined: name of the fake quant of the concat that alone reads the tensor, and whose range the tensor has
+        in an eval graph; '' if there is none.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ActivationQuant(NamedTuple):
     twins: Tuple[object, ...] = ()
     clone: str = ""
     parts: Tuple[object, ...] = ()
+    joined: str = ""
 
 
 class Plan(NamedTuple):

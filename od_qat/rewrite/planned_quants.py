@@ -166,8 +166,18 @@ class Quants(object):
         """Returns the fake quants of weights for the plan, in the order in which they were added."""
         return tuple(self._weights)
 
-    def activations(self, parts: Dict[str, List[object]]) -> Tuple[ActivationQuant, ...]:
-        """Returns those of activations, in the same order; `parts` are by the name of an output's tensor."""
+    def outputs(self) -> Tuple[Output, ...]:
+        """Returns the outputs that have a fake quant of their own, in the order in which they were added."""
+        return tuple(self._outputs)
+
+    def activations(
+        self, parts: Dict[str, List[object]], joined: Dict[str, str]
+    ) -> Tuple[ActivationQuant, ...]:
+        """Returns those of activations, in the same order.
+
+        Args:
+          parts, joined: by the tensor name of an output; see ActivationQuant.
+        """
         return tuple(
             ActivationQuant(
                 output.name,
@@ -178,6 +188,7 @@ class Quants(object):
                 twins=tuple(self._twins.get(output.tensor.name, ())),
                 clone=output.clone,
                 parts=tuple(parts.get(output.tensor.name, ())),
+                joined="" if output.tensor.name in self._twins else joined.get(output.tensor.name, ""),
             )
             for output in self._outputs
         )

@@ -30,7 +30,7 @@ from od_qat.rewrite.between_layers import Between, Kind
 from od_qat.rewrite.layers import Layers
 from od_qat.rewrite.noise import Noise
 from od_qat.rewrite.parts import BatchNorm, Layer, LayerMatch
-from od_qat.rewrite.plan import Plan
+from od_qat.rewrite.plan import ActivationQuant, Plan
 from od_qat.rewrite.planned_quants import Output, Quants, join, scope_of
 from od_qat.rewrite.weighted_sums import WeightedSum
 
@@ -97,7 +97,7 @@ class _Planner(object):
             folds=folds,
             norms=tuple(self._norms),
             weights=self._quants.weights(),
-            activations=self._quants.activations({} if self._as_contrib else self._parts()),
+            activations=self._activations(),
             stays_float=stays_float,
             excluded=frozenset(self._quants.excluded),
             clones=self._quants.clones_but_first(),
@@ -368,6 +368,43 @@ class _Planner(object):
             at = tensor.value_index if kind == "IdentityN" else policy.DATA_INPUT.get(kind, 0)
             tensor = self._noise.data(inputs[at])
         return tensor
+
+    def _activations(self) -> Tuple[ActivationQuant, ...]:
+        if self._as_contrib:
+            return self._quants.activations({}, {})
+        return self._quants.activations(self._parts(), self._only_joined())
+
+    def _only_joined(self) -> Dict[str, str]:
+        """Maps the tensor name of each output that one concat alone reads to the concat's fake quant.
+
+        In an eval graph such an output has the concat's range. With its own it would be rounded twice, and if
+        a Reshape is in between, as behind the heads of an SSD, the .tflite would have another QUANTIZE op. If
+        another concat alone reads the concat, all have the range of the last.
+        """
+        found: Dict[str, str] = {}
+        outputs = self._quants.outputs()
+        for output in sorted(outputs, key=lambda one: self._index.position(one.tensor.op), reverse=True):
+            concat = self._concat_behind(output.tensor)
+            if concat is not None and concat.bits == output.bits:
+                found[output.tensor.name] = found.get(concat.tensor.name, concat.name)
+        return found
+
+    def _concat_behind(self, tensor) -> Optional[Output]:
+        """Returns the output of the concat that all data of a tensor go into, and nowhere else."""
+        ends, pending = {}, [tensor]
+        while pending:
+            readers = self._index.consumer_ops(pending.pop())
+            readers = [reader for reader in readers if reader.type not in policy.OF_SHAPES]
+            for reader in readers:
+                if len(self._joined(reader)) > 1:
+                    ends[reader.name] = self._quants.output_of(reader.outputs[0])
+                elif reader.type in policy.HANDS_ON_RANGE and reader.name not in self._all_sums:
+                    pending.extend(reader.outputs)
+                else:
+                    return None
+            if not readers:  # an output of the graph
+                return None
+        return next(iter(ends.values())) if len(ends) == 1 else None
 
     def _parts(self) -> Dict[str, List[object]]:
         """Maps the tensor name of an output to its parts; see ActivationQuant."""
