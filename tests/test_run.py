@@ -307,10 +307,8 @@ def test_model_main(tmp_path, kind):
     import od_qat.plugin  # noqa: F401
     from od_qat.compat import tf
 
-    try:
-        from tensorflow.compat.v1 import estimator  # noqa: F401
-    except ImportError as error:
-        pytest.skip("an optional extra: {}".format(error))
+    if not hasattr(tf, "estimator") and importlib.util.find_spec("tensorflow_estimator") is None:
+        pytest.skip("an optional extra: tensorflow-estimator")
     folder = str(tmp_path)
     tiny_detector.write_data(folder)
     tiny_detector.write_config(folder, kind == "qat", "my", steps=3)

@@ -22,9 +22,9 @@ def _weigh_groundtruth(model) -> None:
     """Lets each box of the groundtruth count 1. Other models take that for granted; CenterNet does not."""
     provide = model.provide_groundtruth
 
-    def provide_with_weights(boxes, classes, **others):
+    def provide_with_weights(boxes, classes, *masks_and_keypoints, **others):
         weights = [tf.ones(tf.shape(each)[:1]) for each in boxes]
-        provide(boxes, classes, groundtruth_weights_list=weights, **others)
+        provide(boxes, classes, *masks_and_keypoints, groundtruth_weights_list=weights, **others)
 
     model.provide_groundtruth = provide_with_weights
 
