@@ -264,6 +264,7 @@ def _require_everything(config, train_dir, folder):
 
 
 @pytest.mark.long_on_tf1
+@pytest.mark.zoo
 def test_clones_train_and_their_checkpoint_is_a_single_models(tmp_path):
     folder = str(tmp_path)
     tiny_detector.write_data(folder)

@@ -348,6 +348,7 @@ def averaged(runs):
     return train_dir
 
 
+@pytest.mark.zoo
 def test_what_training_froze_is_its_own_average(runs, capsys):
     more = [
         "train_config.freeze_variables=.*FeatureExtractor.*",
