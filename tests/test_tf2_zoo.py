@@ -33,7 +33,10 @@ from od_qat.export import tflite, tflite_checks  # noqa: E402
 from od_qat.graph.index import GraphIndex  # noqa: E402
 from od_qat.rewrite import api, live, planner  # noqa: E402
 
-pytestmark = pytest.mark.skipif(IS_TF1, reason="TF 2 models need TensorFlow 2")
+pytestmark = [
+    pytest.mark.skipif(IS_TF1, reason="TF 2 models need TensorFlow 2"),
+    pytest.mark.timeout(1500),  # (of the first, which waits for upstream's eager code on all models)
+]
 
 ROWS = [row for row in configs.rows("tf2_models.yaml") if "skip" not in row]
 # Of an output's largest value; both run the same kernels.
