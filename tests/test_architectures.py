@@ -300,7 +300,6 @@ NETS = [
 # What TensorFlow 1.15's converter says, or the interpreter of what it made.
 TF1_CONVERTS_NOT = {
     _hard_swish_by_division: "type Div for which the quantized form is not yet implemented",
-    _stacked: "PACK.* failed to prepare",
     _transposed_convolutions: "conv2d_transpose_Fold, which is an input to the Add .* lacking min/max data",
 }
 

@@ -158,17 +158,6 @@ def test_faster_rcnn(change, says, tmp_path):
         config_checks.check(config, "a.config")
 
 
-def test_a_model_of_the_tf_2_half(tmp_path):
-    path = tmp_path / "a.config"
-    path.write_text("model { center_net { num_classes: 2 } }")
-    try:
-        config = pipeline.load(str(path))
-    except ConfigError:
-        pytest.skip("this tree is older than CenterNet")
-    with pytest.raises(ConfigError, match="TF 2 half.*SSD models only: .*found center_net, allowed: ssd"):
-        config_checks.check(config, str(path))
-
-
 @pytest.mark.parametrize(
     "overrides",
     [

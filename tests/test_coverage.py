@@ -48,6 +48,7 @@ def test_training_saves_what_evaluation_restores(row):
 
 @pytest.mark.tf1
 @pytest.mark.long_on_tf1
+@pytest.mark.zoo
 def test_faster_rcnn_trains_and_is_evaluated_with_what_it_saved(tmp_path):
     """Both stages: a training step moves their ranges and kernels, and evaluation restores them all."""
     (row,) = [row for row in build.models() if row["name"] == "faster_rcnn_inception_v2"]

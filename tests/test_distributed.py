@@ -168,6 +168,7 @@ def _kill_and_restart(trained):
 
 
 @pytest.mark.long_on_tf1
+@pytest.mark.zoo
 @both_ways(quick=True)
 def test_processes_are_killed_and_come_back(tmp_path, synchronous):
     steps = 250

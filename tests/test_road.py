@@ -87,6 +87,7 @@ def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
     assert "ended already" in capsys.readouterr().err
 
 
+@pytest.mark.zoo
 def test_a_seed_makes_a_run_repeatable(road, tmp_path):
     def train(seed):
         folder = str(tmp_path / str(seed))
@@ -569,6 +570,7 @@ def test_resuming_a_float_run_with_a_qat_config_is_refused(road, tmp_path):
         commands.train(road.paths.qat_config, train_dir, overrides=road.small)
 
 
+@pytest.mark.zoo
 def test_checkpoint_of_another_model_is_refused(road, tmp_path):
     other = [o for o in road.small if "type" not in o] + ["model.ssd.feature_extractor.type=ssd_mobilenet_v2"]
     with pytest.raises(CheckpointError, match="another model"):

@@ -258,6 +258,7 @@ def test_training_resumes(road, folder, capsys):
 
 
 @needs_tf2
+@pytest.mark.zoo
 def test_it_is_evaluated_and_exported(road, folder):
     evaluation, out = os.path.join(folder, "eval"), os.path.join(folder, "out")
     metrics = commands.evaluate(road.qat_config, road.qat_dir, evaluation, run_once=True)

@@ -65,7 +65,7 @@ class Road(object):
 
 def _cases():
     for name, marks in (
-        ("center_net_mobilenet_v2_fpn", []),
+        ("center_net_mobilenet_v2_fpn", [pytest.mark.zoo]),
         ("center_net_mobilenet_v2", [pytest.mark.long]),
         ("center_net_resnet_v1_50_fpn", [pytest.mark.long]),
         ("center_net_hourglass_10", [pytest.mark.long]),
