@@ -17,7 +17,7 @@ import os
 import sys
 import types
 import warnings
-from typing import Iterator, Optional
+from typing import Iterator
 
 from od_qat.errors import EnvironmentProblem, MissingPackage
 from od_qat.quiet import native_stderr_silenced
@@ -334,16 +334,15 @@ class AbsentModule(types.ModuleType):
 
     Args:
       name: of the module.
-      error: what is raised then; by default it has no attributes, as a package above such a module.
+      error: what is raised then.
     """
 
-    def __init__(self, name: str, error: Optional[Exception] = None) -> None:
+    def __init__(self, name: str, error: Exception) -> None:
         super(AbsentModule, self).__init__(name)
-        self.__path__ = []
         self._error = error
 
     def __getattr__(self, name: str):
-        if name.startswith("__") or self._error is None:
+        if name.startswith("__"):
             raise AttributeError(name)
         raise self._error
 

@@ -284,8 +284,9 @@ class _Run(object):
             if self._config.export_path and hasattr(evaluator, "dump_detections_to_json_file"):
                 evaluator.dump_detections_to_json_file(json_output_path=self._config.export_path)
             evaluator.clear()
+        tags = event_tags.of_graph()
         for name, values in losses.items():
-            metrics[event_tags.of_graph().of_losses + name] = float(np.mean(values))
+            metrics[tags.of_losses + name] = float(np.mean(values))
         return {name: float(value) for name, value in metrics.items()}
 
     def _write(self, metrics: Dict[str, float], step: int) -> None:

@@ -62,14 +62,14 @@ def read_regular(path: str, limit: Optional[int] = None) -> bytes:
     return data
 
 
-def read_folder(folder: str) -> Dict[str, bytes]:
-    """Returns the bytes of all files below a folder on disk, by their paths in it, with slashes."""
+def read_folder(folder: str, alias: str) -> Dict[str, bytes]:
+    """Returns the bytes of all files below a folder on disk, by their paths as if it were called `alias`."""
     found = {}
     for root, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(root, name)
             with open(path, "rb") as stream:
-                found[os.path.relpath(path, folder).replace(os.sep, "/")] = stream.read()
+                found[os.path.join(alias, os.path.relpath(path, folder))] = stream.read()
     return found
 
 

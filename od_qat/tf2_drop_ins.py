@@ -16,8 +16,6 @@ from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.od_api import halves, pipeline
 
-_TRAINING = "od-qat train"
-
 
 @compat.graph_mode()
 def train_loop(
@@ -56,9 +54,7 @@ def train_loop(
       ConfigError: for TPUs, several machines by tf.distribute, or a TF 1 model; else as commands.train.
     """
     if use_tpu:
-        raise ConfigError(
-            "od_qat does not train on TPUs", where="--use_tpu", found="true", allowed="false", fix=_TRAINING
-        )
+        raise _refused("od_qat does not train on TPUs", "--use_tpu", fix="od-qat train")
     if performance_summary_exporter is not None:
         raise ConfigError(
             "od_qat has no performance summary", where="performance_summary_exporter", allowed="None"
@@ -185,13 +181,8 @@ def export_inference_graph(
       ConfigError: for side inputs or a TF 1 model; else as commands.export_saved_model.
     """
     if use_side_inputs:
-        raise ConfigError(
-            "od_qat exports models with the image as their only input",
-            where="--use_side_inputs",
-            found="true",
-            allowed="false",
-        )
-    _require_tf2(pipeline_config, pipeline.place_of(pipeline_config))
+        raise _refused("od_qat exports models with the image as their only input", "--use_side_inputs")
+    _require_tf2(pipeline_config)
     _commands().export_saved_model(pipeline_config, trained_checkpoint_dir, output_directory, input_type)
 
 
@@ -220,16 +211,15 @@ def export_tflite_model(
       ConfigError: for keypoints or a TF 1 model; else as commands.export_tflite_saved_model.
     """
     if include_keypoints:
-        raise ConfigError(
-            "od_qat exports no keypoints",
-            where="--centernet_include_keypoints",
-            found="true",
-            allowed="false",
-        )
-    _require_tf2(pipeline_config, pipeline.place_of(pipeline_config))
+        raise _refused("od_qat exports no keypoints", "--centernet_include_keypoints")
+    _require_tf2(pipeline_config)
     _commands().export_tflite_saved_model(
         pipeline_config, trained_checkpoint_dir, output_directory, max_detections, use_regular_nms
     )
+
+
+def _refused(what: str, flag: str, fix: str = "") -> ConfigError:
+    return ConfigError(what, where=flag, found="true", allowed="false", fix=fix)
 
 
 def _commands():
@@ -249,11 +239,11 @@ def _config(path: str, override: Optional[Any], edits: Dict[str, Any]) -> Any:
     return config
 
 
-def _require_tf2(config: Any, where: str) -> None:
+def _require_tf2(config: Any, path: Optional[str] = None) -> None:
     if not halves.is_tf2(config):
         raise ConfigError(
             "the model is of the OD API's TF 1 half, and the command is of its TF 2 half",
-            where=where,
+            where=path or pipeline.place_of(config),
             found=config.model.WhichOneof("model"),
             allowed="a feature extractor whose type ends in _keras",
             fix="run the commands of the TF 1 half (object_detection.legacy.train, .eval, "

@@ -4,8 +4,6 @@ import glob
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ compat.enable_tf1_behaviour()
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, EnvironmentProblem  # noqa: E402
 from tests import tiers  # noqa: E402
-from tests.conftest import REPOSITORY  # noqa: E402
 from tests.helpers import sessions, tiny_detector  # noqa: E402
 
 try:
@@ -65,7 +62,7 @@ def test_tensorflow_1_is_told_apart(folder):
 
 
 @pytest.fixture(scope="module")
-def eager(folder):
+def eager(folder, run_python):
     """A folder with a config, images, a checkpoint and what upstream computes with it."""
     out = os.path.join(folder, "eager")
     os.mkdir(out)
@@ -77,17 +74,10 @@ def eager(folder):
         classes=np.array([[[1, 0]], [[0, 1]]], np.float32),
     )
     config = shutil.copy(_config(folder, False, "eager"), out)
-    environment = dict(os.environ, PYTHONPATH=REPOSITORY)
-    environment.pop("TF2_BEHAVIOR", None)  # (set by what this process has switched off)
-    module = "tests.helpers.eager_upstream"
-    done = subprocess.run(
-        [sys.executable, "-m", module, config, os.path.join(out, "in.npz"), out],
-        env=environment,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout.decode()[-3000:]
+    arguments = ["-m", "tests.helpers.eager_upstream", config, os.path.join(out, "in.npz"), out]
+    # (This process has TensorFlow 2's behaviour switched off.)
+    done = run_python(*arguments, timeout=1500, env={"TF2_BEHAVIOR": "1"})
+    assert done.status == 0, done.errors[-3000:]
     return out
 
 

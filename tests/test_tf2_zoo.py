@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ compat.enable_tf1_behaviour()
 
 from od_qat.compat import IS_TF1, tf  # noqa: E402
 from tests import tiers  # noqa: E402
-from tests.conftest import REPOSITORY  # noqa: E402
 from tests.helpers import sessions  # noqa: E402
 from tests.zoo import configs, eager_tf2  # noqa: E402
 
@@ -66,7 +63,7 @@ def _cases():
 
 
 @pytest.fixture(scope="module")
-def eager(request, tmp_path_factory):
+def eager(request, tmp_path_factory, run_python):
     """A folder with what upstream computes, for each model of this run; one process makes all of it."""
     folder = str(tmp_path_factory.mktemp("zoo"))
     names = {
@@ -76,16 +73,10 @@ def eager(request, tmp_path_factory):
         and item.fspath == request.fspath
         and not item.get_closest_marker("skip")
     }
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([REPOSITORY, os.environ.get("PYTHONPATH", "")]))
-    environment.pop("TF2_BEHAVIOR", None)  # (set by what this process has switched off)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.zoo.eager_tf2", folder] + sorted(names),
-        env=environment,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout.decode()[-3000:]
+    arguments = ["-m", "tests.zoo.eager_tf2", folder] + sorted(names)
+    # (This process has TensorFlow 2's behaviour switched off.)
+    done = run_python(*arguments, timeout=1500, env={"TF2_BEHAVIOR": "1"})
+    assert done.status == 0, done.errors[-3000:]
     return folder
 
 

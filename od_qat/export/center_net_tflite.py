@@ -12,13 +12,12 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.export import difference, input_layer, tflite_checks, tflite_network
 from od_qat.export.network import Network, freeze_network
 from od_qat.export.tflite_network import Options
-from od_qat.model_files import description, names
+from od_qat.model_files import names
 from od_qat.od_api import inference
 
 _OUTPUTS = [names.OF_ROLE[role] for role in names.ROLES]
@@ -65,15 +64,11 @@ def export(
     )
     difference.warn_if_large(_difference(model, network), path)
     floats = sorted(inspection.after_layers)
-    beside = _describe(path, network, checkpoint, options.input_type, center.max_box_predictions)
-    beside["float_post_processing"] = floats
-    files.write_together(
-        {
-            os.path.join(output_directory, "tflite_graph.pb"): network.graph_def.SerializeToString(),
-            path: model,
-            description.json_path(path): files.json_text(beside),
-        }
+    beside = tflite_network.describe(
+        path, network, checkpoint, options.input_type, _OUTPUTS, center.max_box_predictions
     )
+    beside["float_post_processing"] = floats
+    tflite_network.write(path, network.graph_def, model, beside)
     text = "int8 up to the heads; what finds the best {} peaks behind them is float: {}"
     print(text.format(center.max_box_predictions, ", ".join(floats)), file=sys.stderr)
     return path
@@ -109,20 +104,3 @@ def _difference(model: bytes, network: Network) -> Dict[str, float]:
         value = ((pixels - network.mean) / network.std).astype(np.float32)
         expected = session.run(scores + ":0", {names.TFLITE_INPUT + ":0": value})
     return {scores: difference.relative(found[_OUTPUTS.index(scores)], expected)}
-
-
-def _describe(
-    path: str, network: Network, checkpoint: str, input_type: str, max_detections: int
-) -> Dict[str, Any]:
-    shape = [1, network.height, network.width, 3]
-    return description.content(
-        path,
-        inputs=[{"name": names.TFLITE_INPUT, "shape": shape, "dtype": input_type}],
-        outputs=[{"name": name, "role": role} for name, role in zip(_OUTPUTS, names.ROLES)],
-        preprocessing=tflite_network.described(network),
-        class_id_offset=1,
-        checkpoint=os.path.basename(checkpoint),
-        global_step=checkpoints.global_step(checkpoint),
-        quantized=True,
-        max_detections=max_detections,
-    )

@@ -29,7 +29,7 @@ def content(
     finish: Optional[Callable[[Dict[str, Any], Any], Any]] = None,
     state: Optional[np.ndarray] = None,
 ) -> Dict[str, bytes]:
-    """The files of a SavedModel, by their paths in its folder.
+    """The files of a SavedModel, by their paths, which begin with FOLDER.
 
     Args:
       graph_def: frozen GraphDef.
@@ -57,7 +57,7 @@ def content(
 
             module.__call__ = tf.function(call, input_signature=[spec])
             tf.saved_model.save(module, folder, signatures=module.__call__.get_concrete_function())
-        return files.read_folder(folder)
+        return files.read_folder(folder, FOLDER)
 
 
 def post_process(parameters: PostProcess) -> Callable[[Any, Any, Any], Tuple]:

@@ -56,18 +56,12 @@ def export(
         if graph_hook_fn:
             graph_hook_fn()
         frozen = freeze.freeze(checkpoint, outputs.values())
-        written = _in(CHECKPOINT_FOLDER, _checkpoint(checkpoint))
+        written = _checkpoint(checkpoint)
     spec = tf.TensorSpec(shape, dtype, inference.SERVING_INPUT)
-    written.update(
-        _in(saved_model.FOLDER, saved_model.content(frozen, inference.SERVING_INPUT, outputs, spec))
-    )
+    written.update(saved_model.content(frozen, inference.SERVING_INPUT, outputs, spec))
     written.update(others)
     files.write_together({os.path.join(output_directory, name): data for name, data in written.items()})
     return os.path.join(output_directory, saved_model.FOLDER)
-
-
-def _in(folder: str, contents: Dict[str, bytes]) -> Dict[str, bytes]:
-    return {"{}/{}".format(folder, name): data for name, data in contents.items()}
 
 
 def _checkpoint(trained: str) -> Dict[str, bytes]:
@@ -78,4 +72,4 @@ def _checkpoint(trained: str) -> Dict[str, bytes]:
         checkpoints.saver().save(
             session, os.path.join(folder, checkpoints.basename()), global_step=0, write_meta_graph=False
         )
-        return files.read_folder(folder)
+        return files.read_folder(folder, CHECKPOINT_FOLDER)

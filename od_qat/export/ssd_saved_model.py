@@ -74,9 +74,8 @@ def export(
         finish=lambda heads, anchors: post_process(heads["boxes"], heads["scores"], anchors)[::-1],
         state=network.anchors,
     )
-    folder = os.path.join(output_directory, saved_model.FOLDER)
-    files.write_together({os.path.join(folder, name): data for name, data in contents.items()})
-    return folder
+    files.write_together({os.path.join(output_directory, name): data for name, data in contents.items()})
+    return os.path.join(output_directory, saved_model.FOLDER)
 
 
 def _with_range(network: Network) -> Callable:

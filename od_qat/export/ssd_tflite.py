@@ -6,15 +6,14 @@ is written before all checks have passed.
 
 import os
 import sys
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Optional, Union
 
-from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.export import difference, input_layer, suppression, tflite, tflite_checks, tflite_network
 from od_qat.export.network import Network, freeze_network
 from od_qat.export.ssd_network import HEADS, post_process_of
 from od_qat.export.tflite_network import Options
-from od_qat.model_files import description, names
+from od_qat.model_files import names
 from od_qat.od_api import pipeline
 
 _OUTPUTS = [names.POST_PROCESS] + ["{}:{}".format(names.POST_PROCESS, i) for i in (1, 2, 3)]
@@ -64,14 +63,16 @@ def export(
     model = tflite_network.convert(graph_def, network, config, options, _OUTPUTS)
     path = os.path.join(output_directory, "detect.tflite")
     _check(model, network, path, options.ptq)
-    beside = _describe(path, network, checkpoint, options.input_type, post_process, threshold)
-    files.write_together(
-        {
-            os.path.join(output_directory, "tflite_graph.pb"): graph_def.SerializeToString(),
-            path: model,
-            description.json_path(path): files.json_text(beside),
-        }
+    beside = tflite_network.describe(
+        path,
+        network,
+        checkpoint,
+        options.input_type,
+        _OUTPUTS,
+        post_process.max_detections,
+        nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
     )
+    tflite_network.write(path, graph_def, model, beside)
     print(threshold, file=sys.stderr)
     return path
 
@@ -105,26 +106,3 @@ def _check(model: bytes, network: Network, path: str, ptq: bool) -> None:
             model, network.graph_def, names.TFLITE_INPUT, HEADS, network.mean, network.std
         )
         difference.warn_if_large(found, path)
-
-
-def _describe(
-    path: str,
-    network: Network,
-    checkpoint: str,
-    input_type: str,
-    post_process: tflite.PostProcess,
-    threshold: suppression.Threshold,
-) -> Dict[str, Any]:
-    shape = [1, network.height, network.width, 3]
-    return description.content(
-        path,
-        inputs=[{"name": names.TFLITE_INPUT, "shape": shape, "dtype": input_type}],
-        outputs=[{"name": name, "role": role} for name, role in zip(_OUTPUTS, names.ROLES)],
-        preprocessing=tflite_network.described(network),
-        class_id_offset=1,
-        checkpoint=os.path.basename(checkpoint),
-        global_step=checkpoints.global_step(checkpoint),
-        quantized=True,
-        max_detections=post_process.max_detections,
-        nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
-    )

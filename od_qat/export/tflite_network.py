@@ -1,12 +1,14 @@
-"""What exports to .tflite have in common: what a user asks for, the conversion, a part of the JSON."""
+"""What exports to .tflite have in common: what a user asks for, the conversion, the JSON, the files."""
 
 import functools
+import os
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
+from od_qat import checkpoints, files
 from od_qat.errors import ConfigError
 from od_qat.export import suppression, tflite
 from od_qat.export.network import Network
-from od_qat.model_files import names
+from od_qat.model_files import description, names
 from od_qat.od_api import pipeline
 
 
@@ -65,11 +67,52 @@ def convert(graph_def, network: Network, config, options: Options, outputs: Sequ
     )
 
 
-def described(network: Network) -> Dict[str, Any]:
-    """Returns how images are preprocessed for the network, for the JSON beside a .tflite."""
-    return {
-        "resize": {"method": network.method, "height": network.height, "width": network.width},
-        "mean": network.mean,
-        "std": network.std,
-        "channels": "RGB",
-    }
+def describe(
+    path: str,
+    network: Network,
+    checkpoint: str,
+    input_type: str,
+    outputs: Sequence[str],
+    max_detections: int,
+    **more: Any,
+) -> Dict[str, Any]:
+    """Returns the content of the JSON beside a .tflite.
+
+    Args:
+      path: of the .tflite.
+      network: the network.
+      checkpoint: prefix of its checkpoint.
+      input_type: of the image.
+      outputs: tensor names, in the order of names.ROLES.
+      max_detections: number of detections.
+      **more: further arguments of description.content.
+    """
+    shape = [1, network.height, network.width, 3]
+    return description.content(
+        path,
+        inputs=[{"name": names.TFLITE_INPUT, "shape": shape, "dtype": input_type}],
+        outputs=[{"name": name, "role": role} for name, role in zip(outputs, names.ROLES)],
+        preprocessing={
+            "resize": {"method": network.method, "height": network.height, "width": network.width},
+            "mean": network.mean,
+            "std": network.std,
+            "channels": "RGB",
+        },
+        class_id_offset=1,
+        checkpoint=os.path.basename(checkpoint),
+        global_step=checkpoints.global_step(checkpoint),
+        quantized=True,
+        max_detections=max_detections,
+        **more,
+    )
+
+
+def write(path: str, graph_def, model: bytes, beside: Dict[str, Any]) -> None:
+    """Writes a .tflite, the JSON beside it, and tflite_graph.pb, from which it was converted; all or none."""
+    files.write_together(
+        {
+            os.path.join(os.path.dirname(path), "tflite_graph.pb"): graph_def.SerializeToString(),
+            path: model,
+            description.json_path(path): files.json_text(beside),
+        }
+    )

@@ -36,14 +36,7 @@ def build_detection_graph(model) -> Dict[str, str]:
     image = tf.placeholder(tf.uint8, [None, None, None, 3], name=IMAGE_TENSOR)
     preprocessed, true_shapes = model.preprocess(tf.cast(image, tf.float32))
     detections = model.postprocess(model.predict(preprocessed, true_shapes), true_shapes)
-    outputs = {}
-    for role, key in OF_ROLE.items():
-        if key in detections:
-            value = tf.cast(detections[key], tf.float32)  # (CenterNet's classes are integers)
-            if role == "classes":
-                value = value + _LABEL_ID_OFFSET
-            tf.identity(value, name=key)
-            outputs[role] = key
+    outputs = {role: _as_output(detections, key, key) for role, key in OF_ROLE.items() if key in detections}
     tf.train.get_or_create_global_step()
     return outputs
 
@@ -74,14 +67,17 @@ def build_serving_graph(model, input_type: str) -> Dict[str, str]:
         parallel_iterations=32,
     )
     detections = model.postprocess(model.predict(images, true_shapes), true_shapes)
-    outputs = {}
-    for key, value in detections.items():
-        value = tf.cast(value, tf.float32)
-        if key == OF_ROLE["classes"]:
-            value = value + _LABEL_ID_OFFSET
-        outputs[key] = tf.identity(value, name="serving/" + key).op.name
+    outputs = {key: _as_output(detections, key, "serving/" + key) for key in detections}
     tf.train.get_or_create_global_step()
     return outputs
+
+
+def _as_output(detections, key: str, name: str) -> str:
+    """Adds an op with the value of a detection, float32, and classes as label map ids; returns its name."""
+    value = tf.cast(detections[key], tf.float32)  # (CenterNet's classes are integers)
+    if key == OF_ROLE["classes"]:
+        value = value + _LABEL_ID_OFFSET
+    return tf.identity(value, name=name).op.name
 
 
 def _decoder(input_type: str) -> Callable:

@@ -15,14 +15,9 @@ _TFLITE = "od-qat export-tflite, or od-qat run object_detection.export_tflite_ss
 
 # Commands that train without quantization -> the commands that do their work with it.
 UNABLE = {"object_detection.model_tpu_main": "{}; {}".format(_TRAINING, _EVALUATION)}
-# The exporter for TPUs calls refuse_block (see source_changes.py).
+# The exporter for TPUs calls refuse_block (see source_changes.py). So do the commands of the TF 2 half in
+# trees that od_qat 0.1 patched.
 _EXPORTERS = {"object_detection.tpu_exporters.export_saved_model_tpu": "{}; {}".format(_EXPORT, _TFLITE)}
-# So do these in trees that od_qat 0.1 patched.
-_CAN_NOW = (
-    "object_detection.model_main_tf2",
-    "object_detection.exporter_main_v2",
-    "object_detection.export_tflite_graph_tf2",
-)
 
 
 def refuse_command(command: str, config_path: Optional[str]) -> None:
@@ -57,9 +52,9 @@ def refuse_block(command: str, config_path: str, config_override: str = "") -> N
         config_path, config_override
     ):
         return
-    fix = "run " + _EXPORTERS[command] if command in _EXPORTERS else "od-qat unpatch, then od-qat patch"
-    if command in _CAN_NOW:
-        fix += ": the command then quantizes"
+    fix = "od-qat unpatch, then od-qat patch: the command then quantizes"
+    if command in _EXPORTERS:
+        fix = "run " + _EXPORTERS[command]
     raise ConfigError(
         "{} ignores the graph_rewriter block".format(command),
         where=config_path,
