@@ -304,7 +304,13 @@ TF1_CONVERTS_NOT = {
 }
 
 
-@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__.strip("_"))
+def _by_name(marks_of_last):
+    """The nets, with marks for those behind the first eight."""
+    for number, net in enumerate(NETS):
+        yield pytest.param(net, id=net.__name__.strip("_"), marks=marks_of_last if number >= 8 else [])
+
+
+@pytest.mark.parametrize("net", _by_name([pytest.mark.long_on_tf1]))
 def test_what_was_trained_is_what_the_tflite_computes(net, tmp_path, request):
     if IS_TF1 and net is _padded_with_a_value:
         reason = "TensorFlow 1.15's converter gives a padding's value a range of its own"

@@ -25,7 +25,10 @@ def _cases():
             continue
         for training in (False, True):
             kind = "training" if training else "eval"
-            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind), marks=tiers.of_model(row))
+            marks = tiers.of_model(row)
+            if row["name"] not in ("ssd_mobilenet_v2", "resnet_v2_50"):
+                marks = marks + [pytest.mark.long_on_tf1]
+            yield pytest.param(row, training, id="{}-{}".format(row["name"], kind), marks=marks)
 
 
 def _comparable(names):
