@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterable, Optional, Union
 
 from od_qat import plugin  # noqa: F401  (it has to be imported before object_detection)
 from od_qat.errors import ConfigError
+from od_qat.messages import graph_rewriter as block
 from od_qat.od_api import config_checks, graph_rewriter, halves, models, pipeline
 
 Config = Union[str, Any]
@@ -24,7 +25,7 @@ def _checked(source: Config, overrides: Iterable[str], training: bool = False):
     where = pipeline.place_of(source)
     with halves.active(config):
         config_checks.check(config, where, training)
-        graph_rewriter.check(config, training, where=where)
+        block.check(config, config.train_config.num_steps if training else None, where)
         yield config
 
 
@@ -312,7 +313,7 @@ def export_tflite(
                 where=where,
                 fix="export with the QAT config that it was trained with, or pass --ptq",
             )
-        graph_rewriter.check_for_tflite(config, where=where)
+        block.check_for_tflite(config, where=where)
         checkpoint = _resolve(trained_checkpoint_prefix)
         of_kind = center_net_tflite if config.model.WhichOneof("model") == "center_net" else ssd_tflite
         return of_kind.export(config, where, checkpoint, output_directory, options, _eval_hook(config))
@@ -346,7 +347,7 @@ def export_tflite_saved_model(
 
     with _checked(pipeline_config_path, overrides) as config:
         where = pipeline.place_of(pipeline_config_path)
-        graph_rewriter.check_for_tflite(config, where=where)
+        block.check_for_tflite(config, where=where)
         return ssd_saved_model.export(
             config,
             where,

@@ -8,7 +8,6 @@ from the image to the detections, with a JSON that says how to use it.
 import contextlib
 import os
 import sys
-import time
 from typing import Callable, Dict, List, Optional
 
 import numpy as np
@@ -16,14 +15,11 @@ from tqdm import tqdm
 
 from od_qat import checkpoints, files
 from od_qat.compat import tf
-from od_qat.errors import CheckpointError, ConfigError, DataError, OdQatError
+from od_qat.errors import ConfigError, DataError, OdQatError
 from od_qat.export import detections, freeze
 from od_qat.quiet import event_writer_silenced
 
 FROZEN_NAME = "frozen_eval_graph.pb"
-
-# The files of the first checkpoint appear before the folder's list names it, by less than these seconds.
-_BETWEEN_FILES = 5
 
 
 def evaluate(
@@ -69,7 +65,8 @@ def evaluate(
 
     _require_use_of_ground_truth(eval_config)
     # This comes before the graph is built, so that a wrong folder is reported at once.
-    first = _first_checkpoint(checkpoint_dir, eval_config, _Deadline(timeout_secs))
+    watch = checkpoints.Watch(checkpoint_dir, eval_config.eval_interval_secs, timeout_secs)
+    first = watch.first(wait=eval_config.max_evals != 1)
     evaluators = evaluator_list or evaluation.evaluators(eval_config, categories)
     with tf.Graph().as_default():
         tensors, losses = evaluation.predictions_and_losses(create_model_fn(), create_input_dict_fn)
@@ -81,29 +78,14 @@ def evaluate(
         run = _Run(tensors, losses, variables, saver, evaluators, eval_config, categories, eval_dir)
         if on_start:
             on_start()
-        evaluated, count, deadline = None, 0, _Deadline(timeout_secs)
-        while True:
-            newest = checkpoints.latest(checkpoint_dir)
-            if newest != evaluated:
-                try:
-                    metrics = run.evaluate(newest)
-                    if export_frozen_graph:
-                        _freeze(
-                            create_model_fn, graph_hook_fn, newest, eval_dir, eval_config.use_moving_averages
-                        )
-                except CheckpointError:
-                    # A training keeps its last five checkpoints, so this one may be gone by now.
-                    if checkpoints.latest(checkpoint_dir) == newest:
-                        raise
-                    continue
-                evaluated = newest
-                count += 1
-                deadline = _Deadline(timeout_secs)
-                if count == eval_config.max_evals:
-                    return metrics
-            if not deadline.sleep(eval_config.eval_interval_secs):
-                print("no newer checkpoint in {:g} s: ends".format(timeout_secs), file=sys.stderr)
-                return metrics
+
+        def evaluate_one(checkpoint: str) -> Dict[str, float]:
+            metrics = run.evaluate(checkpoint)
+            if export_frozen_graph:
+                _freeze(create_model_fn, graph_hook_fn, checkpoint, eval_dir, eval_config.use_moving_averages)
+            return metrics
+
+        return watch.each(evaluate_one, eval_config.max_evals)
 
 
 def _require_use_of_ground_truth(eval_config) -> None:
@@ -120,46 +102,6 @@ def _freeze(create_model_fn, graph_hook_fn, checkpoint: str, eval_dir: str, use_
     path = os.path.join(eval_dir, FROZEN_NAME)
     detections.export_detection_graph(create_model_fn, graph_hook_fn, checkpoint, path, use_averages)
     print("wrote {} and the .json beside it".format(path), file=sys.stderr)
-
-
-class _Deadline(object):
-    """How long to wait for a checkpoint, from now on."""
-
-    def __init__(self, secs: Optional[float]) -> None:
-        self._end = float("inf") if secs is None else time.time() + secs
-
-    def sleep(self, secs: float) -> bool:
-        """Sleeps, at most until the end of the time; returns False if that had come before."""
-        left = self._end - time.time()
-        if left <= 0:
-            return False
-        time.sleep(min(secs, left))
-        return True
-
-
-def _first_checkpoint(folder: str, eval_config, deadline: _Deadline) -> str:
-    """The newest checkpoint. If there is none, it waits for the first, unless max_evals is 1.
-
-    Raises:
-      CheckpointError: if there is none at the end.
-    """
-    if eval_config.max_evals == 1:
-        return checkpoints.latest(folder)
-    told = False
-    while True:
-        try:
-            found = checkpoints.newest(folder)
-        except CheckpointError:
-            time.sleep(_BETWEEN_FILES)
-            return checkpoints.latest(folder)
-        if found:
-            return found
-        if not told:
-            text = "no checkpoint in {} yet: looking again every {} s; Ctrl-C ends this"
-            print(text.format(folder, eval_config.eval_interval_secs), file=sys.stderr)
-            told = True
-        if not deadline.sleep(eval_config.eval_interval_secs):
-            return checkpoints.latest(folder)
 
 
 def _in_short(metrics: Dict[str, float]) -> str:

@@ -2,28 +2,16 @@
 
 It differs from upstream's (tf-object-detection-api 0.1) in five ways. It restores strictly, rewrites before
 the gradients are built, and resumes by itself. It stops at the first loss that is not finite without saving
-it. And it uses a MonitoredSession instead of the Supervisor. training/graph.py builds the graph,
-training/start.py restores it, and training/loop.py runs it.
+it. And it uses a MonitoredSession instead of the Supervisor. training/train.py does the work.
 """
 
-import os
-import sys
 from typing import Callable, Optional
 
-from od_qat import checkpoints, files
-from od_qat.compat import tf
-from od_qat.training import loop, start
-from od_qat.training.graph import add_summaries, build, check_replicas
+from od_qat.messages import graph_rewriter
+from od_qat.training import train as training
 from od_qat.training.loop import TrainResult
-from od_qat.training.memory import keep_freed_memory
-from od_qat.training.session import Place, Saving, make_scaffold, tell_servers
-from od_qat.training.signals import StopSignals, name_of
-
-REPORT_FILE = "rewrite_report.json"
-
-# How long a chief's step may take after a signal, as it may wait for a parameter server that is gone.
-# Schedulers wait for 30 seconds or more before they kill.
-_PATIENCE_IN_CLUSTER_SECS = 25
+from od_qat.training.session import Place, Saving
+from od_qat.training.train import REPORT_FILE  # noqa: F401
 
 
 def train(
@@ -86,90 +74,28 @@ def train(
         a quantization range is not finite, if the records end before num_steps or an image cannot be read,
         or if train_dir cannot be written.
     """
-    from od_qat.od_api import config_checks, graph_rewriter, training
+    from od_qat.od_api.detector_task import DetectorTask
 
-    config_checks.check_training(train_config)
-    check_replicas(train_config, num_clones, worker_replicas)
+    detector = DetectorTask(create_tensor_dict_fn, create_model_fn, train_config)
     # od_qat.commands has checked this and names the config's file; other callers have not.
     graph_rewriter.require_delay_below(
         train_config.num_steps,
         getattr(graph_hook_fn, "quant_delay", 0),
         where="graph_rewriter.quantization.delay",
     )
-    if train_config.fine_tune_checkpoint:
-        training.fine_tune_type(train_config)
-    keep_freed_memory()
-    deploy = training.model_deploy.DeploymentConfig(
-        num_clones=num_clones,
-        clone_on_cpu=clone_on_cpu,
-        replica_id=task,
-        num_replicas=worker_replicas,
-        num_ps_tasks=ps_tasks,
-        worker_job_name=worker_job_name,
-    )
-    place = Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief)
-    signals = StopSignals(_PATIENCE_IN_CLUSTER_SECS if ps_tasks else None)
-    with tf.Graph().as_default():
-        built = build(
-            deploy, create_tensor_dict_fn, create_model_fn, train_config, graph_hook_fn, place, signals, seed
-        )
-        saver = checkpoints.saver(
-            max_to_keep=max_to_keep,
-            keep_checkpoint_every_n_hours=train_config.keep_checkpoint_every_n_hours,
-        )
-        # The chief restores for all workers; their train_dir may be on another machine.
-        newest = checkpoints.newest(train_dir)
-        init_fn = start.initializer(train_config, built.detection_model, newest) if is_chief else None
-        if newest and train_config.num_steps and (checkpoints.step_of(newest) or 0) >= train_config.num_steps:
-            return _ended_already(newest, place)
-        if is_chief:
-            if on_start:
-                on_start()
-            _say_what_was_rewritten(built.report, train_dir)
-        add_summaries(built.total_loss, built.rates)
-        result = loop.run(
-            built,
-            train_config,
-            place,
-            make_scaffold(saver, init_fn),
-            Saving(
-                train_dir,
-                events_dir or train_dir,
-                None if save_interval_steps else save_interval_secs,
-                save_interval_steps,
-                summary_interval_secs,
-            ),
-            signals,
-        )
-    if signals.received is not None:
-        _say_what_is_saved(signals, result)
-        signals.deliver()
-    elif train_config.num_steps and is_chief and result.global_step < train_config.num_steps:
-        raise loop.input_ended(result.global_step, train_config.num_steps)
-    return result
-
-
-def _ended_already(newest: str, place: Place) -> TrainResult:
-    step = checkpoints.step_of(newest)
-    print("training has ended already, at step {}".format(step), file=sys.stderr)
-    if place.ps_tasks:
-        tell_servers(place)
-    return TrainResult(step, float("nan"), newest)
-
-
-def _say_what_was_rewritten(report, train_dir: str) -> None:
-    """Prints one line, and writes the whole report. (A caller's own hook may return none.)"""
-    if not hasattr(report, "as_dict"):
-        return
-    path = os.path.join(train_dir, REPORT_FILE)
-    files.write_json(path, report.as_dict())
-    print("{}; each layer in {}".format(report, path), file=sys.stderr)
-
-
-def _say_what_is_saved(signals: StopSignals, result: TrainResult) -> None:
-    print(
-        "{}: step {} is saved as {}; the same command goes on from there".format(
-            name_of(signals.received), result.global_step, result.checkpoint
+    return training.train(
+        detector,
+        Place(master, task, worker_replicas, ps_tasks, worker_job_name, is_chief),
+        training.Clones(num_clones, clone_on_cpu),
+        Saving(
+            train_dir,
+            events_dir or train_dir,
+            None if save_interval_steps else save_interval_secs,
+            save_interval_steps,
+            summary_interval_secs,
         ),
-        file=sys.stderr,
+        graph_hook_fn,
+        max_to_keep,
+        seed,
+        on_start,
     )

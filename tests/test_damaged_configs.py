@@ -22,7 +22,8 @@ pytestmark = pytest.mark.tf1
 
 try:
     from od_qat import plugin  # noqa: F401
-    from od_qat.od_api import config_checks, graph_rewriter, models, overrides, pipeline
+    from od_qat.messages import graph_rewriter, overrides
+    from od_qat.od_api import config_checks, models, pipeline
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
@@ -65,7 +66,7 @@ def test_config(tmp_path, name):
     def use():
         config = pipeline.load(str(path))
         config_checks.check(config, str(path), training=True)
-        graph_rewriter.check(config, training=True, where=str(path))
+        graph_rewriter.check(config, config.train_config.num_steps, str(path))
         models.model_fn(config, is_training=True)()
 
     try_all(path, use, damage=damaged_text)

@@ -23,6 +23,7 @@ from od_qat.rewrite import live  # noqa: E402
 from od_qat.training import cluster  # noqa: E402
 from od_qat.training import session as training_session  # noqa: E402
 from od_qat.training.signals import StopSignals  # noqa: E402
+from od_qat.training.task import Schedule, TrainingTask  # noqa: E402
 from tests import tiers  # noqa: E402
 from tests.helpers import sessions, tiny_detector, worker  # noqa: E402
 
@@ -33,7 +34,8 @@ try:
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
-from od_qat.od_api import halves, keras_models, models, pipeline, training  # noqa: E402
+from od_qat.od_api import halves, keras_models, models, pipeline  # noqa: E402
+from od_qat.od_api.detector_task import DetectorTask  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
 
 needs_tf2 = pytest.mark.skipif(IS_TF1, reason="TF 2 models need TensorFlow 2")
@@ -291,11 +293,9 @@ def test_clones_with_synchronous_workers_are_refused(tmp_path):
 
 
 def test_a_synchronous_step_of_no_gradients_is_refused():
-    from object_detection.protos import train_pb2
-
-    config = train_pb2.TrainConfig(batch_size=4, sync_replicas=True, replicas_to_aggregate=0)
+    task = TrainingTask(Schedule(batch_size=4, sync_replicas=True, replicas_to_aggregate=0))
     with pytest.raises(ConfigError, match="replicas_to_aggregate, found 0, allowed: 1 to .* workers, 2"):
-        training_graph._clone_batch_size(config, num_clones=1, worker_replicas=2)
+        training_graph._clone_batch_size(task, num_clones=1, worker_replicas=2)
 
 
 def _servers(*jobs):
@@ -370,8 +370,10 @@ def test_processes_share_the_variables_of_a_keras_model(tmp_path):
     ],
 )
 def test_the_place_of_the_variables_of_keras(monkeypatch, options, devices):
+    from deployment import model_deploy
+
     monkeypatch.setattr(halves, "_is_tf2", True)
-    deploy = training.model_deploy.DeploymentConfig(**options)
+    deploy = model_deploy.DeploymentConfig(**options)
     with tf.Graph().as_default(), keras_models.variables_of_one_model(deploy):
         with tf.name_scope(deploy.clone_scope(0)), tf.device(deploy.clone_device(0)):
             tf.keras.layers.Dense(2, name="head")(tf.zeros([1, 3]))
@@ -385,14 +387,11 @@ def test_the_trainer_puts_a_keras_model_on_parameter_servers(tmp_path):
     tiny_detector.write_data(str(tmp_path))
     config = pipeline.load(tiny_detector.write_config(str(tmp_path), False, "float", tf2=True))
     place = training_session.Place("", 1, 2, 2, "worker/task:0", False)
-    deploy = training.model_deploy.DeploymentConfig(
-        replica_id=1, num_replicas=2, num_ps_tasks=2, worker_job_name=place.worker_job_name
-    )
+    deploy = training_graph.deployment(place, 1, False)
     with halves.active(config), tf.Graph().as_default():
         inputs, model = models.input_fn(config.train_input_reader), models.model_fn(config, is_training=True)
-        step = training_graph.build(
-            deploy, inputs, model, config.train_config, None, place, StopSignals()
-        ).train_op
+        task = DetectorTask(inputs, model, config.train_config)
+        step = training_graph.build(task, deploy, None, place, StopSignals()).train_op
         assert keras_models.of_graph() is not None
         devices = {variable.device for variable in tf.global_variables()}
         used = live.leading_to(tf.get_default_graph(), [step])

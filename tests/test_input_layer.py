@@ -14,6 +14,7 @@ from od_qat.compat import IS_TF1, tf  # noqa: E402
 from od_qat.errors import ExportError  # noqa: E402
 from od_qat.export import input_layer, tflite, tflite_checks  # noqa: E402
 from od_qat.model_files import interpreter  # noqa: E402
+from od_qat.model_files.preprocessing import Preprocessing  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 
 try:
@@ -25,7 +26,7 @@ except Exception as error:  # noqa: BLE001
 SIZE = 8
 # (pixel - mean) / std of EfficientNet, in channels that change places.
 MEANS, STDS = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
-SWAPPED = inference.Preprocessing(np.diag(1 / STDS)[:, ::-1], (-MEANS / STDS)[::-1])
+SWAPPED = Preprocessing(np.diag(1 / STDS)[:, ::-1], (-MEANS / STDS)[::-1])
 PIXELS = np.random.RandomState(0).randint(0, 256, [1, SIZE, SIZE, 3])
 
 
@@ -108,7 +109,7 @@ def _center_net(**options):
 
 def _of(extractor):
     with tf.Graph().as_default():
-        return inference.preprocessing(types.SimpleNamespace(_feature_extractor=extractor()), SIZE, SIZE)
+        return inference.preprocessing_of(types.SimpleNamespace(_feature_extractor=extractor()), SIZE, SIZE)
 
 
 @pytest.mark.skipif(IS_TF1, reason="CenterNet needs TensorFlow 2")

@@ -588,7 +588,7 @@ def _load(path, *overrides):
 
 
 def _qat_config(config):
-    from od_qat.od_api import graph_rewriter
+    from od_qat.messages import graph_rewriter
 
     return graph_rewriter.qat_config(config.graph_rewriter)
 
@@ -682,16 +682,16 @@ def test_what_does_not_parse_names_file_and_line(config_file, right, wrong, says
     ],
 )
 def test_what_cannot_be_honoured_names_file_and_field(config_file, right, wrong, says):
-    from od_qat.od_api import graph_rewriter
+    from od_qat.messages import graph_rewriter
 
     assert right in CONFIG
     config_file.write_text(CONFIG.replace(right, wrong))
     with pytest.raises(ConfigError, match=says):
-        graph_rewriter.check(_load(config_file), training=False, where=str(config_file))
+        graph_rewriter.check(_load(config_file), None, str(config_file))
 
 
 def test_tflite_takes_no_rule_with_other_bits(config_file):
-    from od_qat.od_api import graph_rewriter
+    from od_qat.messages import graph_rewriter
 
     config_file.write_text(CONFIG.replace("activation_bits: 7", "activation_bits: 8"))
     with pytest.raises(ConfigError, match=r"8 bits only.*rule '.*expanded_conv_16', weight_bits, found 4"):
@@ -772,11 +772,11 @@ def test_the_examples_in_docs_and_config_are_true(config_file):
 
 
 def test_the_config_reference_names_every_field():
-    from od_qat.od_api import layers_proto
+    from od_qat.messages import layers
 
     with open(os.path.join(REPOSITORY, "docs", "config.md"), encoding="utf-8") as stream:
         section = stream.read().split("## Settings for single layers")[1].split("\n## ")[0]
-    for name in set(layers_proto.OPTIONS) | {name for name, _ in layers_proto._RULE_FIELDS}:
+    for name in set(layers.OPTIONS) | {name for name, _ in layers._RULE_FIELDS}:
         assert "`{}`".format(name) in section
 
 

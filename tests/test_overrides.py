@@ -7,7 +7,8 @@ pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API i
 from object_detection.protos import pipeline_pb2  # noqa: E402
 
 from od_qat.errors import ConfigError  # noqa: E402
-from od_qat.od_api import overrides, pipeline  # noqa: E402
+from od_qat.messages import overrides  # noqa: E402
+from od_qat.od_api import pipeline  # noqa: E402
 from tests.zoo import samples  # noqa: E402
 
 pytestmark = pytest.mark.tf1

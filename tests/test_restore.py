@@ -158,7 +158,7 @@ def test_heads_that_the_checkpoint_has_are_not_fresh_by_mistake(runs):
 def test_what_is_said_of_fresh_heads(classes, quantised, asked, stops, tmp_path):
     from object_detection.protos import train_pb2
 
-    from od_qat.training import start
+    from od_qat.od_api import fine_tuning
 
     shapes = {"FeatureExtractor/w": 4, "BoxPredictor_0/boxes": 5, "BoxPredictor_1/classes": 2}
     prefix = save(str(tmp_path / "model.ckpt"), {n: np.zeros(s, np.float32) for n, s in shapes.items()})
@@ -171,9 +171,9 @@ def test_what_is_said_of_fresh_heads(classes, quantised, asked, stops, tmp_path)
         fresh = checkpoints.fresh_model_variables(plan, prefix, variables.values())
     if stops:
         with pytest.raises(ConfigError, match="leaves out 2 variables"):
-            start.say_what_starts_fresh(config, fresh, prefix, quantised)
+            fine_tuning.say_what_starts_fresh(config, fresh, prefix, quantised)
         return
-    said = start.say_what_starts_fresh(config, fresh, prefix, quantised)
+    said = fine_tuning.say_what_starts_fresh(config, fresh, prefix, quantised)
     assert (
         "2 model variables fresh: 2 in BoxPredictor_* (BoxPredictor_0/boxes to BoxPredictor_1/classes)"
         in said

@@ -12,14 +12,8 @@ pytest.importorskip("object_detection.protos.pipeline_pb2", reason="the OD API i
 from od_qat import commands, compat  # noqa: E402  (commands imports the plugin)
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import ConfigError, MissingPackage  # noqa: E402
-from od_qat.od_api import (  # noqa: E402
-    config_checks,
-    graph_rewriter,
-    halves,
-    models,
-    pipeline,
-    training,
-)
+from od_qat.od_api import config_checks, graph_rewriter, halves, models, pipeline  # noqa: E402
+from od_qat.od_api.detector_task import DetectorTask  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
 from od_qat.training.session import Place  # noqa: E402
 from od_qat.training.signals import StopSignals  # noqa: E402
@@ -100,11 +94,10 @@ def folder(tmp_path_factory):
 def _build(config):
     """The training graph of a config, as the trainer has it, in the default graph; what it is made of."""
     config_checks.check(config, "sample", training=True)
+    inputs, model = models.input_fn(config.train_input_reader), models.model_fn(config, is_training=True)
     return training_graph.build(
-        training.model_deploy.DeploymentConfig(clone_on_cpu=True),
-        models.input_fn(config.train_input_reader),
-        models.model_fn(config, is_training=True),
-        config.train_config,
+        DetectorTask(inputs, model, config.train_config),
+        training_graph.deployment(Place(), 1, True),
         graph_rewriter.build(config.graph_rewriter, is_training=True),
         Place(),
         StopSignals(),

@@ -24,8 +24,14 @@ from od_qat import checkpoints, scoring  # noqa: E402
 from od_qat.checkpoints import object_based  # noqa: E402
 from od_qat.export import tflite_checks  # noqa: E402
 from od_qat.model_files.names import POST_PROCESS  # noqa: E402
-from od_qat.od_api import config_checks, halves, keras_models, models, pipeline  # noqa: E402
-from od_qat.training import start  # noqa: E402
+from od_qat.od_api import (  # noqa: E402
+    config_checks,
+    fine_tuning,
+    halves,
+    keras_models,
+    models,
+    pipeline,
+)
 
 pytestmark = pytest.mark.skipif(IS_TF1, reason="TF 2 models need TensorFlow 2")
 
@@ -198,8 +204,8 @@ def test_nothing_is_downloaded_and_what_would_have_been_is_named(folder, capsys)
     row = dict(ROWS["center_net_mobilenet_v2_fpn"], depth=1.0)
     config = pipeline.load(_config(folder, "wide", False, row=row))
     with halves.active(config), tf.Graph().as_default():
-        models.model_fn(config, True)()
-        start.initializer(config.train_config, None, None)
+        model = models.model_fn(config, True)()
+        assert fine_tuning.of_config(config.train_config, model) is None
     said = capsys.readouterr().err
     assert "warning: MobileNet V2 of width 1 starts fresh. Upstream's code would download" in said
     with tf.Graph().as_default():

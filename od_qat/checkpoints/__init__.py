@@ -19,6 +19,7 @@ from od_qat.checkpoints.on_disk import (
     step_of,
 )
 from od_qat.checkpoints.strict import refuse_float_resume, require_all
+from od_qat.checkpoints.watch import Watch
 
 __all__ = [
     "AVERAGE",
@@ -27,6 +28,7 @@ __all__ = [
     "QUANT_VARIABLES",
     "FineTunePlan",
     "FreshModel",
+    "Watch",
     "basename",
     "by_scope",
     "fresh_model_variables",

@@ -48,6 +48,7 @@ def plan_fine_tune(
     quant_names: Iterable[str],
     backbone: str,
     whole_backbone: bool = True,
+    fix: str = "use a checkpoint of this feature extractor, or set fine_tune_checkpoint_type",
 ) -> FineTunePlan:
     """Decides what a float (or QAT) checkpoint fills when training starts from it.
 
@@ -58,6 +59,7 @@ def plan_fine_tune(
       backbone: scope whose variables the checkpoint must have (heads may differ, for another num_classes).
       whole_backbone: False for a classifier's checkpoint, which lacks the feature maps that a detector adds.
         At least as many variables must then be restored as backbone variables are missing.
+      fix: what the error's message says to do.
 
     Raises:
       CheckpointError: if backbone variables are missing or have other shapes, or if the checkpoint is missing
@@ -91,7 +93,7 @@ def plan_fine_tune(
             where=prefix,
             found="{} {}".format(example, available.get(example, "missing")),
             allowed=str(name_to_variable[example].shape.as_list()) if example in name_to_variable else None,
-            fix="use a checkpoint of this feature extractor, or set fine_tune_checkpoint_type",
+            fix=fix,
         )
     read(prefix, restored)
     return FineTunePlan(restored, tuple(fresh_quant), tuple(fresh_other))

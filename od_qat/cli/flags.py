@@ -64,7 +64,7 @@ def threshold(text: str) -> Any:
 
 
 def override(text: str) -> str:
-    """Checks an override, dotted.path=value; od_api/overrides.py applies it."""
+    """Checks an override, dotted.path=value; messages/overrides.py applies it."""
     if not text.partition("=")[0].strip() or "=" not in text:
         raise argparse.ArgumentTypeError(
             "found {!r}, allowed: dotted.path=value, train_config.batch_size=8 for example".format(text)

@@ -14,8 +14,8 @@ import numpy as np
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.export import difference, input_layer, tflite_checks, tflite_network
-from od_qat.export.network import Network, freeze_network
+from od_qat.export import difference, tflite_checks, tflite_network
+from od_qat.export.network import Network, freeze_network, with_same_channels
 from od_qat.export.tflite_network import Options
 from od_qat.model_files import names
 from od_qat.od_api import inference
@@ -54,7 +54,7 @@ def export(
         center.max_box_predictions = options.max_detections
     build = inference.build_center_net_graph
     network = freeze_network(config, config_path, checkpoint, hook, _OUTPUTS, build)
-    network = input_layer.with_same_channels(network, options.inference_type, config_path, hook is not None)
+    network = with_same_channels(network, options.inference_type, config_path, hook is not None)
     tflite_checks.require_quantised(network.graph_def, checkpoint, options.inference_type, network.excluded)
     model = tflite_network.convert(network.graph_def, network, config, options, _OUTPUTS)
     path = os.path.join(output_directory, "detect.tflite")

@@ -12,34 +12,14 @@ import numpy as np
 
 from od_qat.compat import tf
 from od_qat.errors import ExportError
-from od_qat.export.network import Network
-from od_qat.model_files import names
-from od_qat.od_api import inference
+from od_qat.model_files.preprocessing import Preprocessing
 from od_qat.rewrite import policy
 from od_qat.rewrite.folding import NORM_AS_LAYER
 
 MEAN = STD = 127.5
 _SCOPE = "preprocessing/"
-_OF_ALL_CHANNELS = inference.Preprocessing(np.eye(3) / STD, np.full(3, -MEAN / STD))
-
-
-def with_same_channels(network: Network, inference_type: str, where: str, quantised: bool) -> Network:
-    """Returns a network whose preprocessing is the same for all channels: the given one if it is already.
-
-    Args:
-      network: a frozen network.
-      inference_type: of the .tflite.
-      where: the config, for the message.
-      quantised: whether the network has fake quants.
-
-    Raises:
-      ExportError: if it is not, and is to be a uint8 network.
-    """
-    if network.preprocessing.same_for_all_channels:
-        return network
-    require_int8(inference_type, where)
-    graph_def = put_in_front(network.graph_def, names.TFLITE_INPUT, network.preprocessing, quantised)
-    return network._replace(graph_def=graph_def, preprocessing=_OF_ALL_CHANNELS)
+# What the network with the layer has in front of it.
+OF_ALL_CHANNELS = Preprocessing(np.eye(3) / STD, np.full(3, -MEAN / STD))
 
 
 def require_int8(inference_type: str, where: str) -> None:
@@ -61,7 +41,7 @@ def require_int8(inference_type: str, where: str) -> None:
         )
 
 
-def put_in_front(graph_def, input_name: str, preprocessing: inference.Preprocessing, quantised: bool):
+def put_in_front(graph_def, input_name: str, preprocessing: Preprocessing, quantised: bool):
     """Returns a frozen network that takes (pixel - MEAN) / STD and preprocesses it.
 
     The layer is a 1x1 convolution and a bias. An int8 layer has a scale for each output channel, so weights
@@ -71,7 +51,7 @@ def put_in_front(graph_def, input_name: str, preprocessing: inference.Preprocess
     Args:
       graph_def: frozen GraphDef, which takes the preprocessed image.
       input_name: op name of the input, a placeholder; that of the result has the same name.
-      preprocessing: od_api.inference.Preprocessing.
+      preprocessing: of the model.
       quantised: whether the layer's output gets a fake quant.
     """
     result, output = tf.GraphDef(), _SCOPE + ("quantised" if quantised else "add")

@@ -5,7 +5,9 @@ from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
 import numpy as np
 
 from od_qat.compat import tf
-from od_qat.export import freeze
+from od_qat.export import freeze, input_layer
+from od_qat.model_files import names
+from od_qat.model_files.preprocessing import Preprocessing
 from od_qat.od_api import calibration, graph_transforms, inference, models
 
 
@@ -26,7 +28,7 @@ class Network(NamedTuple):
     height: int
     width: int
     method: str
-    preprocessing: inference.Preprocessing
+    preprocessing: Preprocessing
     excluded: frozenset
 
     @property
@@ -73,7 +75,7 @@ def freeze_network(
     with tf.Graph().as_default():
         model = models.model_fn(config, is_training=False)()
         anchors = build(model, config.model, height, width)
-        preprocessing = inference.preprocessing(model, height, width)
+        preprocessing = inference.preprocessing_of(model, height, width)
         if hook:
             excluded = hook().excluded
         # (The OD API builds this resize from four ops, in which TensorFlow 1.15's converter finds no range.)
@@ -83,3 +85,23 @@ def freeze_network(
         )
     method = inference.resize_method(config.model)
     return Network(graph_def, anchors, height, width, method, preprocessing, excluded)
+
+
+def with_same_channels(network: Network, inference_type: str, where: str, quantised: bool) -> Network:
+    """Returns a network whose preprocessing is the same for all channels: the given one if it is already.
+
+    Args:
+      network: a frozen network.
+      inference_type: of the .tflite.
+      where: the config, for the message.
+      quantised: whether the network has fake quants.
+
+    Raises:
+      ExportError: if it is not, and is to be a uint8 network.
+    """
+    if network.preprocessing.same_for_all_channels:
+        return network
+    input_layer.require_int8(inference_type, where)
+    own = network.preprocessing
+    graph_def = input_layer.put_in_front(network.graph_def, names.TFLITE_INPUT, own, quantised)
+    return network._replace(graph_def=graph_def, preprocessing=input_layer.OF_ALL_CHANNELS)

@@ -9,8 +9,8 @@ import sys
 from typing import Any, Callable, Optional, Union
 
 from od_qat.compat import tf
-from od_qat.export import difference, input_layer, suppression, tflite, tflite_checks, tflite_network
-from od_qat.export.network import Network, freeze_network
+from od_qat.export import difference, suppression, tflite, tflite_checks, tflite_network
+from od_qat.export.network import Network, freeze_network, with_same_channels
 from od_qat.export.ssd_network import HEADS, post_process_of
 from od_qat.export.tflite_network import Options
 from od_qat.model_files import names
@@ -44,7 +44,7 @@ def export(
       ConfigError, CheckpointError, ExportError: nothing is written then.
     """
     network = freeze_network(config, config_path, checkpoint, hook, HEADS)
-    network = input_layer.with_same_channels(network, options.inference_type, config_path, hook is not None)
+    network = with_same_channels(network, options.inference_type, config_path, hook is not None)
     if not options.ptq:
         tflite_checks.require_quantised(
             network.graph_def, checkpoint, options.inference_type, network.excluded

@@ -1,18 +1,9 @@
-"""Turns a config's graph_rewriter block into a rewrite of the default graph, and checks the block.
-
-`build` replaces upstream's graph_rewriter_builder.
-"""
+"""Drop-in for upstream's graph_rewriter_builder: a config's block becomes a rewrite of the default graph."""
 
 from typing import Callable
 
-from od_qat.config import QatConfig
-from od_qat.errors import ConfigError
-from od_qat.od_api import keras_models, layers_proto
-from od_qat.rewrite import api
-
-PROTO_DEFAULT_DELAY = 500000
-# The fields of QatConfig that have another name in the block.
-_FIELDS = {"quant_delay": "delay"}
+from od_qat.messages import graph_rewriter
+from od_qat.od_api import keras_models
 
 
 def build(graph_rewriter_config, is_training: bool) -> Callable:
@@ -26,108 +17,4 @@ def build(graph_rewriter_config, is_training: bool) -> Callable:
       a function without arguments that rewrites the default graph and returns a RewriteReport. Of a graph
       with a Keras model it rewrites what leads to the model's predictions.
     """
-    config = qat_config(graph_rewriter_config)
-    if not is_training:
-        config = config.for_evaluation()
-
-    def rewrite():
-        return api.rewrite(config, training=is_training, outputs=keras_models.outputs())
-
-    # The trainer gets this function and no config, and compares the delay with num_steps.
-    rewrite.quant_delay = config.quant_delay
-    return rewrite
-
-
-def qat_config(graph_rewriter_config) -> QatConfig:
-    """The QatConfig of a graph_rewriter block: upstream's quantization { } and od_qat's [od_qat.layers] { }.
-
-    Raises:
-      ConfigError: for a value that is not allowed, with the name of its field in the block.
-    """
-    quantization = graph_rewriter_config.quantization
-    options = dict(
-        weight_bits=quantization.weight_bits,
-        activation_bits=quantization.activation_bits,
-        symmetric=getattr(quantization, "symmetric", False),
-        quant_delay=quantization.delay,
-    )
-    try:
-        return QatConfig(**options, **layers_proto.options(graph_rewriter_config))
-    except ConfigError as error:
-        block = "quantization" if error.where in options else "[od_qat.layers]"
-        field = _FIELDS.get(error.where, error.where)
-        raise _elsewhere(error, "graph_rewriter.{}.{}".format(block, field)) from error
-
-
-def _elsewhere(error: ConfigError, where: str) -> ConfigError:
-    return ConfigError(error.what, where=where, found=error.found, allowed=error.allowed, fix=error.fix)
-
-
-def check(config, training: bool, where: str) -> None:
-    """Refuses a config whose graph_rewriter block is invalid or, for training, would never quantize.
-
-    Args:
-      config: TrainEvalPipelineConfig.
-      training: whether to compare the delay with num_steps.
-      where: the config's path, for the message.
-
-    Raises:
-      ConfigError: for a delay that training never reaches, or for a value that is not allowed.
-    """
-    if not config.HasField("graph_rewriter"):
-        return
-    if training:
-        require_delay_below(
-            config.train_config.num_steps,
-            config.graph_rewriter.quantization.delay,
-            where="{}, graph_rewriter.quantization.delay".format(where),
-        )
-    try:
-        qat_config(config.graph_rewriter)
-    except ConfigError as error:
-        raise _elsewhere(error, "{}, {}".format(where, error.where)) from error
-
-
-def require_delay_below(num_steps: int, delay: int, where: str) -> None:
-    """Refuses a delay that training never reaches, so that quantization would never start.
-
-    Args:
-      num_steps: steps of the training; 0 if it has no end.
-      delay: steps before quantization starts.
-      where: the field, for the message.
-
-    Raises:
-      ConfigError: if the delay is not below num_steps.
-    """
-    if num_steps and delay >= num_steps:
-        raise ConfigError(
-            "quantization would never start: the delay is not below num_steps",
-            where=where,
-            found="delay {}{}, num_steps {}".format(
-                delay, " (the proto's default)" if delay == PROTO_DEFAULT_DELAY else "", num_steps
-            ),
-            allowed="a delay below num_steps",
-            fix="set delay: 0 when fine-tuning from a float checkpoint",
-        )
-
-
-def check_for_tflite(config, where: str) -> None:
-    """Refuses a graph_rewriter block that asks for other than 8 bits, which TFLite does not take.
-
-    Raises:
-      ConfigError: with the field and its bits.
-    """
-    if not config.HasField("graph_rewriter"):
-        return
-    found = qat_config(config.graph_rewriter)
-    asked = [("quantization.", found)] + [("[od_qat.layers].{}, ".format(rule), rule) for rule in found.rules]
-    for prefix, one in asked:
-        for field in ("weight_bits", "activation_bits"):
-            bits = getattr(one, field)
-            if bits not in (8, None):
-                raise ConfigError(
-                    "TFLite takes 8 bits only",
-                    where="{}, graph_rewriter.{}{}".format(where, prefix, field),
-                    found=str(bits),
-                    allowed="8",
-                )
+    return graph_rewriter.rewrite_fn(graph_rewriter_config, is_training, keras_models.outputs)

@@ -3,13 +3,14 @@
 Their input is a placeholder, never the input queue of training.
 """
 
-from typing import Any, Callable, Dict, NamedTuple, Tuple
+from typing import Callable, Dict, Tuple
 
 import numpy as np
 from object_detection.protos import image_resizer_pb2
 
 from od_qat.compat import tf
-from od_qat.errors import ConfigError, ExportError
+from od_qat.errors import ConfigError
+from od_qat.model_files import preprocessing
 from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, ROLES, TFLITE_INPUT
 
 _LABEL_ID_OFFSET = 1
@@ -181,57 +182,7 @@ def build_center_net_graph(model, model_config, height: int, width: int) -> None
     tf.train.get_or_create_global_step()
 
 
-class Preprocessing(NamedTuple):
-    """Preprocessing of each pixel: `pixel @ weights + black`.
-
-    Attributes:
-      weights: float64 [3, 3], from channels of the image to those that the network takes.
-      black: float64 [3], what a black pixel becomes.
-    """
-
-    weights: Any
-    black: Any
-
-    @property
-    def same_for_all_channels(self) -> bool:
-        """Whether the channels keep their order, and have one mean and one standard deviation."""
-        factor = self.weights[0, 0]
-        return bool(
-            np.ptp(self.black) < 1e-6 and np.abs(self.weights - factor * np.eye(3)).max() < 1e-6 * factor
-        )
-
-    @property
-    def mean_and_std(self) -> Tuple[float, float]:
-        """Those of the first channel: real = (pixel - mean) / std."""
-        std = 1.0 / float(self.weights[0, 0])
-        return round(-float(self.black[0]) * std, 4), round(std, 4)
-
-    @property
-    def ends(self) -> Tuple[float, float]:
-        """The lowest and the highest number of all channels, for pixels from 0 to 255."""
-        low = (255.0 * np.minimum(self.weights, 0.0)).sum(0) + self.black
-        high = (255.0 * np.maximum(self.weights, 0.0)).sum(0) + self.black
-        return float(low.min()), float(high.max())
-
-
-def preprocessing(model, height: int, width: int) -> Preprocessing:
-    """The model's own preprocessing. It follows from its results for images of one colour.
-
-    Raises:
-      ExportError: if it is not the same for all pixels, or not affine.
-    """
-    # Black, red, green, blue, white and a grey.
-    colours = 255.0 * np.concatenate([np.zeros([1, 3]), np.eye(3), np.ones([1, 3]), np.full([1, 3], 0.4)])
-    with tf.Graph().as_default():
-        images = tf.constant(np.tile(colours[:, None, None], [1, height, width, 1]), tf.float32)
-        with tf.Session() as session:
-            became = np.asarray(session.run(model._feature_extractor.preprocess(images)), np.float64)
-    first = became.reshape(len(colours), -1, 3)[:, 0]
-    found = Preprocessing((first[1:4] - first[0]) / 255.0, first[0])
-    if not np.allclose(became, (colours @ found.weights + found.black)[:, None, None], 0, 1e-3):
-        raise ExportError(
-            "the model's preprocessing is not affine, or differs between pixels",
-            where=type(model._feature_extractor).__name__,
-            found="black becomes {}, white {}".format(first[0].tolist(), first[4].tolist()),
-        )
-    return found
+def preprocessing_of(model, height: int, width: int) -> preprocessing.Preprocessing:
+    """The model's own preprocessing; see preprocessing.of_function."""
+    extractor = model._feature_extractor
+    return preprocessing.of_function(extractor.preprocess, type(extractor).__name__, height, width)

@@ -1,64 +1,10 @@
-"""Defines `[od_qat.layers] { ... }`, od_qat's extension of the OD API's message GraphRewriter.
-
-That message reserves its field numbers from 1000 on for extensions. The extension is defined at run time, so
-it changes none of upstream's files and needs no protoc. As a .proto file it would be::
-
-    package od_qat;
-    extend object_detection.protos.GraphRewriter { optional Layers layers = 1973; }
-
-    message Layers {
-      optional bool per_channel = 1;       // weights of convolutions with a range for each output channel
-      repeated Rule rule = 2;              // a later rule wins
-      optional int32 freeze_bn_delay = 3;  // optimiser steps before batch norm uses its moving statistics
-      optional string placement = 4;       // "full" or "contrib"
-      optional double ema_decay = 5;       // of the activation ranges' moving average
-      message Rule {
-        optional string scope = 1;         // regular expression of a whole name scope
-        optional bool quantize = 2;
-        optional int32 weight_bits = 3;
-        optional int32 activation_bits = 4;
-        optional bool per_channel = 5;
-      }
-    }
-
-od_qat.config says what each field may be, and what it means if it is absent.
-"""
+"""Registers `[od_qat.layers]` (messages/layers.py) as an extension of the OD API's message GraphRewriter."""
 
 from typing import Optional
 
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pool
 
-from od_qat.config import LayerRule
-
-NAME = "od_qat.layers"
-_NUMBER = 1973
-_FILE = "od_qat/layers.proto"
-
-_FIELD = descriptor_pb2.FieldDescriptorProto
-_BOOL, _INT, _DOUBLE, _STRING, _MESSAGE = (
-    _FIELD.TYPE_BOOL,
-    _FIELD.TYPE_INT32,
-    _FIELD.TYPE_DOUBLE,
-    _FIELD.TYPE_STRING,
-    _FIELD.TYPE_MESSAGE,
-)
-_RULE_FIELDS = (
-    ("scope", _STRING),
-    ("quantize", _BOOL),
-    ("weight_bits", _INT),
-    ("activation_bits", _INT),
-    ("per_channel", _BOOL),
-)
-# The number of a field is its place here; the field of the rules has number 2.
-_FIELDS = (
-    ("per_channel", _BOOL),
-    ("rule", _MESSAGE),
-    ("freeze_bn_delay", _INT),
-    ("placement", _STRING),
-    ("ema_decay", _DOUBLE),
-)
-# The options of QatConfig that are plain fields of Layers.
-OPTIONS = tuple(name for name, kind in _FIELDS if kind != _MESSAGE)
+from od_qat.messages import layers
 
 _extension: Optional[object] = None
 
@@ -73,88 +19,5 @@ def extension():
         from object_detection.protos import graph_rewriter_pb2
 
         if graph_rewriter_pb2.GraphRewriter.DESCRIPTOR.is_extendable:
-            _extension = _register()
+            _extension = layers.register(graph_rewriter_pb2.GraphRewriter, descriptor_pool.Default())
     return _extension
-
-
-def _register():
-    from object_detection.protos import graph_rewriter_pb2
-
-    target = graph_rewriter_pb2.GraphRewriter
-    proto = descriptor_pb2.FileDescriptorProto(
-        name=_FILE, package="od_qat", syntax="proto2", dependency=[target.DESCRIPTOR.file.name]
-    )
-    layers = proto.message_type.add(name="Layers")
-    _add_fields(layers.nested_type.add(name="Rule"), _RULE_FIELDS)
-    _add_fields(layers, _FIELDS)
-    proto.extension.add(
-        name="layers",
-        number=_NUMBER,
-        type=_MESSAGE,
-        label=_FIELD.LABEL_OPTIONAL,
-        type_name=".od_qat.Layers",
-        extendee="." + target.DESCRIPTOR.full_name,
-    )
-    pool = descriptor_pool.Default()
-    pool.AddSerializedFile(proto.SerializeToString())
-    found = pool.FindExtensionByName(NAME)
-    _make_classes(found.message_type)
-    if hasattr(target, "RegisterExtension"):
-        # protobuf in pure Python, and up to version 3, keeps a message's extensions with its class.
-        try:
-            target.RegisterExtension(found)
-        except NotImplementedError:
-            pass  # version 4 still has the method, but keeps all extensions in the pool
-    return found
-
-
-def _add_fields(message, fields) -> None:
-    for number, (name, kind) in enumerate(fields, 1):
-        field = message.field.add(name=name, number=number, type=kind, label=_FIELD.LABEL_OPTIONAL)
-        if kind == _MESSAGE:
-            field.label = _FIELD.LABEL_REPEATED
-            field.type_name = ".od_qat.Layers.Rule"
-
-
-def _make_classes(descriptor) -> None:
-    from google.protobuf import message_factory
-
-    if hasattr(message_factory, "GetMessageClass"):
-        message_factory.GetMessageClass(descriptor)
-    else:  # before protobuf 4.22
-        from google.protobuf import symbol_database
-
-        symbol_database.Default().GetPrototype(descriptor)
-
-
-def options(graph_rewriter_config) -> dict:
-    """The options of QatConfig that the extension of a GraphRewriter message sets.
-
-    Args:
-      graph_rewriter_config: graph_rewriter_pb2.GraphRewriter.
-
-    Returns:
-      keyword arguments of QatConfig, without those that are not set.
-
-    Raises:
-      ConfigError: for an invalid rule.
-    """
-    if extension() is None or not graph_rewriter_config.HasExtension(extension()):
-        return {}
-    layers = graph_rewriter_config.Extensions[extension()]
-    found = {name: getattr(layers, name) for name in OPTIONS if layers.HasField(name)}
-    if layers.rule:
-        found["rules"] = tuple(_rule(rule) for rule in layers.rule)
-    return found
-
-
-def _rule(rule) -> LayerRule:
-    fields = {name: getattr(rule, name) for name, _ in _RULE_FIELDS if rule.HasField(name)}
-    return LayerRule(fields.pop("scope", ""), **fields)
-
-
-def field_names() -> str:
-    """The names of all fields, as text for messages."""
-    return "{}; of a rule: {}".format(
-        ", ".join(name for name, _ in _FIELDS), ", ".join(name for name, _ in _RULE_FIELDS)
-    )

@@ -1,15 +1,16 @@
 """Reads, overrides, checks and writes pipeline configs."""
 
+import functools
 import os
 import re
 from typing import Any, Dict, Iterable, Tuple, Union
 
 from google.protobuf import text_format
 
-from od_qat import files
 from od_qat.errors import ConfigError, quoted
+from od_qat.messages import overrides as overriding
+from od_qat.messages import text
 from od_qat.od_api import layers_proto
-from od_qat.od_api import overrides as overriding
 
 # Its name in the folders that commands write.
 FILE = "pipeline.config"
@@ -64,28 +65,14 @@ def place_of(source: Union[str, Any]) -> str:
 
 
 def _parse(path: str, config) -> None:
-    try:
-        text = files.read(path).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "cannot read the pipeline config",
-            where=path,
-            found=getattr(error, "strerror", None) or "not UTF-8 text",
-            fix="pass the path of a .config file, such as configs/ssd_mobilenet_v2_qat.config",
-        ) from error
-    try:
-        text_format.Parse(_without_unmet_wishes(text, config), config)
-    except text_format.ParseError as error:
-        line = error.GetLine()
-        fix = "see object_detection/protos/pipeline.proto for the fields"
-        if "od_qat" in str(error):
-            fix = "[{}] has {}".format(layers_proto.NAME, layers_proto.field_names())
-        raise ConfigError(
-            "the pipeline config is malformed",
-            where="{}, line {}".format(path, line) if line else path,
-            found=quoted(error),
-            fix=fix,
-        ) from error
+    text.read(
+        path,
+        config,
+        "pipeline config",
+        like="configs/ssd_mobilenet_v2_qat.config",
+        fields="object_detection/protos/pipeline.proto",
+        edit=functools.partial(_without_unmet_wishes, config=config),
+    )
 
 
 def _without_unmet_wishes(text: str, config) -> str:

@@ -101,7 +101,7 @@ def create_estimator_and_inputs(original, run_config, *args, **kwargs):
                 raise _tpu("a TPUEstimator", path)
             if given.get("train_steps"):
                 config.train_config.num_steps = given["train_steps"]
-            from od_qat.od_api import graph_rewriter
+            from od_qat.messages import graph_rewriter
 
-            graph_rewriter.check(config, training=True, where=path)
+            graph_rewriter.check(config, config.train_config.num_steps, path)
     return original(run_config, *args, **kwargs)

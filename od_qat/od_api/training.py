@@ -1,15 +1,13 @@
 """Builds the OD API's part of a training graph: input queue, losses, optimizer, adjustment of gradients."""
 
 import sys
-from typing import Callable, Dict, Iterable, List, Tuple
+from typing import Callable, List, Tuple
 
 import tf_slim as slim
-from deployment import model_deploy  # noqa: F401  (slim's; the trainer's clones)
 from object_detection.builders import optimizer_builder, preprocessor_builder
 from object_detection.legacy import trainer as upstream
 from object_detection.utils import variables_helper
 
-from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.od_api import halves, keras_models
@@ -36,16 +34,12 @@ def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, 
     )
 
 
-def losses_fn(create_model_fn: Callable, train_config) -> Callable:
-    """Returns a function of an input queue that builds the model and adds its losses to the graph."""
-
-    def add_losses(queue):
-        upstream._create_losses(queue, create_model_fn, train_config)
-        model = keras_models.of_graph()
-        if model is not None:
-            keras_models.collect(model)
-
-    return add_losses
+def add_losses(queue, create_model_fn: Callable, train_config) -> None:
+    """Builds the model on an input queue, and adds its losses to the graph."""
+    upstream._create_losses(queue, create_model_fn, train_config)
+    model = keras_models.of_graph()
+    if model is not None:
+        keras_models.collect(model)
 
 
 def optimizer(train_config) -> Tuple[object, List]:
@@ -97,66 +91,3 @@ def adjust_gradients(grads_and_vars: List, train_config) -> List:
                 for gradient, variable in grads_and_vars
             ]
     return grads_and_vars
-
-
-def fine_tune_type(train_config) -> str:
-    """The type of model that the fine-tune checkpoint is of: detection, classification or, in TF 2, full.
-
-    Raises:
-      ConfigError: for another type.
-    """
-    kind = train_config.fine_tune_checkpoint_type or (
-        "detection" if train_config.from_detection_checkpoint else "classification"
-    )
-    allowed = _FINE_TUNE_TYPES[halves.is_active()]
-    if kind not in allowed:
-        raise ConfigError(
-            "unknown kind of fine-tune checkpoint",
-            where="train_config.fine_tune_checkpoint_type",
-            found=repr(kind),
-            allowed=", ".join("{} ({})".format(name, allowed[name]) for name in sorted(allowed)),
-        )
-    return kind
-
-
-# By whether the model is of the TF 2 half.
-_FINE_TUNE_TYPES = {
-    False: {"detection": "of this model", "classification": "of its feature extractor"},
-    True: {
-        "classification": "of its backbone",
-        "detection": "of this model, without its heads",
-        "full": "of this model",
-    },
-}
-
-
-def restore_map(detection_model, train_config) -> Dict[str, object]:
-    """Name in the fine-tune checkpoint -> variable, for the type of checkpoint that the config names.
-
-    Raises:
-      ConfigError: for an unknown type.
-      CheckpointError: if the checkpoint is of the other half of the OD API.
-    """
-    kind = fine_tune_type(train_config)
-    checkpoints.require_kind(train_config.fine_tune_checkpoint)
-    if keras_models.of_graph() is not None:
-        return keras_models.restore_map(detection_model, train_config.fine_tune_checkpoint, kind)
-    return detection_model.restore_map(
-        fine_tune_checkpoint_type=kind,
-        load_all_detection_checkpoint_vars=train_config.load_all_detection_checkpoint_vars,
-    )
-
-
-# Every meta-architecture of the OD API builds its feature extractor below a scope with one of these names.
-_BACKBONE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor")
-
-
-def backbone_scope(variables: Iterable) -> str:
-    """The scope of a model's feature extractor, by the names of its variables; empty if none is in one.
-
-    (Of a Keras model all that upstream would restore has to be there.)
-    """
-    if halves.is_active():
-        return ""
-    names = [variable.op.name for variable in variables]
-    return next((scope for scope in _BACKBONE_SCOPES if any(n.startswith(scope) for n in names)), "")

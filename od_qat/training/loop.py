@@ -14,6 +14,7 @@ from od_qat.training.hooks import FiniteVariablesHook, ProgressHook, StopOnSigna
 from od_qat.training.range_gates import RangeGatesHook
 from od_qat.training.session import Place, Saving, open_session
 from od_qat.training.signals import StopSignals
+from od_qat.training.task import Schedule, TrainingTask
 
 # What the message of tf.check_numerics names.
 _NOT_FINITE = re.compile(r"\b(Inf|NaN)\b")
@@ -31,7 +32,7 @@ class TrainResult(NamedTuple):
 
 def run(
     built: Built,
-    train_config,
+    task: TrainingTask,
     place: Place,
     scaffold,
     saving: Saving,
@@ -41,7 +42,7 @@ def run(
 
     Args:
       built: the training graph, which is the default graph.
-      train_config: train_pb2.TrainConfig.
+      task: what is trained.
       place: the place of this process in the cluster.
       scaffold: tf.train.Scaffold.
       saving: where and how often it saves.
@@ -53,7 +54,7 @@ def run(
       DataError: if an image of the input cannot be read.
     """
     progress = ProgressHook(
-        train_config.num_steps or None,
+        task.schedule.num_steps or None,
         built.global_step,
         built.total_loss,
         built.rates[0] if built.rates else None,
@@ -61,7 +62,7 @@ def run(
     # The model variables include the averages of batch norms.
     finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
     hooks = built.session_hooks + [progress, finite, StopOnSignalHook(signals)]
-    hooks += _hooks_of_steps(train_config, place) + _range_gates(built, place, saving)
+    hooks += _hooks_of_steps(task.schedule, place) + _range_gates(built, place, saving)
     step = 0
     try:
         # The end of the session, which saves, is inside of the signals' context.
@@ -76,11 +77,11 @@ def run(
                 except tf.errors.InvalidArgumentError as error:
                     if not _NOT_FINITE.search(error.message):
                         raise
-                    raise _not_finite(error, finite, session, built, saving.folder) from error
+                    raise _not_finite(error, finite, session, built, task, saving.folder) from error
     except BaseException as error:
         if place.is_chief:
             checkpoints.remove_unfinished(saving.folder)
-        explained = _explained(error, saving.folder)
+        explained = _explained(error, task, saving.folder)
         if explained is None:
             raise
         raise explained from error
@@ -91,11 +92,11 @@ def run(
     return TrainResult(int(step), progress.last_loss, newest)
 
 
-def _hooks_of_steps(train_config, place: Place) -> List:
+def _hooks_of_steps(schedule: Schedule, place: Place) -> List:
     """The hooks that say at which step this process starts and ends."""
-    num_steps, wait = train_config.num_steps, train_config.startup_delay_steps
+    num_steps, wait = schedule.num_steps, schedule.startup_delay_steps
     hooks = [tf.train.StopAtStepHook(last_step=num_steps)] if num_steps else []
-    if wait and not place.is_chief and not train_config.sync_replicas:
+    if wait and not place.is_chief and not schedule.sync_replicas:
         hooks.append(tf.train.GlobalStepWaiterHook(min(wait, num_steps or wait)))
     return hooks
 
@@ -108,15 +109,17 @@ def _range_gates(built: Built, place: Place, saving: Saving) -> List:
     return [RangeGatesHook(saving.folder, built.global_step, decay, saving.events)]
 
 
-def _explained(error: BaseException, train_dir: str) -> Optional[OdQatError]:
+def _explained(error: BaseException, task: TrainingTask, train_dir: str) -> Optional[OdQatError]:
     """The error to raise instead of one of TensorFlow's, if a user can mend its cause; None for others."""
     if not isinstance(error, OdQatError) and files.is_of_writing(error, train_dir):
         return files.cannot_write(train_dir, error)
     damaged = isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError))
-    return _unreadable(error) if damaged and _OF_INPUT.search(error.message) else None
+    return _unreadable(error, task) if damaged and _OF_INPUT.search(error.message) else None
 
 
-def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train_dir: str) -> OdQatError:
+def _not_finite(
+    error, finite: FiniteVariablesHook, session, built: Built, task: TrainingTask, train_dir: str
+) -> OdQatError:
     session = session._tf_sess() if hasattr(session, "_tf_sess") else session
     lines = error.message.splitlines()  # (the first may be a heading)
     where = next((line for line in lines if "NaN" in line or "Inf" in line), lines[0]).strip()
@@ -141,26 +144,27 @@ def _not_finite(error, finite: FiniteVariablesHook, session, built: Built, train
         "training stopped: a value is not finite",
         where=where,
         found=found,
-        fix="lower the learning rate, or set train_config.gradient_clipping_by_norm (10.0 is usual); "
-        "the newest checkpoint is from before",
+        fix="lower the learning rate, or set {}.gradient_clipping_by_norm (10.0 is usual); "
+        "the newest checkpoint is from before".format(task.where),
     )
 
 
-def _unreadable(error) -> OdQatError:
+def _unreadable(error, task: TrainingTask) -> OdQatError:
+    image, found = task.unreadable(), error.message.splitlines()[0]
     return DataError(
         "cannot read an image of the training input",
-        where="train_input_reader",
-        found=error.message.splitlines()[0],
-        allowed="tf.Examples with JPEG or PNG images",
+        where=task.where_input,
+        found="{}: {}".format(image, found) if image else found,
+        allowed=task.images,
         fix="make the records anew (`od-qat data` decodes each image once)",
     )
 
 
-def input_ended(step: int, num_steps: int) -> OdQatError:
+def input_ended(step: int, task: TrainingTask) -> OdQatError:
     """Makes the error for a training whose records ended before num_steps."""
     return OdQatError(
         "the training input ended",
-        where="train_input_reader",
-        found="step {} of {}".format(step, num_steps),
+        where=task.where_input,
+        found="step {} of {}".format(step, task.schedule.num_steps),
         fix="set its num_epochs to 0, which reads the records for ever",
     )

@@ -5,17 +5,17 @@ from typing import Callable, Optional
 
 from od_qat import checkpoints
 from od_qat.compat import tf
-from od_qat.errors import CheckpointError, ConfigError
+from od_qat.errors import CheckpointError
+from od_qat.training.task import FineTuning, TrainingTask
 
 
-def initializer(train_config, detection_model, newest: Optional[str]) -> Optional[Callable]:
+def initializer(task: TrainingTask, newest: Optional[str]) -> Optional[Callable]:
     """Checks before the session starts what will be restored, and says so in one line.
 
-    Resuming needs every variable; a fine-tune checkpoint needs every backbone variable.
+    Resuming needs every variable.
 
     Args:
-      train_config: train_pb2.TrainConfig.
-      detection_model: the model in the default graph.
+      task: the model in the default graph.
       newest: the training's own newest checkpoint, which the session restores; None at a start.
 
     Returns:
@@ -23,27 +23,13 @@ def initializer(train_config, detection_model, newest: Optional[str]) -> Optiona
 
     Raises:
       CheckpointError: if a checkpoint does not fit the graph.
-      ConfigError: see say_what_starts_fresh.
+      ConfigError: if the config's fine-tuning makes no sense for the graph.
     """
     if newest:
         _check_resume(newest)
         return None
-    if train_config.fine_tune_checkpoint:
-        return _fine_tuning(train_config, detection_model)
-    _say_what_is_not_downloaded()
-    return None
-
-
-def _say_what_is_not_downloaded() -> None:
-    from od_qat.od_api import keras_models
-
-    for backbone in keras_models.not_downloaded():
-        print(
-            "warning: {} starts fresh. Upstream's code would download ImageNet weights for it; od_qat "
-            "downloads nothing. Fix: set train_config.fine_tune_checkpoint, to a model of the TF 2 zoo for "
-            "example".format(backbone),
-            file=sys.stderr,
-        )
+    fine_tuning = task.fine_tuning()
+    return None if fine_tuning is None else _restorer(fine_tuning)
 
 
 def _check_resume(newest: str) -> None:
@@ -54,83 +40,31 @@ def _check_resume(newest: str) -> None:
     print("resuming from {}".format(newest), file=sys.stderr)
 
 
-def _fine_tuning(train_config, detection_model) -> Callable:
-    from od_qat.od_api import keras_models, training
-
-    prefix = train_config.fine_tune_checkpoint
+def _restorer(fine_tuning: FineTuning) -> Callable:
     quant_names = checkpoints.quant_variable_names()
-    variables = training.restore_map(detection_model, train_config)
-    plan = checkpoints.plan_fine_tune(
-        variables,
-        prefix,
-        quant_names,
-        training.backbone_scope(variables.values()),
-        whole_backbone=training.fine_tune_type(train_config) != "classification",
-    )
-    in_model = tf.trainable_variables() + tf.model_variables()
-    fresh = checkpoints.fresh_model_variables(
-        plan, prefix, [variable for variable in in_model if variable.op.name not in quant_names]
-    )
+    restored = fine_tuning.plan.restored
     print(
         "fine-tuning from {}: {} variables restored, {} quantization variables fresh{}".format(
-            prefix,
-            len(plan.restored),
-            len(quant_names) - sum(v.op.name in quant_names for v in plan.restored.values()),
-            say_what_starts_fresh(
-                train_config, fresh, prefix, bool(quant_names), keras_models.of_graph() is not None
-            ),
+            fine_tuning.prefix,
+            len(restored),
+            len(quant_names) - sum(v.op.name in quant_names for v in restored.values()),
+            fine_tuning.fresh,
         ),
         file=sys.stderr,
     )
-    restorer = tf.train.Saver(plan.restored)
-    start_averages = _averages_from_variables(plan.restored.values())
+    restorer = tf.train.Saver(restored)
+    start_averages = _averages_from_variables(restored.values())
 
     def restore(scaffold, session):
         try:
-            restorer.restore(session, prefix)
+            restorer.restore(session, fine_tuning.prefix)
             session.run(start_averages)
         except tf.errors.DataLossError as error:
             raise CheckpointError(
-                "the checkpoint is damaged", where=prefix, found=error.message.splitlines()[0]
+                "the checkpoint is damaged", where=fine_tuning.prefix, found=error.message.splitlines()[0]
             ) from error
 
     return restore
-
-
-def say_what_starts_fresh(
-    train_config, fresh: checkpoints.FreshModel, prefix: str, quantised: bool, keras: bool = False
-) -> str:
-    """Describes the model variables that a fine-tune checkpoint does not fill; empty if it fills all.
-
-    Raises:
-      ConfigError: if quantized heads would start fresh by mistake. That is so if the checkpoint has the heads
-        in the right shapes and load_all_detection_checkpoint_vars is absent, which means false. If some heads
-        have another shape, for another number of classes, fresh heads are wanted.
-    """
-    field = "load_all_detection_checkpoint_vars"
-    # A user who writes false means it, but most who leave the field out forgot it.
-    silent = not train_config.HasField(field)
-    if quantised and silent and not keras and fresh.fitting and not fresh.other_shapes:
-        raise ConfigError(
-            "trained heads would start fresh, though the checkpoint has them in the same shape",
-            where="train_config." + field,
-            found="not set, so {} restores the backbone alone and leaves out {} variables: {}".format(
-                prefix, len(fresh.fitting), checkpoints.by_scope(fresh.fitting)
-            ),
-            fix="restore them with --override train_config.{0}=true (in the config, {0}: true), or set it to "
-            "false to train them anew".format(field),
-        )
-    if not fresh.names:
-        return ""
-    how = "train_config.{}: true".format(field)
-    if keras:
-        how = 'train_config.fine_tune_checkpoint_type: "full"'
-    said = ", {} model variables fresh: {}".format(len(fresh.names), checkpoints.by_scope(fresh.names))
-    if fresh.fitting and (silent or keras):
-        said += "; the checkpoint has {} of these in the same shape, which {} restores".format(
-            len(fresh.fitting), how
-        )
-    return said
 
 
 def _averages_from_variables(restored):

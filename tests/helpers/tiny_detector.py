@@ -118,7 +118,7 @@ def write_config(folder, quantised, name, steps=4, more=(), tf2=False, model=Non
     from google.protobuf import text_format
 
     from od_qat.files import write_atomically
-    from od_qat.od_api import overrides as overriding
+    from od_qat.messages import overrides as overriding
     from od_qat.od_api import pipeline
 
     record, label_map = os.path.join(folder, "data.record"), os.path.join(folder, "label_map.pbtxt")

@@ -5,10 +5,10 @@ import re
 import sys
 from typing import Iterator, List, Optional, Tuple
 
-from google.protobuf import descriptor_pool, text_format
+from google.protobuf import text_format
 
 from od_qat.errors import ConfigError, quoted
-from od_qat.od_api import layers_proto
+from od_qat.messages import layers
 
 _INDEX = re.compile(r"\[(\d+)\]")
 # `a.b.[package.extension].c`: a name in brackets has dots itself.
@@ -180,13 +180,7 @@ def _field(config, message, name: str, key: str, taken: List[str]):
     """The descriptor of a field, or of an extension in brackets."""
     field = message.DESCRIPTOR.fields_by_name.get(name)
     if name.startswith("["):
-        layers_proto.extension()
-        try:
-            field = descriptor_pool.Default().FindExtensionByName(name.strip("[]"))
-        except KeyError:
-            field = None
-        if field is not None and field.containing_type.full_name != message.DESCRIPTOR.full_name:
-            field = None
+        field = layers.extension_of(message) if name == "[{}]".format(layers.NAME) else None
     if field is None:
         raise _unknown_field(config, message, name, key, taken)
     return field
@@ -194,9 +188,8 @@ def _field(config, message, name: str, key: str, taken: List[str]):
 
 def _unknown_field(config, message, name: str, key: str, taken: List[str]) -> ConfigError:
     names = [field.name for field in message.DESCRIPTOR.fields]
-    extension = layers_proto.extension()
-    if extension is not None and message.DESCRIPTOR.full_name == extension.containing_type.full_name:
-        names.append("[{}]".format(layers_proto.NAME))
+    if layers.extension_of(message) is not None:
+        names.append("[{}]".format(layers.NAME))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     elsewhere = ".".join(next(_paths_to(config, name), ()))
     fix = None
