@@ -54,7 +54,7 @@ SOME_PYTHON = $(or $(wildcard .venv/bin/python),python3)
 KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
-.PHONY: help setup setup-tf1 setup-tf215 demo test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
+.PHONY: help setup setup-tf1 setup-tf215 demo demo-classifier test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
         export-tflite score nodes doctor patch unpatch test-zoo test-all generations lock dist clean
 
 help: ## list the targets
@@ -75,6 +75,9 @@ setup-tf215: ## make .venv-tf215: TensorFlow 2.15.1 on Python 3.9 to 3.11
 
 demo: setup ## run all steps on a small data set (DATA=builtin|voc:/path|coco:/path DETECTOR=tf1|tf2 WORK SEED)
 	@$(RUN) demo --data="$(DATA)" --detector="$(DETECTOR)" --work_dir="$(WORK)" --seed="$(SEED)" $(ARGS)
+
+demo-classifier: setup ## train, quantize and score two classifiers on MNIST (SEED)
+	@$(RUN) demo-classifier --work_dir=classifier_out --seed="$(SEED)" $(ARGS)
 
 data: setup ## make records and a label map (DATA=builtin|voc:/path|coco:/path DATA_DIR)
 	@case "$(KIND)" in \

@@ -25,7 +25,7 @@ from od_qat.cli import command_line
 from od_qat.compat import tf
 from tests.conftest import REPOSITORY
 from tests.generations import road
-from tests.helpers import tiny_detector
+from tests.helpers import tiny_classifier, tiny_detector
 
 # The guide goes first, since the other pages use what its commands leave.
 PAGES = ["docs/guide.md", "docs/commands.md", "README.md"]
@@ -35,6 +35,8 @@ PAGES += sorted(
 PAGES = list(dict.fromkeys(PAGES)) + ["patches/README.md"]
 # Its flags may be in the text, without a command.
 UPSTREAMS_COMMAND = os.path.join(road.installed() or "", "object_detection", "model_main_tf2.py")
+# The same of slim's commands, which need not be installed.
+FLAGS_OF_SLIM = {"--quantize", "--quantize_delay"}
 # What `make test` hands on in the environment, and a user's shell does not have.
 MAKE_VARIABLES = ("ARGS", "TESTS")
 
@@ -145,6 +147,17 @@ def write_configs():
         stream.write(pipeline.to_text(config))
 
 
+def write_flowers():
+    """What docs/classifiers.md tells to make: folders of photographs, and two configs."""
+    blocks_ = []
+    for seed, name in enumerate(("train", "val")):
+        folder = tiny_classifier.write_folder(os.path.join("flowers", name), seed)
+        blocks_.append('folder: "{}"'.format(folder))
+    for kind in ("float", "qat"):
+        with open("flowers_{}.config".format(kind), "w") as stream:
+            stream.write(tiny_classifier.config(*blocks_, quantised=kind == "qat"))
+
+
 def run(words):
     """Runs a command; returns its exit status and what it printed."""
     assert words[0] == "od-qat", words
@@ -178,6 +191,7 @@ def ran(tmp_path_factory):
     try:
         write_photos("photos")
         write_configs()
+        write_flowers()
         road.copy(patching.find_tree(road.installed()), os.path.join("models", "research"))
         yield folder, {words: run(words) for words in TINY}
     finally:
@@ -285,6 +299,7 @@ def test_commands_and_flags_in_the_text_exist(page):
         if name.endswith(".py")
     )
     every_flag = set().union(*map(flags_of, known.values())) | set(re.findall(r'"(--\w+)"', scripts))
+    every_flag |= FLAGS_OF_SLIM
     if os.path.exists(UPSTREAMS_COMMAND):
         every_flag |= {"--" + name for name in re.findall(r"DEFINE_\w+\(\s*'(\w+)'", read(UPSTREAMS_COMMAND))}
     text = re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S)

@@ -35,13 +35,38 @@ ORDER = (
     "commands",  # what the OD API's scripts do around the drop-ins
     "tf2_drop_ins",
     "scoring",
+    "classifiers",
     "report",
     "cli",
     "__main__",
 )
 
-# The OD API's own packages; slim's `datasets`, `preprocessing` and `scripts` count by their full path only.
-OD_API_PACKAGES = ("object_detection", "nets", "preprocessing")
+# Package -> the only room that imports it. (slim's `datasets` and `scripts` count by their full path only.)
+ROOM_OF = {"object_detection": "od_api", "nets": "classifiers", "preprocessing": "classifiers"}
+# The modules that detectors alone need, and what may import both them and classifiers'.
+DETECTORS = (
+    "od_api",
+    "datasets",
+    "plugin_tf2",
+    "trainer",
+    "evaluator",
+    "commands",
+    "tf2_drop_ins",
+    "export.center_net_tflite",
+    "export.detections",
+    "export.network",
+    "export.serving",
+    "export.ssd_network",
+    "export.ssd_saved_model",
+    "export.ssd_tflite",
+    "export.suppression",
+    "export.tflite_network",
+    "scoring.class_ids",
+    "scoring.matching",
+    "scoring.metrics",
+    "scoring.model_score",
+)
+OF_BOTH = ("cli", "report")
 VERSION_NAMES = ("TF_VERSION", "IS_TF1", "VERSION")
 
 
@@ -145,11 +170,22 @@ def test_imports_only_what_stands_above(module):
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_only_od_api_imports_the_od_api(module):
-    if module.split(".")[0] == "od_api":
+def test_a_package_of_upstreams_has_one_room(module):
+    names = [name.split(".")[0] for name, _ in imports_of(_tree(module), module)]
+    assert [name for name in names if ROOM_OF.get(name, module.split(".")[0]) != module.split(".")[0]] == []
+
+
+def _is_below(module, places):
+    return any(module == place or module.startswith(place + ".") for place in places)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_detectors_and_classifiers_import_nothing_of_each_other(module):
+    other = DETECTORS if _is_below(module, ["classifiers"]) else ["classifiers"]
+    if _is_below(module, OF_BOTH):
         return
-    found = [name for name, _ in imports_of(_tree(module), module) if name.split(".")[0] in OD_API_PACKAGES]
-    assert found == []
+    targets = {own_module(name) for name, _ in imports_of(_tree(module), module)} - {None}
+    assert [target for target in sorted(targets) if _is_below(target, other)] == []
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -17,11 +17,13 @@ import od_qat
 from od_qat.cli import (
     data,
     demo,
+    demo_classifier,
     doctor,
     evaluate,
     export,
     export_tflite,
     flags,
+    freeze,
     install_od_api,
     nodes,
     patch,
@@ -54,6 +56,7 @@ command. docs/guide.md explains them in order."""
 # handle(arguments) -> exit status.
 _COMMANDS = (
     demo,
+    demo_classifier,
     doctor,
     install_od_api,
     data,
@@ -63,6 +66,7 @@ _COMMANDS = (
     export_tflite,
     score,
     nodes,
+    freeze,
     patch,
     unpatch,
     run,

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any, Dict
 
-from od_qat.cli import flags
+from od_qat.cli import flags, kinds
 
 NAME = "eval"
 HELP = "score checkpoints and freeze them"
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     flags.require_file(arguments.pipeline_config_path, "pipeline config")
-    from od_qat import commands
-
-    metrics = commands.evaluate(
+    metrics = kinds.commands_for(arguments.pipeline_config_path).evaluate(
         arguments.pipeline_config_path,
         arguments.checkpoint_dir,
         arguments.eval_dir,

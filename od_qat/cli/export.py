@@ -2,7 +2,7 @@
 
 import argparse
 
-from od_qat.cli import flags
+from od_qat.cli import flags, kinds
 
 NAME = "export"
 HELP = "convert a checkpoint to frozen_inference_graph.pb"
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     flags.require_file(arguments.pipeline_config_path, "pipeline config")
-    from od_qat import commands
-
-    path = commands.export(
+    path = kinds.commands_for(arguments.pipeline_config_path).export(
         arguments.pipeline_config_path,
         arguments.trained_checkpoint_prefix,
         arguments.output_directory,

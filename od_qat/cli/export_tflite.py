@@ -2,7 +2,7 @@
 
 import argparse
 
-from od_qat.cli import flags
+from od_qat.cli import flags, kinds
 
 NAME = "export-tflite"
 HELP = "convert a checkpoint to detect.tflite"
@@ -60,19 +60,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     flags.require_file(arguments.pipeline_config_path, "pipeline config")
-    from od_qat import commands
-
+    commands = kinds.commands_for(arguments.pipeline_config_path)
+    options = dict(
+        inference_type=arguments.inference_type,
+        overrides=arguments.override,
+        ptq=arguments.ptq,
+        input_type=arguments.input_type,
+    )
+    of_detections = dict(
+        fast_nms=arguments.fast_nms,
+        max_detections=arguments.max_detections,
+        score_threshold=arguments.score_threshold,
+    )
+    if kinds.is_of_classifiers(commands):
+        given = {"--" + name: value for name, value in of_detections.items()}
+        kinds.refuse(given, "a classifier has no detections")
+    else:
+        options.update(of_detections)
     path = commands.export_tflite(
         arguments.pipeline_config_path,
         arguments.trained_checkpoint_prefix,
         arguments.output_directory,
-        inference_type=arguments.inference_type,
-        fast_nms=arguments.fast_nms,
-        max_detections=arguments.max_detections,
-        overrides=arguments.override,
-        ptq=arguments.ptq,
-        input_type=arguments.input_type,
-        score_threshold=arguments.score_threshold,
+        **options,
     )
     print(path)
     return 0

@@ -51,6 +51,14 @@ TF2_COMMANDS = (
     "object_detection.exporter_main_v2",
     "object_detection.export_tflite_graph_tf2",
 )
+# slim's commands for classifiers, by their names as modules below research/slim.
+COMMANDS_OF_SLIM = (
+    "nets.mobilenet_v1_train",
+    "nets.mobilenet_v1_eval",
+    "train_image_classifier",
+    "eval_image_classifier",
+    "export_inference_graph",
+)
 # The flag that all of the OD API's commands have.
 _CONFIG_FLAG = "pipeline_config_path"
 _ALLOWED = "a module such as object_detection.legacy.train, or the path of a .py script"
@@ -74,6 +82,9 @@ def run(target: str, arguments: Sequence[str]) -> int:
 
     script = os.path.isfile(target)
     _require_python(target, script)
+    if script and _name_in_slim(target):
+        # (As a module it gets od_qat's changes while it is imported.)
+        return _run_command_of_slim(target, arguments)
     module = _name_in_od_api(target) if script else target
     if script and module:
         _use_tree_of(target, module)
@@ -89,8 +100,57 @@ def run(target: str, arguments: Sequence[str]) -> int:
     sys.path.insert(0, first)
     if not script:
         _require_module(target)
+    if target in COMMANDS_OF_SLIM:
+        _require_datasets(target)
+    return _run(target, script, target, arguments, first)
+
+
+def _run_command_of_slim(path: str, arguments: Sequence[str]) -> int:
+    """Runs a script of slim's folder, or a copy of one, as a module."""
+    name, root = _name_in_slim(path), os.path.dirname(os.path.abspath(path))
+    for _ in range(name.count(".")):
+        root = os.path.dirname(root)
+    research = os.path.dirname(root)
+    if os.path.isdir(os.path.join(root, "nets")) and os.path.isdir(
+        os.path.join(research, "object_detection")
+    ):
+        os.environ.setdefault(locate.PATH_VARIABLE, research)
+    importlib.import_module("od_qat.plugin")
+    sys.path.insert(0, root)
+    _require_datasets(path)
+    return _run(name, False, path, arguments, root)
+
+
+def _name_in_slim(path: str) -> Optional[str]:
+    """`slim/nets/mobilenet_v1_train.py` -> `nets.mobilenet_v1_train`; None if it is no command of slim's."""
+    folder, name = os.path.split(os.path.splitext(os.path.abspath(path))[0])
+    name = "nets." + name if os.path.basename(folder) == "nets" else name
+    return name if name in COMMANDS_OF_SLIM else None
+
+
+def _require_datasets(command: str) -> None:
+    if _find("datasets.dataset_factory") is None:
+        raise ConfigError(
+            "slim's commands read their records with slim's package `datasets`, which is not here",
+            where=command,
+            allowed="research/slim of the TensorFlow models, which has datasets/ and these commands",
+            fix="set OD_API to the models/research folder of a clone; or train with `od-qat train`, which "
+            "reads the same records",
+        )
+
+
+def _run(target: str, script: bool, shown: str, arguments: Sequence[str], first: str) -> int:
+    """Runs a script, or a module by its name, with the import path as it is; returns the exit status.
+
+    Args:
+      target: path or name.
+      script: whether it is a path.
+      shown: what the program sees as its own name.
+      arguments: the program's arguments.
+      first: the folder to take off the import path afterwards.
+    """
     former = sys.argv
-    sys.argv = [target] + list(arguments)
+    sys.argv = [shown] + list(arguments)
     try:
         if script:
             runpy.run_path(target, run_name="__main__")

@@ -5,11 +5,13 @@ import dataclasses
 import os
 
 from od_qat.cli import flags
+from od_qat.errors import ConfigError
 
 NAME = "score"
 HELP = "print metrics, size and latency of a .tflite or .pb"
 DESCRIPTION = """\
-Runs a .tflite or a frozen .pb on records and prints its COCO metrics, size and latency.
+Runs a .tflite or a frozen .pb on records and prints its COCO metrics, size and latency. Of a classifier it
+prints the accuracy; it needs no label map.
 
 Example:
 
@@ -26,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record",
         required=True,
         metavar="FILE",
-        help="the records to score on; for shards a pattern, 'val.record-*'",
+        help="the records to score on, for shards a pattern, 'val.record-*'; for a classifier also a folder "
+        "with one sub-folder for each class",
     )
-    parser.add_argument("--label_map", required=True, metavar="FILE", help="the label map of the records")
+    parser.add_argument("--label_map", metavar="FILE", help="the label map of a detector's records")
     parser.add_argument("--processes", type=flags.positive, metavar="N", help="default: one for each core")
     parser.add_argument(
         "--max_images", type=flags.positive, metavar="N", help="score only the first N images"
@@ -44,13 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
+    from od_qat.model_files import description
 
+    flags.require_file(arguments.model, "model")
+    if description.is_classifiers(arguments.model):
+        return _handle_classifier(arguments)
+    return _handle_detector(arguments)
+
+
+def _handle_detector(arguments: argparse.Namespace) -> int:
     from od_qat import files, scoring
     from od_qat.datasets import records
     from od_qat.model_files import tflite_file
     from od_qat.report import table
 
-    flags.require_file(arguments.model, "model")
+    if arguments.label_map is None:
+        raise ConfigError(
+            "a detector is scored with the label map of its records",
+            where="--label_map",
+            found="none",
+            fix="pass --label_map=FILE",
+        )
     if not records.is_pattern(arguments.record):
         flags.require_file(arguments.record, "record file")
     flags.require_file(arguments.label_map, "label map")
@@ -75,4 +92,22 @@ def handle(arguments: argparse.Namespace) -> int:
     table.print_table([table.row(os.path.basename(arguments.model), result)])
     if options:
         print("scored with " + tflite_file.suppression(options))
+    return 0
+
+
+def _handle_classifier(arguments: argparse.Namespace) -> int:
+    from od_qat import files, scoring
+    from od_qat.classifiers import score
+    from od_qat.report import accuracy_table
+
+    result = score.score(
+        arguments.model,
+        arguments.record,
+        processes=arguments.processes,
+        max_images=arguments.max_images,
+        time_limit=scoring.TIME_LIMIT if arguments.time_limit is None else arguments.time_limit,
+    )
+    if arguments.json:
+        files.write_json(arguments.json, dataclasses.asdict(result))
+    accuracy_table.print_table([accuracy_table.row(os.path.basename(arguments.model), result)])
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from od_qat.cli import flags
+from od_qat.cli import flags, kinds
 
 NAME = "train"
 HELP = "train in float or, with a graph_rewriter block, with QAT"
@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     flags.require_file(arguments.pipeline_config_path, "pipeline config")
-    from od_qat import commands
-
-    result = commands.train(
+    result = kinds.commands_for(arguments.pipeline_config_path).train(
         arguments.pipeline_config_path,
         arguments.train_dir,
         overrides=arguments.override,

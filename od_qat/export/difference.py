@@ -44,16 +44,23 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def difference(
-    model: bytes, graph_def, input_name: str, heads: Sequence[str], mean: float, std: float
+    model: bytes,
+    graph_def,
+    input_name: str,
+    heads: Sequence[str],
+    mean: float,
+    std: float,
+    last: str = POST_PROCESS,
 ) -> Dict[str, float]:
     """Runs both on a picture of noise.
 
     Args:
-      model: the bytes of a .tflite that ends in TFLite_Detection_PostProcess.
+      model: the bytes of a .tflite.
       graph_def: the frozen graph that it was made from, with its fake quants.
       input_name: op name of its input, float32 [1, height, width, 3].
-      heads: op names of the box encodings and scores.
+      heads: op names of what the last op reads, in a detector the box encodings and scores.
       mean, std: of the preprocessing, real = (pixel - mean) / std.
+      last: the .tflite's name of that op.
 
     Returns:
       head -> root mean square of the difference, relative to the spread of the graph's own output.
@@ -61,7 +68,7 @@ def difference(
     opened = interpreter.without_delegates(model, experimental_preserve_all_tensors=True)
     opened.allocate_tensors()
     pixels = _run_on_noise(opened)
-    (last,) = [op for op in opened._get_ops_details() if op["op_name"] == POST_PROCESS]
+    (reader,) = [op for op in opened._get_ops_details() if op["op_name"] == last]
     details = {detail["index"]: detail for detail in opened.get_tensor_details()}
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name="")
@@ -69,7 +76,7 @@ def difference(
             [name + ":0" for name in heads], {input_name + ":0": ((pixels - mean) / std).astype(np.float32)}
         )
     found = {}
-    for name, expected, index in zip(heads, wanted, last["inputs"]):
+    for name, expected, index in zip(heads, wanted, reader["inputs"]):
         value, (scale, zero_point) = opened.get_tensor(index), details[index]["quantization"]
         if value.dtype != np.float32:
             value = (value.astype(np.float32) - zero_point) * scale

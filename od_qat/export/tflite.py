@@ -168,6 +168,7 @@ def convert(
     std: float,
     calibration: Optional[Callable[[], Iterable[np.ndarray]]] = None,
     input_type: Optional[str] = None,
+    output_type: str = "float32",
 ) -> bytes:
     """Runs TensorFlow's converter.
 
@@ -182,6 +183,7 @@ def convert(
         quantization). None takes the ranges of the fake quants.
       input_type: 'int8' or 'uint8', of the input; by default the `inference_type`. An int8 network gets a
         QUANTIZE op for uint8 images, which changes no value.
+      output_type: of outputs that are quantized; those of TFLite_Detection_PostProcess are float32.
 
     Returns:
       the bytes of the .tflite.
@@ -204,6 +206,7 @@ def convert(
             ends = (np.array([0.0, 255.0]) - mean) / std
             converter.representative_dataset = lambda: ([image] for image in _with_ends(calibration(), ends))
             converter.inference_input_type = getattr(tf, input_type)
+            converter.inference_output_type = getattr(tf, output_type)
             return _converted_quietly(converter)
         converter.inference_type = getattr(tf, inference_type)
         # An int8 pixel is the uint8 pixel less 128.
@@ -211,7 +214,7 @@ def convert(
         converter.quantized_input_stats = {input_name: (mean - shift, std)}
         if input_type == inference_type:
             return _converted_quietly(converter)
-        return _converted_with_other_input(converter, input_type)
+        return _converted_with_other_ends(converter, input_type, output_type)
     except ExportError:  # an image of the calibration cannot be read
         raise
     except Exception as error:
@@ -236,7 +239,7 @@ def _require_possible(inference_type: str, ptq: bool) -> None:
         )
 
 
-def _converted_with_other_input(converter, input_type: str) -> bytes:
+def _converted_with_other_ends(converter, input_type: str, output_type: str) -> bytes:
     """Converts to a network that takes images of another type than it computes in.
 
     If the converter is asked for uint8 images, it makes a uint8 network. So it is asked for float images, and
@@ -246,7 +249,9 @@ def _converted_with_other_input(converter, input_type: str) -> bytes:
 
     converter.inference_input_type = converter.inference_output_type = tf.float32
     return bytes(
-        util.modify_model_io_type(_converted_quietly(converter), getattr(tf, input_type), tf.float32)
+        util.modify_model_io_type(
+            _converted_quietly(converter), getattr(tf, input_type), getattr(tf, output_type)
+        )
     )
 
 

@@ -24,14 +24,20 @@ def names_and_scopes(operations: Iterable[object]) -> Set[str]:
     return found
 
 
-def with_sources(operations: Iterable[object]) -> Set[str]:
-    """Returns the names of operations, and of all that lead to them, as inputs or as control inputs."""
+def with_sources(operations: Iterable[object], stop_at: Iterable[object] = ()) -> Set[str]:
+    """Returns the names of operations, and of all that lead to them, as inputs or as control inputs.
+
+    What leads to the operations of `stop_at` is left out.
+    """
     found: Set[str] = set()
+    ends = {operation.name for operation in stop_at}
     pending = list(operations)
     while pending:
         operation = pending.pop()
         if operation.name not in found:
             found.add(operation.name)
+            if operation.name in ends:
+                continue
             pending.extend(tensor.op for tensor in operation.inputs)
             pending.extend(operation.control_inputs)
     return found

@@ -5,12 +5,14 @@ import json
 import logging
 import math
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from od_qat.errors import ExportError
 from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, ROLES
 
 FORMAT = "od_qat/1"
+# The role of a classifier's output; those of a detector's are names.ROLES.
+PROBABILITIES = "probabilities"
 DEFAULT_MEAN = DEFAULT_STD = 127.5
 
 _FIX_EXPORT = "export the model again, so that its JSON is written beside it"
@@ -28,10 +30,15 @@ class ModelDescription:
       output_names: (role, tensor name or None) in the model's order; without a name the order counts.
       resize: (height, width) to resize images to; None if the model does it (a .pb), or if it is the size of
         the input tensor (a .tflite without a JSON).
-      mean: of real = (pixel - mean) / std; None if the model takes pixels as they are.
+      mean: of real = (pixel - mean) / std, for all channels or for each; None if the model takes pixels as
+        they are.
       std: as `mean`.
       class_id_offset: added to the class output to give a label map id.
       assumed: whether there was no JSON.
+      method: how images are brought to that size; scoring/images.py has the functions.
+      channels: of the image, 3 or 1.
+      standardize: whether each image is given mean 0 and deviation 1 then.
+      labels: names of a classifier's classes, in order; empty if they are not known.
     """
 
     path: str
@@ -39,10 +46,24 @@ class ModelDescription:
     input_name: Optional[str]
     output_names: Tuple[Tuple[str, Optional[str]], ...]
     resize: Optional[Tuple[int, int]]
-    mean: Optional[float]
-    std: Optional[float]
+    mean: Union[float, Tuple[float, ...], None]
+    std: Union[float, Tuple[float, ...], None]
     class_id_offset: int
     assumed: bool = False
+    method: str = "bilinear"
+    channels: int = 3
+    standardize: bool = False
+    labels: Tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> Tuple[str, ...]:
+        """The roles of the outputs that are read, in the order in which they are read."""
+        return (PROBABILITIES,) if self.is_classifier else ROLES
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it is a classifier, with probabilities, and no detector."""
+        return any(role == PROBABILITIES for role, _ in self.output_names)
 
 
 def json_path(model_path: str) -> str:
@@ -61,6 +82,7 @@ def content(
     quantized: bool,
     max_detections: Optional[int] = None,
     nms: Optional[Dict[str, Any]] = None,
+    labels: Optional[List[str]] = None,
 ) -> Dict[str, Any]:
     """Makes the content of the JSON beside a model; docs/architecture.md shows it."""
     found = {
@@ -77,6 +99,8 @@ def content(
     }
     if nms is not None:  # of a .tflite: the options of its post-processing
         found["nms"] = nms
+    if labels is not None:  # of a classifier: the names of its classes, in order
+        found["labels"] = labels
     return found
 
 
@@ -131,6 +155,15 @@ def describe_model(
     if class_id_offset is not None:
         changes["class_id_offset"] = class_id_offset
     return dataclasses.replace(description, **changes)
+
+
+def is_classifiers(model_path: str) -> bool:
+    """Whether the JSON beside a model says that it is a classifier.
+
+    Raises:
+      ExportError: see describe_model.
+    """
+    return os.path.isfile(json_path(model_path)) and describe_model(model_path).is_classifier
 
 
 def _is_tflite(model_path: str) -> bool:
@@ -295,6 +328,8 @@ def _parse(model_path: str, is_tflite: bool, path: str, content: Dict[str, Any])
         for output in fields.each("outputs")
     )
     roles = [role for role, _ in outputs]
+    if PROBABILITIES in roles:
+        return _parse_classifier(model_path, is_tflite, fields, outputs)
     wrong = ["no output with role " + ", ".join(role for role in ROLES if role not in roles)]
     if all(role in roles for role in ROLES):
         wrong = ["{} outputs with role {}".format(roles.count(role), role) for role in ROLES]
@@ -308,19 +343,7 @@ def _parse(model_path: str, is_tflite: bool, path: str, content: Dict[str, Any])
             fix="export it with its post-processing",
         )
     preprocessing = fields.inside("preprocessing")
-    resize = None
-    if preprocessing.get("resize", "an object", _is_object, optional=True) is not None:
-        wanted = preprocessing.inside("resize")
-        method = wanted.get("method", _TEXT, _is_text)
-        if method != "bilinear":
-            raise ExportError(
-                "images cannot be resized as this model wants",
-                where=path,
-                found=_shown(method),
-                allowed="bilinear",
-                fix="export it with a resizer that is bilinear",
-            )
-        resize = (int(wanted.get("height", _SIZE, _is_size)), int(wanted.get("width", _SIZE, _is_size)))
+    resize, _ = _resize(preprocessing, path, ("bilinear",))
     channels = preprocessing.get("channels", _TEXT, _is_text, optional=True)
     if channels not in (None, "RGB"):
         raise ExportError(
@@ -345,3 +368,65 @@ def _parse(model_path: str, is_tflite: bool, path: str, content: Dict[str, Any])
         std=None if std is None else float(std),
         class_id_offset=int(fields.get("class_id_offset", _SMALL_INTEGER, _is_small_integer)),
     )
+
+
+def _resize(
+    preprocessing: _Fields, path: str, methods: Tuple[str, ...]
+) -> Tuple[Optional[Tuple[int, int]], str]:
+    """Height and width of `resize`, None if it is null, and the method.
+
+    Raises:
+      ExportError: for a method that is not among those given.
+    """
+    if preprocessing.get("resize", "an object", _is_object, optional=True) is None:
+        return None, methods[0]
+    wanted = preprocessing.inside("resize")
+    method = wanted.get("method", _TEXT, _is_text)
+    if method not in methods:
+        raise ExportError(
+            "images cannot be resized as this model wants",
+            where=path,
+            found=_shown(method),
+            allowed=", ".join(methods),
+            fix="export it with a resizer that is bilinear",
+        )
+    size = (int(wanted.get("height", _SIZE, _is_size)), int(wanted.get("width", _SIZE, _is_size)))
+    return size, method
+
+
+# How classifiers' images are brought to their size; scoring/images.py has the functions.
+CLASSIFIERS_METHODS = ("central_crop_bilinear", "crop_or_pad", "shorter_side_crop", "bilinear")
+_CHANNELS = {"RGB": 3, "grey": 1}
+_NUMBERS = "a number, or three"
+
+
+def _are_numbers(value: Any) -> bool:
+    return _is_finite(value) or (isinstance(value, list) and len(value) == 3 and all(map(_is_finite, value)))
+
+
+def _parse_classifier(
+    model_path: str, is_tflite: bool, fields: _Fields, outputs: Tuple[Tuple[str, Optional[str]], ...]
+) -> ModelDescription:
+    preprocessing = fields.inside("preprocessing")
+    resize, method = _resize(preprocessing, json_path(model_path), CLASSIFIERS_METHODS)
+    colours = preprocessing.get("channels", "RGB or grey", lambda value: value in ("RGB", "grey"))
+    mean, std = (preprocessing.get(key, _NUMBERS, _are_numbers, optional=True) for key in ("mean", "std"))
+    labels = fields.get("labels", "a list of names", lambda value: isinstance(value, list), optional=True)
+    return ModelDescription(
+        path=model_path,
+        is_tflite=is_tflite,
+        input_name=fields.each("inputs")[0].get("name", _TEXT, _is_text, optional=is_tflite),
+        output_names=outputs,
+        resize=resize,
+        mean=tuple(mean) if isinstance(mean, list) else mean,
+        std=tuple(std) if isinstance(std, list) else std,
+        class_id_offset=int(fields.get("class_id_offset", _SMALL_INTEGER, _is_small_integer)),
+        method=method,
+        channels=_CHANNELS[colours],
+        standardize=bool(preprocessing.get("standardize", "true or false", _is_bool, optional=True)),
+        labels=tuple(str(label) for label in labels or ()),
+    )
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)

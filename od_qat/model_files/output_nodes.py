@@ -30,6 +30,8 @@ _CLASSIFIER_ENDINGS = (
 )
 _FINAL_ACTIVATIONS = frozenset(["Softmax", "Sigmoid", "LogSoftmax"])
 _LAYOUT = frozenset(["Identity", "Reshape", "Squeeze"])
+# The last op of a layer that makes logits, which may be fake-quantized.
+_LAST_OF_LAYERS = frozenset(["BiasAdd", "MatMul", "Conv2D", "Add", "AddV2"]) | policy.FAKE_QUANT
 # Ops that a graph has beside the model: savers, summaries, initialisers, input queues.
 _NOT_OUTPUTS = frozenset(
     [
@@ -200,16 +202,23 @@ class _Finder(object):
         for node in self._graph_def.node:
             if self._used(node.name) or node.op in _NOT_OUTPUTS:
                 continue
-            source = node
-            while source is not None and source.op in _LAYOUT and source.input:
-                source = self._nodes.get(_op_name(source.input[0]))  # None if the graph is cut off there
-            if source is not None and source.op in _FINAL_ACTIVATIONS:
+            if self._source_of(node.name) in _FINAL_ACTIVATIONS:
                 finals.append(node.name)
         if len(finals) == 1:
             return self._answer(tuple(finals), "classifier", "the only final activation that nothing reads")
         if len(finals) > 1:
             raise self._no_answer("several possible outputs", finals)
+        candidates = self._candidates()
+        if len(candidates) == 1 and self._source_of(candidates[0]) in _LAST_OF_LAYERS:
+            return self._answer(tuple(candidates), "classifier", "the logits, the only op that nothing reads")
         return None
+
+    def _source_of(self, name: str) -> Optional[str]:
+        """The type of the op whose values a node has, in whatever shape; None if there is none."""
+        node = self._nodes.get(name)
+        while node is not None and node.op in _LAYOUT and node.input:
+            node = self._nodes.get(_op_name(node.input[0]))
+        return None if node is None else node.op
 
     def _used(self, name: str) -> bool:
         return bool(self._readers.get(name))

@@ -69,6 +69,16 @@ def _set_up(first_import: str) -> Changes:
     return {module: (_before(first_import, "import od_qat.plugin"),) for module in _COMMANDS}
 
 
+# What slim's commands for classifiers need.
+_REWRITER = (
+    _before("import tensorflow.compat.v1 as tf", "import od_qat.plugin"),
+    ("from tensorflow.contrib import quantize as contrib_quantize", "import od_qat as contrib_quantize"),
+)
+_EVALUATE_ONCE = (
+    _before("from datasets import dataset_factory", "from od_qat.classifiers import hand_over"),
+    ("  slim.evaluation.evaluate_once(", "  hand_over.evaluate_once("),
+)
+
 _KERAS = "object_detection.models.keras_models.resnet_v1"
 _REFUSE = "from od_qat.od_api import refusals\nrefusals.refuse_block('object_detection.{}', {})"
 _ON_DEMAND = "from od_qat.od_api.on_demand import"
@@ -275,6 +285,23 @@ PATCHES: Tuple[Patch, ...] = (
             "object_detection.model_lib_v2": (_replaced("train_loop"), _replaced("eval_continuously")),
             "object_detection.exporter_lib_v2": (_replaced("export_inference_graph"),),
             "object_detection.export_tflite_graph_lib_tf2": (_replaced("export_tflite_model"),),
+        },
+    ),
+    Patch(
+        "classifiers",
+        "slim's commands for image classifiers rewrite with od_qat, and an evaluation leaves a frozen graph.",
+        _LATER,
+        {
+            "nets.mobilenet_v1_train": _REWRITER,
+            "nets.mobilenet_v1_eval": _REWRITER
+            + _EVALUATE_ONCE
+            + (
+                ("names_to_values.iteritems()", "names_to_values.items()"),
+                ("return names_to_updates.values()", "return list(names_to_updates.values())"),
+            ),
+            "train_image_classifier": _REWRITER,
+            "eval_image_classifier": _REWRITER + _EVALUATE_ONCE,
+            "export_inference_graph": _REWRITER,
         },
     ),
     Patch(

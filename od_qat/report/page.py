@@ -159,8 +159,8 @@ def to_html(
 
 def _html_row(cells: Sequence[str]) -> str:
     columns = []
-    for column, cell in enumerate(cells):
-        kind = _CLASSES.get(tone_of(column, cell))
+    for header, cell in zip(HEADERS, cells):
+        kind = _CLASSES.get(tone_of(header, cell))
         columns.append("<td{}>{}</td>".format(' class="%s"' % kind if kind else "", html.escape(cell)))
     return "<tr>{}</tr>".format("".join(columns))
 

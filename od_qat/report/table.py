@@ -45,13 +45,14 @@ def row(label: str, model_score: Any) -> Row:
     )
 
 
-def _points(value: float, baseline: float) -> str:
+def points(value: float, baseline: float) -> str:
     """The difference in points (hundredths), with its sign."""
     text = "{:+.1f}".format(100.0 * (value - baseline))
     return "+0.0" if text == "-0.0" else text
 
 
-def _size(size_bytes: int) -> str:
+def size(size_bytes: int) -> str:
+    """A size in B, kB or MB."""
     if size_bytes < 10**4:
         return "{:,} B".format(size_bytes)
     if size_bytes < 10**6:
@@ -85,10 +86,10 @@ def cells_of(rows: Sequence[Row], label: Optional[str]) -> List[Tuple[str, ...]]
             (
                 item.label,
                 "{:.1f}".format(100.0 * item.map),
-                _points(item.map, baseline.map) if other else "",
+                points(item.map, baseline.map) if other else "",
                 "{:.1f}".format(100.0 * item.map50),
-                _points(item.map50, baseline.map50) if other else "",
-                _size(item.size_bytes),
+                points(item.map50, baseline.map50) if other else "",
+                size(item.size_bytes),
                 "-" if item.latency_ms is None else "{:.1f} ms".format(item.latency_ms),
             )
         )
@@ -114,8 +115,13 @@ def to_text(rows: Sequence[Row], baseline: Optional[str] = None) -> str:
       DataError: if there are no rows.
       ConfigError: if no row has the baseline's label.
     """
-    cells = [HEADERS] + cells_of(rows, baseline)
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADERS))]
+    return laid_out(HEADERS, cells_of(rows, baseline), note_of(rows, baseline))
+
+
+def laid_out(headers: Sequence[str], cells: Sequence[Sequence[str]], note: str) -> str:
+    """A table as plain text, at most 80 columns wide, its first column to the left."""
+    cells = [headers] + list(cells)
+    widths = [max(len(line[column]) for line in cells) for column in range(len(headers))]
     # The model's name gets the width that the numbers leave.
     widths[0] = min(widths[0], max(_COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1), 10))
     lines = []
@@ -124,7 +130,7 @@ def to_text(rows: Sequence[Row], baseline: Optional[str] = None) -> str:
         padded += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines += textwrap.wrap(note_of(rows, baseline), _COLUMNS)
+    lines += textwrap.wrap(note, _COLUMNS)
     return "\n".join(lines) + "\n"
 
 
@@ -144,10 +150,16 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None, baseline: 
       DataError: if there are no rows.
       ConfigError: if no row has the baseline's label.
     """
+    draw(HEADERS, cells_of(rows, baseline), note_of(rows, baseline), stream)
+
+
+def draw(
+    headers: Sequence[str], cells: Sequence[Sequence[str]], note: str, stream: Optional[TextIO] = None
+) -> None:
+    """Prints a table as :func:`print_table` does. Columns called `points` have their tone."""
     stream = stream or sys.stdout
-    cells = cells_of(rows, baseline)
     if not stream.isatty() or importlib.util.find_spec("rich") is None:  # (an optional package)
-        stream.write(to_text(rows, baseline))
+        stream.write(laid_out(headers, cells, note))
         return
     from rich import box
     from rich.console import Console
@@ -155,22 +167,22 @@ def print_table(rows: Sequence[Row], stream: Optional[TextIO] = None, baseline: 
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, header in enumerate(HEADERS):
+    for number, header in enumerate(headers):
         table.add_column(header, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     for line in cells:
         # Text, so that a label with brackets is not taken for markup.
-        table.add_row(*[Text(cell, style=tone_of(column, cell)) for column, cell in enumerate(line)])
+        table.add_row(*[Text(cell, style=tone_of(header, cell)) for header, cell in zip(headers, line)])
     console = Console(file=stream)
     console.print(table)
-    console.print(Text(note_of(rows, baseline), style="dim"))
+    console.print(Text(note, style="dim"))
 
 
-def tone_of(column: int, cell: str) -> str:
+def tone_of(header: str, cell: str) -> str:
     """'green' for a gain, 'red' for a loss, '' for other cells and for differences below 0.5 points.
 
     Another training run with the same config could give such a difference.
     """
-    if column not in (2, 4) or not cell:
+    if header != "points" or not cell:
         return ""
     value = float(cell)
     return "" if abs(value) < 0.5 else ("green" if value > 0 else "red")

@@ -5,11 +5,13 @@ compared must see the same pixels.
 """
 
 import io
-from typing import Optional
+from typing import Optional, Sequence, Union
 
 import numpy as np
 
 from od_qat.errors import DataError
+
+Numbers = Union[float, Sequence[float]]
 
 
 def decode(encoded: bytes, where: str = "") -> np.ndarray:
@@ -66,6 +68,57 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return _between(along_x[row_of[:height]], along_x[row_of[height:]], y_weight[:, None, None])
 
 
+def central_crop_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """slim's inception_preprocessing: cuts off the borders and resizes the rest; arguments as above."""
+    starts = [int((size - size * CENTRAL_FRACTION) / 2) for size in image.shape[:2]]
+    inner = image[starts[0] : image.shape[0] - starts[0], starts[1] : image.shape[1] - starts[1]]
+    return resize_bilinear(inner, height, width)
+
+
+def crop_or_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """slim's lenet_preprocessing: keeps the scale, cuts borders off or adds black ones; as above."""
+    image = np.asarray(image, np.float32)
+    top, left = ((size - wanted) // 2 for size, wanted in zip(image.shape, (height, width)))
+    image = image[max(top, 0) :, max(left, 0) :][:height, :width]
+    missing = [wanted - size for size, wanted in zip(image.shape, (height, width))]
+    return np.pad(image, [(one // 2, one - one // 2) for one in missing] + [(0, 0)], "constant")
+
+
+def shorter_side_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """slim's vgg_preprocessing: resizes the shorter side to 256 and takes the middle; arguments as above."""
+    scale = np.float32(SHORTER_SIDE) / np.float32(min(image.shape[:2]))
+    resized = resize_bilinear(image, *(int(np.rint(np.float32(size) * scale)) for size in image.shape[:2]))
+    top, left = (int((size - wanted) / 2) for size, wanted in zip(resized.shape, (height, width)))
+    if top < 0 or left < 0:
+        raise ValueError("an image of {}x{} is larger than {}".format(height, width, SHORTER_SIDE))
+    return resized[top : top + height, left : left + width]
+
+
+# The numbers of slim's preprocessing.
+CENTRAL_FRACTION = 0.875
+SHORTER_SIDE = 256
+# Ways to bring an image to a size: name in the JSON beside a model -> function.
+METHODS = {
+    "bilinear": resize_bilinear,
+    "central_crop_bilinear": central_crop_bilinear,
+    "crop_or_pad": crop_or_pad,
+    "shorter_side_crop": shorter_side_crop,
+}
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """The luma (ITU-R 601) of an RGB image, uint8 [height, width, 1], as Pillow computes it."""
+    from PIL import Image
+
+    return np.array(Image.fromarray(np.asarray(image, np.uint8)).convert("L"))[:, :, None]
+
+
+def standardized(image: np.ndarray) -> np.ndarray:
+    """The image with mean 0 and deviation 1, as TensorFlow's per_image_standardization; float32."""
+    image = np.asarray(image, np.float32)
+    return (image - image.mean()) / max(float(image.std()), 1.0 / np.sqrt(image.size))
+
+
 def _positions(size_in: int, size_out: int):
     """Indices of the two neighbours, int64 [size_out], and the weight of the second, float32 [size_out]."""
     # All is float32, as in the op. In float64, a position such as 2.9999998 would become another pixel.
@@ -85,17 +138,18 @@ def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.nd
 def prepare(
     pixels: np.ndarray,
     dtype,
-    mean: Optional[float],
-    std: Optional[float],
+    mean: Optional[Numbers],
+    std: Optional[Numbers],
     scale: float = 0.0,
     zero_point: int = 0,
 ) -> np.ndarray:
     """Turns pixels into the values of the input tensor.
 
     Args:
-      pixels: uint8 or float32 [height, width, 3], 0 to 255.
+      pixels: uint8 or float32 [height, width, channels], 0 to 255.
       dtype: of the input tensor.
-      mean, std: real = (pixel - mean) / std; with None, real = pixel.
+      mean, std: real = (pixel - mean) / std, one number each, or one for each channel; with None, real =
+        pixel.
       scale, zero_point: of a quantized input tensor, real = (q - zero_point) * scale; the scale is 0 if it is
         not quantized.
 
@@ -107,11 +161,10 @@ def prepare(
     mean, std = (0.0, 1.0) if mean is None or std is None else (mean, std)
     if dtype.kind == "f":
         return ((pixels - np.float32(mean)) / np.float32(std)).astype(dtype)
-    step = std * scale if scale else std
+    step = np.asarray(std) * scale if scale else np.asarray(std)
     # Converters store the scale as float32, so a step of one grey level becomes 1 +- 1e-7. Used as it is, it
     # would round pixels halfway between two integers sometimes up and sometimes down.
-    if abs(step - 1.0) < 1e-5:
-        step = 1.0
+    step = np.where(np.abs(step - 1.0) < 1e-5, 1.0, step)
     quantized = (pixels - np.float32(mean)) / np.float32(step) + np.float32(zero_point)
     limits = np.iinfo(dtype)
     # Halves are rounded up, not to even. With mean 127.5 every pixel is a half, and all must go the same way.

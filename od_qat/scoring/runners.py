@@ -5,7 +5,7 @@ Importing this file, or running a .tflite with it, does not import TensorFlow.
 
 import contextlib
 import re
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -52,11 +52,12 @@ class _Runner(object):
     def __init__(self, description: ModelDescription) -> None:
         self.description = description
 
-    def detect(self, pixels: np.ndarray) -> Detections:
-        """Returns the Detections in pixels, uint8 [height, width, 3] RGB."""
+    def detect(self, pixels: np.ndarray) -> Union[Detections, np.ndarray]:
+        """Returns the Detections in pixels, uint8 [height, width, 3] RGB, or a classifier's probabilities."""
         with self._said("the image cannot be brought into the form that the model takes"):
             value = self.prepare(pixels)
-        return self.detections(self.run(value))
+        outputs = self.run(value)
+        return self.probabilities(*outputs) if self.description.is_classifier else self.detections(outputs)
 
     @property
     def image_size(self) -> Optional[Tuple[int, int]]:
@@ -71,7 +72,7 @@ class _Runner(object):
         raise NotImplementedError
 
     def run(self, value: np.ndarray) -> List[np.ndarray]:
-        """Runs the model on a value of the input tensor; returns float32 outputs in the order of ROLES."""
+        """Runs the model on a value of the input tensor; returns float32 outputs in the order of roles."""
         raise NotImplementedError
 
     @contextlib.contextmanager
@@ -85,6 +86,33 @@ class _Runner(object):
             raise ExportError(
                 what, where=self.description.path, found=first_line(error), fix="copy or export it again"
             ) from error
+
+    def fitted(self, pixels: np.ndarray, size: Optional[Tuple[int, int]]) -> np.ndarray:
+        """The image in the size and the colours that the model takes, float32 or uint8."""
+        description = self.description
+        if description.channels == 1:
+            pixels = images.grey(pixels)
+        if size is not None and (pixels.shape[:2] != size or description.method != "bilinear"):
+            pixels = images.METHODS[description.method](pixels, *size)
+        return images.standardized(pixels) if description.standardize else pixels
+
+    def probabilities(self, output: np.ndarray) -> np.ndarray:
+        """A classifier's output as float32 [classes].
+
+        Raises:
+          ExportError: if it has another shape, or a value is not a number.
+        """
+        if output.ndim < 2 or output.shape[0] != 1 or output.size < 2 or not np.isfinite(output).all():
+            raise ExportError(
+                "the model's output is no classifier's",
+                where=self.description.path,
+                found="shape {}{}".format(
+                    output.shape, "" if np.isfinite(output).all() else ", NaN or infinity among its values"
+                ),
+                allowed="finite numbers (1, classes)",
+                fix="check the output in {}".format(json_path(self.description.path)),
+            )
+        return output.reshape(-1)
 
     def detections(self, outputs: List[np.ndarray]) -> Detections:
         """Turns outputs in the order of ROLES into Detections.
@@ -154,12 +182,19 @@ class TfliteRunner(_Runner):
             inputs = self._interpreter.get_input_details()
             outputs = self._interpreter.get_output_details()
         shape = tuple(int(size) for size in inputs[0]["shape"]) if len(inputs) == 1 else ()
-        if len(shape) != 4 or shape[0] != 1 or shape[3] != 3 or min(shape) < 1 or not _is_number(inputs[0]):
+        channels = description.channels
+        if (
+            len(shape) != 4
+            or shape[0] != 1
+            or shape[3] != channels
+            or min(shape) < 1
+            or not _is_number(inputs[0])
+        ):
             raise ExportError(
-                "the .tflite does not take one RGB image",
+                "the .tflite does not take one {} image".format("RGB" if channels == 3 else "grey"),
                 where=description.path,
                 found=", ".join(_shown_tensor(detail) for detail in inputs) or "no input",
-                allowed="one input [1, height, width, 3] of numbers",
+                allowed="one input [1, height, width, {}] of numbers".format(channels),
                 fix="export a detector's inference graph, with one image at a time",
             )
         if description.resize is not None and description.resize != shape[1:3]:
@@ -189,7 +224,7 @@ class TfliteRunner(_Runner):
         description = self.description
         by_name = {detail["name"]: detail for detail in details}
         result = []
-        for role in ROLES:
+        for role in description.roles:
             position = [name for name, _ in description.output_names].index(role)
             name = description.output_names[position][1]
             # Not every converter keeps the names of tensors; all keep the order of the outputs.
@@ -199,13 +234,16 @@ class TfliteRunner(_Runner):
             if detail is None and position < len(details) and len(details) == len(description.output_names):
                 detail = details[position]
             if detail is None:
+                of_detector = description.roles == ROLES
                 missing = "" if not description.assumed else ", and no {}".format(json_path(description.path))
                 raise ExportError(
                     "the .tflite has no output for {}".format(role),
                     where=description.path,
                     found="{} outputs{}".format(len(details), missing),
-                    allowed="boxes, classes, scores, count of TFLite_Detection_PostProcess",
-                    fix="export it with its post-processing",
+                    allowed="boxes, classes, scores, count of TFLite_Detection_PostProcess"
+                    if of_detector
+                    else "one output",
+                    fix="export it with its post-processing" if of_detector else "export it again",
                 )
             result.append(detail)
         return result
@@ -215,8 +253,7 @@ class TfliteRunner(_Runner):
         return self._size
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        if pixels.shape[:2] != self._size:
-            pixels = images.resize_bilinear(pixels, *self._size)
+        pixels = self.fitted(pixels, self._size)
         scale, zero_point = self._input["quantization"]
         description = self.description
         value = images.prepare(
@@ -257,7 +294,7 @@ class FrozenGraphRunner(_Runner):
         names = dict(description.output_names)
         self._input = self._tensor(graph, description.input_name)
         self._size = self._require_image()
-        self._fetches = [self._tensor(graph, names[role]) for role in ROLES]
+        self._fetches = [self._tensor(graph, names[role]) for role in description.roles]
         for fetch in self._fetches:
             self._require_numbers(fetch, "an output")
         self._session = tf.Session(
@@ -274,12 +311,13 @@ class FrozenGraphRunner(_Runner):
         """Height and width if the input fixes them, or None. Raises unless the input can be one RGB image."""
         shape = self._input.shape
         sizes = (None,) * 4 if shape.ndims is None else tuple(shape.as_list())
-        if len(sizes) != 4 or sizes[0] not in (None, 1) or sizes[3] not in (None, 3):
+        channels = self.description.channels
+        if len(sizes) != 4 or sizes[0] not in (None, 1) or sizes[3] not in (None, channels):
             raise ExportError(
-                "the frozen graph does not take one RGB image",
+                "the frozen graph does not take one {} image".format("RGB" if channels == 3 else "grey"),
                 where=self.description.path,
                 found="{} {}".format(self._input.name, list(sizes)),
-                allowed="an input [1, height, width, 3]",
+                allowed="an input [1, height, width, {}]".format(channels),
                 fix="export it with `od-qat export`, or name another input in {}".format(
                     json_path(self.description.path)
                 ),
@@ -347,8 +385,7 @@ class FrozenGraphRunner(_Runner):
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         description = self.description
-        if description.resize is not None and pixels.shape[:2] != description.resize:
-            pixels = images.resize_bilinear(pixels, *description.resize)
+        pixels = self.fitted(pixels, description.resize)
         if self._size is not None and pixels.shape[:2] != self._size:
             raise ExportError(
                 "the frozen graph takes images of one size only, and its JSON does not say to resize",

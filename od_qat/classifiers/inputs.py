@@ -1,0 +1,298 @@
+"""Reads images with labels: slim's TFRecords, or a folder with one sub-folder for each class.
+
+The records are those of slim's converters (download_and_convert_data.py): `image/encoded` and
+`image/class/label`, with a `labels.txt` beside them.
+"""
+
+import io
+import os
+import sys
+from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+from tqdm import tqdm
+
+from od_qat.classifiers.networks import Network
+from od_qat.compat import tf
+from od_qat.errors import ConfigError, DataError
+
+LABELS_FILE = "labels.txt"
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
+_ENCODED, _LABEL = "image/encoded", "image/class/label"
+# As slim's scripts: threads that preprocess, and images to draw the next from.
+_THREADS = 4
+_SHUFFLED = 4096
+
+
+class Classes(NamedTuple):
+    """What labels mean.
+
+    Attributes:
+      names: of the classes, in the order of a network's outputs; empty if nothing says them.
+      labels_offset: a label of the records, less this, is the place of a network's output.
+    """
+
+    names: Tuple[str, ...]
+    labels_offset: int = 0
+
+
+class Source(NamedTuple):
+    """Images with labels.
+
+    Attributes:
+      where: how messages call it.
+      records: files of TFRecords; empty for a folder.
+      images: (path, label) of each image of a folder; empty for records.
+      count: number of images.
+      classes: what the labels mean.
+    """
+
+    where: str
+    records: Tuple[str, ...]
+    images: Tuple[Tuple[str, int], ...]
+    count: int
+    classes: Classes
+
+
+def open_source(described, num_classes: int, where: str) -> Source:
+    """Looks through the images of an input block.
+
+    Args:
+      described: the message Input.
+      num_classes: of the network.
+      where: the name of the block, for messages.
+
+    Raises:
+      ConfigError: if the block names neither records nor a folder, or both.
+      DataError: if a label is not below num_classes, if a class has no images, or if the records have another
+        layout.
+    """
+    if bool(described.records) == bool(described.folder):
+        raise ConfigError(
+            "an input is either records or a folder",
+            where=where,
+            found="both" if described.folder else "neither",
+            allowed="records: FILE, slim's TFRecords; or folder: DIR, with one sub-folder for each class",
+        )
+    if described.folder:
+        return _of_folder(described.folder, num_classes, where)
+    return _of_records(described.records, described.labels_offset, num_classes, where)
+
+
+def open_path(path: str, num_classes: int, labels_offset: int) -> Source:
+    """The same for a folder, or for records by their path or pattern."""
+    if tf.gfile.IsDirectory(path):
+        return _of_folder(path, num_classes, "the images")
+    return _of_records([path], labels_offset, num_classes, "the images")
+
+
+def _of_folder(folder: str, num_classes: int, where: str) -> Source:
+    if not tf.gfile.IsDirectory(folder):
+        place = "{}.folder".format(where)
+        raise DataError("no such folder", where=place, found=folder, fix="correct the path")
+    names = sorted(
+        name.rstrip("/")
+        for name in tf.gfile.ListDirectory(folder)
+        if not name.startswith(".") and tf.gfile.IsDirectory(os.path.join(folder, name))
+    )
+    if not 0 < len(names) <= num_classes:
+        raise DataError(
+            "the number of classes does not fit the network",
+            where=folder,
+            found="{} sub-folders".format(len(names)),
+            allowed="one for each class, at most network.num_classes ({})".format(num_classes),
+            fix="set network.num_classes to the number of sub-folders",
+        )
+    images: List[Tuple[str, int]] = []
+    left_out: List[str] = []
+    for label, name in enumerate(names):
+        files = sorted(one for one in tf.gfile.ListDirectory(os.path.join(folder, name)))
+        right = [one for one in files if one.lower().endswith(_IMAGES)]
+        left_out += [os.path.join(name, one) for one in files if one not in right]
+        if not right:
+            raise DataError(
+                "a class has no images",
+                where=os.path.join(folder, name),
+                found="{} other files".format(len(files)) if files else "an empty folder",
+                allowed=", ".join(_IMAGES),
+                fix="add images, or remove the folder",
+            )
+        images += [(os.path.join(folder, name, one), label) for one in right]
+    if left_out:
+        print(
+            "warning: {}: {} files are left out, as they are no images ({}): {}".format(
+                folder, len(left_out), ", ".join(_IMAGES), ", ".join(left_out[:3])
+            ),
+            file=sys.stderr,
+        )
+    return Source(folder, (), tuple(images), len(images), Classes(tuple(names)))
+
+
+def _of_records(patterns: Iterable[str], labels_offset: int, num_classes: int, where: str) -> Source:
+    files: List[str] = []
+    for pattern in patterns:
+        found = sorted(tf.gfile.Glob(pattern))
+        if not found:
+            raise DataError(
+                "no such records", where="{}.records".format(where), found=pattern, fix="correct the path"
+            )
+        files += found
+    count = 0
+    for path in files:
+        for content in _contents(path):
+            label = _label_of(content, path, count) - labels_offset
+            if not 0 <= label < num_classes:
+                raise DataError(
+                    "a label is beyond the network's classes",
+                    where="{}, record {}".format(path, count),
+                    found="label {}{}".format(label, " (less labels_offset)" if labels_offset else ""),
+                    allowed="0 to {} (network.num_classes is {})".format(num_classes - 1, num_classes),
+                    fix="correct network.num_classes, or set labels_offset if the records' labels begin at 1",
+                )
+            count += 1
+    if not count:
+        raise DataError("no images", where=", ".join(files[:3]), found="empty records")
+    classes = classes_beside(files[0], labels_offset)
+    return Source(", ".join(files[:3]), tuple(files), (), count, classes)
+
+
+def _contents(path: str):
+    try:
+        records = tf.python_io.tf_record_iterator(path)
+        quiet = not sys.stderr.isatty()
+        yield from tqdm(records, os.path.basename(path), unit="image", leave=False, disable=quiet)
+    except tf.errors.OpError as error:
+        raise DataError(
+            "cannot read the records",
+            where=path,
+            found=error.message.splitlines()[0],
+            allowed="TFRecords of slim's converters",
+        ) from error
+
+
+def _label_of(content: bytes, path: str, number: int) -> int:
+    """The label of a record.
+
+    Raises:
+      DataError: if it is not of slim's layout.
+    """
+    example = tf.train.Example()
+    try:
+        example.ParseFromString(content)
+    except Exception as error:  # noqa: BLE001  (protobuf's DecodeError, of any of its versions)
+        raise DataError(
+            "a record is no tf.Example", where="{}, record {}".format(path, number), found=str(error)
+        ) from error
+    features = example.features.feature
+    labels = features[_LABEL].int64_list.value if _LABEL in features else ()
+    encoded = features[_ENCODED].bytes_list.value if _ENCODED in features else ()
+    if len(labels) == len(encoded) == 1:
+        return int(labels[0])
+    detection = any(name.startswith("image/object/") for name in features)
+    raise DataError(
+        "the records have another layout than slim's",
+        where="{}, record {}".format(path, number),
+        found="{}{}".format(
+            ", ".join(sorted(features)[:6]) or "no features",
+            "; these are records of a detector" if detection else "",
+        ),
+        allowed="{} and {}, one of each".format(_ENCODED, _LABEL),
+        fix="make them as slim's converters do, or give a folder with one sub-folder for each class",
+    )
+
+
+def classes_beside(path: str, labels_offset: int) -> Classes:
+    """The classes of records, with their names from slim's labels.txt (`0:name`) if there is one."""
+    labels = os.path.join(os.path.dirname(path), LABELS_FILE)
+    if not tf.gfile.Exists(labels):
+        return Classes((), labels_offset)
+    with tf.gfile.GFile(labels) as stream:
+        pairs = [line.split(":", 1) for line in stream.read().splitlines() if line.strip()]
+    try:
+        found = {int(number) - labels_offset: name for number, name in pairs}
+    except ValueError as error:
+        raise DataError(
+            "the list of labels is damaged", where=labels, found=str(error), allowed="lines such as 0:daisy"
+        ) from error
+    count = max(found) + 1 if found else 0
+    return Classes(tuple(found.get(number, str(number)) for number in range(count)), labels_offset)
+
+
+def batches(
+    source: Source, network: Network, batch_size: int, is_training: bool, in_order: bool = False
+) -> Callable:
+    """Builds the input of a network.
+
+    Args:
+      source: the images.
+      network: the network, whose preprocessing is applied.
+      batch_size: images at a time.
+      is_training: whether to shuffle, repeat for ever and distort the images.
+      in_order: whether one thread does it, so that the graph's seed decides everything.
+
+    Returns:
+      a function without arguments that returns the next images, float32 [batch, height, width, channels], and
+      labels, int64 [batch]. The graph's table initializer starts it.
+    """
+    data = _encoded(source)
+    if is_training:
+        data = data.shuffle(min(source.count, _SHUFFLED)).repeat()
+    data = data.map(
+        lambda encoded, label: (
+            network.preprocess(_decode(encoded, network.channels), is_training),
+            label - source.classes.labels_offset,
+        ),
+        num_parallel_calls=1 if in_order else _THREADS,
+    )
+    iterator = tf.data.make_initializable_iterator(
+        data.batch(batch_size, drop_remainder=is_training).prefetch(2)
+    )
+    tf.add_to_collection(tf.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
+    return iterator.get_next
+
+
+def _encoded(source: Source):
+    """A tf.data.Dataset of encoded images and the labels that stand with them."""
+    if source.images:
+        paths, labels = zip(*source.images)
+        data = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
+        return data.map(lambda path, label: (tf.read_file(path), label))
+    features = {
+        _ENCODED: tf.FixedLenFeature([], tf.string),
+        _LABEL: tf.FixedLenFeature([], tf.int64),
+    }
+
+    def parse(content):
+        found = tf.parse_single_example(content, features)
+        return found[_ENCODED], found[_LABEL]
+
+    return tf.data.TFRecordDataset(list(source.records)).map(parse)
+
+
+def _decode(encoded, channels: int):
+    """uint8 [height, width, channels]. (The op reads PNG, BMP and GIF too.)"""
+    return tf.image.decode_jpeg(encoded, channels)
+
+
+def each(source: Source) -> Iterator[Tuple[str, bytes, int]]:
+    """Each image in order: its file or its number, the encoded bytes, its label."""
+    for path, label in source.images:
+        with tf.gfile.GFile(path, "rb") as stream:
+            yield path, stream.read(), label
+    for path in source.records:
+        for number, content in enumerate(tf.python_io.tf_record_iterator(path)):
+            features = tf.train.Example.FromString(content).features.feature
+            label = features[_LABEL].int64_list.value[0] - source.classes.labels_offset
+            yield "{}, record {}".format(path, number), features[_ENCODED].bytes_list.value[0], label
+
+
+def first_unreadable(source: Source) -> Optional[str]:
+    """The first image that cannot be decoded, by its file or its number; None if all can."""
+    from PIL import Image
+
+    for name, encoded, _ in each(source):
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                image.load()
+        except Exception:  # noqa: BLE001  (Pillow raises many kinds)
+            return name
+    return None

@@ -1,0 +1,127 @@
+"""Builds slim's networks and their preprocessing."""
+
+import importlib
+import inspect
+from typing import Dict, NamedTuple, Optional, Tuple
+
+from od_qat import plugin  # noqa: F401  (makes slim importable on TensorFlow 2)
+from od_qat.compat import tf
+from od_qat.errors import MissingPackage
+
+# Op name of the input of a frozen network, as in slim's export_inference_graph.py.
+INPUT = "input"
+
+
+class Network(NamedTuple):
+    """One of slim's networks, as a config describes it.
+
+    Attributes:
+      name: in slim's nets_factory.
+      num_classes: size of its output.
+      size: height and width of the image.
+      channels: of the image, 3 or 1.
+      preprocessing: name in slim's preprocessing_factory.
+      batch_norm_decay: of the moving averages; None for the network's own, .9997 for many.
+    """
+
+    name: str
+    num_classes: int
+    size: int
+    channels: int
+    preprocessing: str
+    batch_norm_decay: Optional[float] = None
+
+    @property
+    def input_shape(self) -> Tuple[int, int, int]:
+        """Height, width and channels of the image."""
+        return (self.size, self.size, self.channels)
+
+    def build(self, images, is_training: bool, weight_decay: float = 0.0) -> Tuple[object, Dict[str, object]]:
+        """Adds the network to the default graph.
+
+        Args:
+          images: float32 [batch, size, size, channels], preprocessed.
+          is_training: whether batch normalization and dropout are in training mode.
+          weight_decay: of the weights' regularization.
+
+        Returns:
+          logits [batch, num_classes], and slim's end points. Among them is `Predictions`, the probabilities;
+          for VGG, AlexNet and OverFeat, which end with the logits, a softmax is added.
+        """
+        import tf_slim as slim
+
+        factory, more = _factory(), {}
+        if self.batch_norm_decay is not None:
+            more[_decay_of(self.name)] = self.batch_norm_decay
+        with slim.arg_scope(factory.arg_scopes_map[self.name](weight_decay=weight_decay, **more)):
+            logits, end_points = factory.networks_map[self.name](
+                images, self.num_classes, is_training=is_training
+            )
+            end_points = dict(end_points)
+            end_points["Predictions"] = end_points.pop("predictions", end_points.get("Predictions"))
+            if end_points["Predictions"] is None:
+                end_points["Predictions"] = slim.softmax(logits, scope="Predictions")
+        return logits, end_points
+
+    def preprocess(self, image, is_training: bool):
+        """Preprocesses one image, uint8 [height, width, channels]; returns float32 [size, size, channels]."""
+        function = _preprocessing_factory().get_preprocessing(self.preprocessing, is_training=is_training)
+        image = function(image, self.size, self.size)
+        image.set_shape(self.input_shape)
+        return tf.cast(image, tf.float32)
+
+
+def names() -> Tuple[str, ...]:
+    """The names of all networks."""
+    return tuple(sorted(_factory().networks_map))
+
+
+def default_size(name: str) -> int:
+    """The size of the image that a network is meant for."""
+    return getattr(_factory().networks_map[name], "default_image_size", 224)
+
+
+def _decay_of(name: str) -> Optional[str]:
+    """What a network's arg_scope calls the decay of batch norms; None if it has no such argument."""
+    arguments = inspect.signature(_factory().arg_scopes_map[name]).parameters
+    return next((one for one in ("batch_norm_decay", "bn_decay") if one in arguments), None)
+
+
+def takes_batch_norm_decay(name: str) -> bool:
+    """Whether the decay of a network's batch norms can be set."""
+    return _decay_of(name) is not None
+
+
+def default_preprocessing(name: str) -> str:
+    """The name of a network's preprocessing: its own, or that of its family (mobilenet_v1 of its widths)."""
+    family = name.rpartition("_")[0]
+    return family if not has_preprocessing(name) and has_preprocessing(family) else name
+
+
+def has_preprocessing(name: str) -> bool:
+    """Whether slim has preprocessing of this name."""
+    try:
+        _preprocessing_factory().get_preprocessing(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _factory():
+    return _slim("nets.nets_factory")
+
+
+def _preprocessing_factory():
+    return _slim("preprocessing.preprocessing_factory")
+
+
+def _slim(module: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackage(
+            "slim cannot be imported",
+            found=str(error),
+            allowed="slim of the TensorFlow models (research/slim), which packages of the OD API bring along",
+            fix="run `od-qat install-od-api`, or set OD_API to a models/research folder",
+        ) from error

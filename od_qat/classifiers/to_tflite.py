@@ -1,0 +1,147 @@
+"""Converts a classifier's checkpoint to classifier.tflite, fully quantized and checked."""
+
+import functools
+import os
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional
+
+import numpy as np
+
+from od_qat import files
+from od_qat.classifiers import frozen, inputs, networks, preparation
+from od_qat.classifiers.frozen import Frozen
+from od_qat.classifiers.inputs import Source
+from od_qat.classifiers.networks import Network
+from od_qat.compat import tf
+from od_qat.export import difference, input_layer, tflite, tflite_checks
+from od_qat.model_files import description
+from od_qat.model_files.preprocessing import Preprocessing
+
+NAME = "classifier.tflite"
+GRAPH = "tflite_graph.pb"
+
+
+class Options(NamedTuple):
+    """What the user asks for; see commands.export_tflite."""
+
+    inference_type: str
+    input_type: str
+    ptq: bool
+    calibration_images: int
+
+
+def export(
+    network: Network,
+    hook: Optional[Callable],
+    checkpoint: str,
+    folder: str,
+    options: Options,
+    source: Source,
+    where: str,
+) -> str:
+    """Writes classifier.tflite, the JSON beside it, and tflite_graph.pb, which it was made from.
+
+    Args:
+      network: the network.
+      hook: rewrites the default graph for evaluation; None for post-training quantization.
+      checkpoint: prefix.
+      folder: for the files.
+      options: what the user asks for.
+      source: images, for calibration.
+      where: the config, for messages.
+
+    Returns:
+      path of the .tflite.
+
+    Raises:
+      ConfigError, CheckpointError, ExportError: nothing is written then.
+    """
+    found = frozen.freeze_network(network, hook, checkpoint, batch=1)
+    if not options.ptq:
+        tflite_checks.require_quantised(found.graph_def, checkpoint, options.inference_type, found.excluded)
+    prepared = preparation.of_network(network)
+    of_network = prepared.of_pixels
+    images = functools.partial(_images, network, source, options.calibration_images)
+    if of_network is None:
+        of_network = of_image = _of_range(images(), network.channels)
+    elif of_network.same_for_all_channels:
+        of_image = of_network
+    else:
+        input_layer.require_int8(options.inference_type, where)
+        of_image = input_layer.OF_ALL_CHANNELS
+        graph_def = input_layer.put_in_front(found.graph_def, networks.INPUT, of_network, not options.ptq)
+        found = found._replace(graph_def=graph_def)
+    mean, std = of_image.mean_and_std
+    model = tflite.convert(
+        found.graph_def,
+        networks.INPUT,
+        [1] + list(network.input_shape),
+        [found.output],
+        options.inference_type,
+        mean,
+        std,
+        (lambda: (_given(image, of_network, of_image) for image in images())) if options.ptq else None,
+        options.input_type,
+        output_type=options.input_type,
+    )
+    path = os.path.join(folder, NAME)
+    weights = tflite_checks.count_weights(found.graph_def)
+    tflite_checks.check(model, weights, path, float_layers=bool(found.excluded))
+    if not options.ptq:
+        _warn_of_difference(model, found, mean, std, path)
+    beside = frozen.describe(
+        path,
+        network,
+        found.output,
+        source.classes,
+        checkpoint,
+        True,
+        prepared,
+        options.input_type,
+        of_image,
+    )
+    files.write_together(
+        {
+            os.path.join(folder, GRAPH): found.graph_def.SerializeToString(),
+            path: model,
+            description.json_path(path): files.json_text(beside),
+        }
+    )
+    return path
+
+
+def _images(network: Network, source: Source, count: int) -> Iterator[np.ndarray]:
+    """The first images of a source, preprocessed, float32 [1, size, size, channels]."""
+    with tf.Graph().as_default():
+        images, _ = inputs.batches(source, network, 1, is_training=False)()
+        with tf.Session() as session:
+            session.run(tf.tables_initializer())
+            for _ in range(min(count, source.count)):
+                yield session.run(images)
+
+
+def _of_range(images: Iterable[np.ndarray], channels: int) -> Preprocessing:
+    """For preprocessing that depends on the whole image: the numbers of such images as pixels, 0 to 255."""
+    ends = [(float(image.min()), float(image.max())) for image in images]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return Preprocessing(np.eye(channels) * (high - low) / 255.0, np.full(channels, low))
+
+
+def _given(image: np.ndarray, of_network: Preprocessing, of_image: Preprocessing) -> np.ndarray:
+    """What the .tflite takes for a preprocessed image."""
+    if of_image is of_network:
+        return image
+    pixels = (image - of_network.black) @ np.linalg.inv(of_network.weights)
+    return (pixels @ of_image.weights + of_image.black).astype(np.float32)
+
+
+def _warn_of_difference(model: bytes, found: Frozen, mean: float, std: float, path: str) -> None:
+    """Compares the logits with those of the graph."""
+    nodes = {node.name: node for node in found.graph_def.node}
+    node = nodes[found.output]
+    while node.op != "Softmax":
+        node = nodes[node.input[0].partition(":")[0]]
+    logits = [node.input[0].partition(":")[0]]
+    found_difference = difference.difference(
+        model, found.graph_def, networks.INPUT, logits, mean, std, last="SOFTMAX"
+    )
+    difference.warn_if_large(found_difference, path)

@@ -1,0 +1,147 @@
+"""Freezes a graph that something else has built: an evaluation of slim's, or the one in a .meta file."""
+
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
+
+from od_qat.compat import tf
+from od_qat.errors import ExportError, first_line
+from od_qat.export import freeze
+from od_qat.graph.index import with_sources
+from od_qat.model_files import output_nodes
+
+INPUT = "input"
+# Ops from which a graph takes its images: what stands in front of them stays outside.
+_SOURCES = frozenset(
+    ["QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2", "IteratorGetNext", "Placeholder"]
+)
+_RANDOM = frozenset(["RandomUniform", "RandomStandardNormal", "StatelessRandomUniform", "TruncatedNormal"])
+
+
+class Cut(NamedTuple):
+    """A frozen graph.
+
+    Attributes:
+      graph_def: from `input` to `outputs`.
+      input: op name of the images, a placeholder.
+      input_shape: of the images; None for a size that is not fixed.
+      outputs: op names.
+    """
+
+    graph_def: Any
+    input: str
+    input_shape: Tuple[Optional[int], ...]
+    outputs: Tuple[str, ...]
+
+
+def freeze_graph(graph, checkpoint: str, outputs: Optional[Sequence[str]] = None, where: str = "") -> Cut:
+    """Freezes a graph from its images to its outputs, without input queues, metrics and optimizer.
+
+    Args:
+      graph: tf.Graph with the variables of the checkpoint.
+      checkpoint: prefix.
+      outputs: op names; by default those that output_nodes finds.
+      where: what messages call the graph.
+
+    Raises:
+      CheckpointError: if the checkpoint lacks a variable of the graph.
+      ExportError: for a graph whose batch norms or dropouts are in training mode, and for one with no single
+        input.
+      OdQatError: if no outputs are found.
+    """
+    if outputs is None:
+        outputs = output_nodes.find_output_nodes(graph.as_graph_def()).names
+    try:
+        operations = [graph.get_operation_by_name(name) for name in outputs]
+    except KeyError:
+        raise ExportError("no such node in the graph", where=where, found=", ".join(outputs)) from None
+    source = _source(operations, where)
+    used = with_sources(operations, stop_at=[source.op])
+    _require_inference([operation for operation in graph.get_operations() if operation.name in used], where)
+    frozen = freeze.freeze(checkpoint, outputs, graph=graph)
+    graph_def = tf.graph_util.extract_sub_graph(_with_placeholder(frozen, source), list(outputs))
+    shape = source.shape
+    sizes = tuple(shape.as_list()) if shape.ndims is not None else (None,) * 4
+    return Cut(graph_def, INPUT, (None,) + sizes[1:], tuple(outputs))
+
+
+def _source(operations: Sequence[Any], where: str):
+    """The tensor of the images."""
+    names = with_sources(operations)
+    found = [
+        operation.outputs[0]
+        for operation in operations[0].graph.get_operations()
+        if operation.name in names
+        and operation.type in _SOURCES
+        and operation.outputs
+        and operation.outputs[0].dtype.is_floating
+    ]
+    if len(found) != 1:
+        raise ExportError(
+            "the graph has no single input of images",
+            where=where,
+            found=", ".join(tensor.name for tensor in found[:4]) or "no placeholder, queue or iterator",
+            allowed="one float32 tensor of preprocessed images",
+            fix="freeze the graph that your exporter writes, with a placeholder for the image",
+        )
+    return found[0]
+
+
+def _require_inference(operations: Sequence[Any], where: str) -> None:
+    for operation in operations:
+        norm = operation.type.startswith("FusedBatchNorm") and operation.get_attr("is_training")
+        moments = operation.type == "SquaredDifference" and "/moments/" in operation.name
+        if norm or moments or operation.type in _RANDOM:
+            raise ExportError(
+                "a training graph, which computes other things than the model",
+                where=where,
+                found="{} {}".format(
+                    operation.name,
+                    "draws random numbers (dropout)"
+                    if operation.type in _RANDOM
+                    else "takes its statistics from the batch",
+                ),
+                allowed="an inference graph: is_training=False when it is built",
+                fix="export the checkpoint with the code that built it (od-qat export; slim's "
+                "eval_image_classifier or export_inference_graph), or freeze the .meta of an evaluation",
+            )
+
+
+def _with_placeholder(frozen, source):
+    """The frozen graph with a placeholder for the images, and nothing of what stands in front of it."""
+    former, result = source.op.name, tf.GraphDef()
+    result.versions.CopyFrom(frozen.versions)
+    placeholder = result.node.add(name=INPUT, op="Placeholder")
+    placeholder.attr["dtype"].type = source.dtype.as_datatype_enum
+    sizes = source.shape.as_list() if source.shape.ndims is not None else None
+    if sizes is None:
+        placeholder.attr["shape"].shape.unknown_rank = True
+    else:
+        for size in [None] + sizes[1:]:
+            placeholder.attr["shape"].shape.dim.add(size=-1 if size is None else size)
+    for node in frozen.node:
+        if node.name == former:
+            continue
+        copied = result.node.add()
+        copied.CopyFrom(node)
+        for position, name in enumerate(copied.input):
+            if name in (former, former + ":0"):
+                copied.input[position] = INPUT
+    return result
+
+
+def imported(meta_path: str):
+    """The graph of a .meta file, a tf.Graph.
+
+    Raises:
+      ExportError: if it is no MetaGraph, or has an op that is not known here.
+    """
+    with tf.Graph().as_default() as graph:
+        try:
+            tf.train.import_meta_graph(meta_path, clear_devices=True)
+        except Exception as error:  # noqa: BLE001  (a file can cause any)
+            raise ExportError(
+                "cannot import the graph",
+                where=meta_path,
+                found=first_line(error),
+                allowed="the .meta file of a checkpoint",
+            ) from error
+    return graph

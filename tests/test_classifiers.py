@@ -1,0 +1,368 @@
+"""Classifiers of slim: from a config and images to a scored .tflite, and what is said of wrong input."""
+
+import json
+import os
+import re
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from od_qat import compat
+
+compat.enable_tf1_behaviour()
+
+from od_qat import checkpoints  # noqa: E402
+from od_qat.cli import command_line  # noqa: E402
+from od_qat.compat import tf  # noqa: E402
+from od_qat.errors import CheckpointError, ConfigError, DataError  # noqa: E402
+from od_qat.model_files import interpreter, output_nodes  # noqa: E402
+from od_qat.scoring import images  # noqa: E402
+from tests.helpers import sessions, tiny_classifier  # noqa: E402
+
+try:
+    from od_qat.classifiers import commands, config, networks, preparation, score
+except Exception as error:  # noqa: BLE001
+    pytest.skip("slim cannot be imported: {}".format(error), allow_module_level=True)
+
+pytestmark = pytest.mark.tf1
+# (TensorFlow 1.15's converter writes no int8 from trained ranges.)
+INFERENCE = "uint8" if compat.IS_TF1 else "int8"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plain_sessions():
+    with sessions.all_plain():
+        yield
+
+
+class Road(NamedTuple):
+    """A float training, QAT from its checkpoint, and what was made of it."""
+
+    folder: str
+    images: str
+    float_config: str
+    qat_config: str
+    float_dir: str
+    qat_dir: str
+    metrics: dict
+    eval_dir: str
+    tflite: str
+
+
+def _write(folder, name, text):
+    path = os.path.join(folder, name)
+    with open(path, "w") as stream:
+        stream.write(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("classifier"))
+    pictures = tiny_classifier.write_folder(os.path.join(folder, "pictures"))
+    block = 'folder: "{}"'.format(pictures)
+    names = {
+        quantised: _write(
+            folder,
+            "{}.config".format(kind),
+            tiny_classifier.config(block, block, quantised, more="batch_norm_decay: 0.5"),
+        )
+        for quantised, kind in ((False, "float"), (True, "qat"))
+    }
+    float_dir, qat_dir, eval_dir = (os.path.join(folder, one) for one in ("float", "qat_run", "eval"))
+    commands.train(names[False], float_dir, seed=0, overrides=["training.num_steps=8"])
+    commands.train(names[True], qat_dir, overrides=["training.fine_tune_checkpoint=" + float_dir], seed=0)
+    metrics = commands.evaluate(names[True], qat_dir, eval_dir, run_once=True)
+    tflite = commands.export_tflite(names[True], qat_dir, os.path.join(folder, "tflite"), INFERENCE)
+    return Road(folder, pictures, names[False], names[True], float_dir, qat_dir, metrics, eval_dir, tflite)
+
+
+# The road.
+
+
+def test_training_saves_what_the_detectors_does(road):
+    there = set(os.listdir(road.qat_dir))
+    assert {"checkpoint", "model.ckpt-4.index", "classifier.config", "rewrite_report.json"} <= there
+    with open(os.path.join(road.qat_dir, "rewrite_report.json")) as stream:
+        report = json.load(stream)
+    assert len(report["weights"]) == 28 and not report.get("not_quantised")
+    assert config.load(os.path.join(road.qat_dir, "classifier.config")).network.name == "mobilenet_v1_025"
+
+
+def test_fine_tuning_restores_all_of_the_float_model(road, tmp_path, capsys):
+    overrides = ["training.fine_tune_checkpoint=" + road.float_dir, "training.num_steps=1"]
+    commands.train(road.qat_config, str(tmp_path), overrides=overrides)
+    said = capsys.readouterr().err
+    assert (
+        "fine-tuning from {}: 137 variables restored, 170 quantization variables fresh\n".format(
+            checkpoints.latest(road.float_dir)
+        )
+        in said
+    )
+
+
+def test_training_resumes(road, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    shutil.copytree(road.qat_dir, folder)
+    result = commands.train(road.qat_config, folder, overrides=["training.num_steps=6"])
+    assert result.global_step == 6
+    assert "resuming from {}".format(os.path.join(folder, "model.ckpt-4")) in capsys.readouterr().err
+
+
+def test_the_frozen_graph_scores_what_the_evaluation_did(road):
+    path = os.path.join(road.eval_dir, "frozen_eval_graph.pb")
+    found = score.score(path, road.images, progress=False)
+    assert found.images == 36 and found.accuracy == pytest.approx(road.metrics["Accuracy"])
+    with open(os.path.join(road.eval_dir, "metrics-4.json")) as stream:
+        assert json.load(stream) == road.metrics
+
+
+def test_the_tflite_is_quantized_and_computes_what_the_graph_does(road):
+    model = interpreter.without_delegates(open(road.tflite, "rb").read())
+    model.allocate_tensors()
+    assert {detail["dtype"] for detail in model.get_tensor_details()} <= {np.int8, np.int32, np.uint8}
+    (given,), (taken,) = model.get_input_details(), model.get_output_details()
+    assert (given["dtype"], taken["dtype"]) == (np.uint8, np.uint8)
+    graph = tf.GraphDef()
+    with open(os.path.join(road.eval_dir, "frozen_eval_graph.pb"), "rb") as stream:
+        graph.ParseFromString(stream.read())
+    differences = []
+    with tf.Graph().as_default(), sessions.plain() as session:
+        tf.import_graph_def(graph, name="")
+        for _, _, picture in list(tiny_classifier.pictures())[::5]:
+            pixels = np.rint(images.central_crop_bilinear(picture, 32, 32))
+            model.set_tensor(given["index"], pixels[None].astype(np.uint8))
+            model.invoke()
+            scale, zero_point = taken["quantization"]
+            here = (model.get_tensor(taken["index"]).astype(np.float32) - zero_point) * scale
+            value = session.run(
+                "MobilenetV1/Predictions/Reshape_1:0", {"input:0": (pixels[None] - 127.5) / 127.5}
+            )
+            differences.append(np.abs(here - value).max())
+    # (Of a network that was trained for 600 steps: .006.)
+    assert np.mean(differences) < 0.1
+
+
+def test_the_json_says_how_to_use_the_tflite(road):
+    with open(road.tflite.replace(".tflite", ".json")) as stream:
+        found = json.load(stream)
+    assert found["labels"] == ["blue", "green", "red"]
+    assert found["preprocessing"] == {
+        "resize": {"method": "central_crop_bilinear", "height": 32, "width": 32},
+        "standardize": False,
+        "mean": 127.5,
+        "std": 127.5,
+        "channels": "RGB",
+    }
+    assert [one["role"] for one in found["outputs"]] == ["probabilities"]
+
+
+def test_ptq_of_the_float_model(road, tmp_path):
+    path = commands.export_tflite(road.float_config, road.float_dir, str(tmp_path), ptq=True)
+    of_float = commands.export(road.float_config, road.float_dir, str(tmp_path))
+    scores = [score.score(one, road.images, progress=False).accuracy for one in (path, of_float)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.1)
+
+
+def test_records_give_what_a_folder_gives(road, tmp_path):
+    records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"), offset=1)
+    block = 'records: "{}" labels_offset: 1'.format(records)
+    of_records = _write(str(tmp_path), "a.config", tiny_classifier.config(block, block, True))
+    metrics = commands.evaluate(of_records, road.qat_dir, str(tmp_path / "eval"), run_once=True)
+    assert metrics == road.metrics
+    found = score.score(str(tmp_path / "eval" / "frozen_eval_graph.pb"), records, progress=False)
+    assert found.accuracy == pytest.approx(road.metrics["Accuracy"])
+
+
+def test_the_command_line_takes_a_classifiers_config(road, tmp_path, capsys):
+    def run(*arguments):
+        status = command_line.main(list(arguments))
+        return status, capsys.readouterr()
+
+    status, printed = run(
+        "export-tflite",
+        "--pipeline_config_path=" + road.qat_config,
+        "--trained_checkpoint_prefix=" + road.qat_dir,
+        "--output_directory=" + str(tmp_path),
+        "--inference_type=" + INFERENCE,
+    )
+    assert (status, printed.out.strip()) == (0, str(tmp_path / "classifier.tflite"))
+    status, printed = run(
+        "score", "--model=" + str(tmp_path / "classifier.tflite"), "--record=" + road.images
+    )
+    assert status == 0 and re.search(r"classifier.tflite +\d+\.\d .* ms", printed.out)
+    status, printed = run("nodes", os.path.join(road.eval_dir, "frozen_eval_graph.pb"))
+    assert printed.out.strip() == "MobilenetV1/Predictions/Reshape_1"
+    status, printed = run(
+        "export-tflite",
+        "--pipeline_config_path=" + road.qat_config,
+        "--trained_checkpoint_prefix=" + road.qat_dir,
+        "--output_directory=" + str(tmp_path),
+        "--fast_nms",
+    )
+    assert status == 1 and "a classifier has no detections: at --fast_nms" in printed.err
+
+
+# What slim's preprocessing does.
+
+
+@pytest.mark.parametrize(
+    "name, size, channels, method",
+    [
+        ("lenet", 28, 1, "crop_or_pad"),
+        ("cifarnet", 32, 3, "crop_or_pad"),
+        ("mobilenet_v1_025", 48, 3, "central_crop_bilinear"),
+        ("vgg_a", 64, 3, "shorter_side_crop"),
+    ],
+)
+def test_slims_preprocessing_is_found(name, size, channels, method):
+    network = networks.Network(name, 5, size, channels, networks.default_preprocessing(name))
+    found = preparation.of_network(network)
+    assert (found.method, found.standardize) == (method, name == "cifarnet")
+    (picture,) = [one for _, _, one in list(tiny_classifier.pictures(seed=3))[:1]]
+    picture = picture[:, :, :channels]
+    expected = preparation._run(network, picture)
+    here = images.METHODS[method](picture, size, size)
+    said = found.as_json(network, None)
+    if said["standardize"]:
+        here = images.standardized(here)
+    else:
+        here = (here - said["mean"]) / said["std"]
+    np.testing.assert_allclose(here, expected, 0, 1e-4 * max(1, np.abs(expected).max()))
+
+
+# What is wrong is said in one line.
+
+
+def _fails(road, tmp_path, text, kind, says, old=None):
+    path = _write(str(tmp_path), "wrong.config", text)
+    with pytest.raises(kind, match=says) as caught:
+        commands.train(path, str(tmp_path / "train"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        (
+            "mobilenet_v1_025",
+            "mobilenet_v9",
+            "unknown network: at .*wrong.config, network.name, found 'mobil",
+        ),
+        ("num_classes: 3", "", "value out of range: at .*network.num_classes, found 0, allowed: a whole"),
+        ("num_classes: 3", "num_classes: 2", "number of classes does not fit.*found 3 sub-folders"),
+        ("image_size: 32", 'preprocessing: "no"', "no preprocessing of this name: at .*found 'no'"),
+        ('optimizer: "momentum"', 'optimizer: "lion"', "training.optimizer, found 'lion', allowed: momentum"),
+        ("batch_size: 6", "batch_size: 600", "batch is larger than the set of images.*allowed: at most 36"),
+        ("batch_size: 6", "batch_sise: 6", "malformed: at .*wrong.config, line 6.*batch_sise"),
+        ("learning_rate: 0.02", "learning_rate: nan", "training.learning_rate, found nan"),
+        ("delay: 0", "delay: 4", "quantization would never start.*found delay 4, num_steps 4"),
+        ("delay: 0", "delay: 0 weight_bits: 9", "graph_rewriter.quantization.weight_bits, found 9"),
+        (
+            "train_input { folder",
+            'train_input { records: "x" folder',
+            "either records or a folder: at train_in",
+        ),
+    ],
+)
+def test_a_wrong_config(old, new, says, road, tmp_path):
+    with open(road.qat_config) as stream:
+        text = stream.read()
+    assert old in text
+    _fails(road, tmp_path, text.replace(old, new, 1), (ConfigError, DataError), says)
+
+
+def test_wrong_folders(road, tmp_path, capsys):
+    pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
+    text = tiny_classifier.config('folder: "{}"'.format(pictures), "", False)
+    _write(os.path.join(pictures, "red"), "notes.txt", "no image")
+    path = _write(str(tmp_path), "a.config", text)
+    for name in os.listdir(os.path.join(pictures, "green")):
+        with open(os.path.join(pictures, "green", name), "r+b") as stream:
+            stream.truncate(60)
+    broken = os.path.join(pictures, "green", "012.png")
+    with pytest.raises(DataError, match="an image of the training input: at train_input, found " + broken):
+        commands.train(path, str(tmp_path / "broken"))
+    assert "1 files are left out, as they are no images" in capsys.readouterr().err
+    shutil.rmtree(os.path.join(pictures, "green"))
+    os.mkdir(os.path.join(pictures, "green"))
+    says = "a class has no images: at .*green, found an empty folder"
+    _fails(road, tmp_path, text, DataError, says)
+    _fails(road, tmp_path, text.replace(pictures, pictures + "x"), DataError, "no such folder.*picturesx")
+
+
+def _of_a_detector(features):
+    del features["image/class/label"]
+    features["image/object/class/label"].int64_list.value.append(1)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (
+            dict(offset=3),
+            "a label is beyond the network's classes: at .*record 0, found label 3, allowed: 0 to 2",
+        ),
+        (dict(features=_of_a_detector), "another layout than slim's.*these are records of a detector"),
+    ],
+)
+def test_wrong_records(options, says, road, tmp_path):
+    records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"), **options)
+    text = tiny_classifier.config('records: "{}"'.format(records), "", False)
+    _fails(road, tmp_path, text, DataError, says)
+    if not options.get("offset"):
+        return
+    with open(records, "r+b") as stream:
+        stream.truncate(os.path.getsize(records) - 9)
+    _fails(
+        road, tmp_path, text.replace("3 image", "9 image"), DataError, "cannot read the records: at .*a.tfr"
+    )
+
+
+def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, capsys):
+    detector = os.path.join(os.path.dirname(config.__file__), "..", "configs", "ssd_mobilenet_v2_qat.config")
+    assert config.is_classifiers(road.qat_config) and not config.is_classifiers(detector)
+    with pytest.raises(ConfigError, match='the classifier\'s config is malformed.*"model"'):
+        commands.train(detector, str(tmp_path / "no"))
+    with pytest.raises(ConfigError, match="the model is no classifier"):
+        model = tmp_path / "detect.tflite"
+        model.write_bytes(b"")
+        score.score(str(model), road.images)
+
+
+def test_what_does_not_fit_a_checkpoint(road, tmp_path):
+    more = ["training.fine_tune_checkpoint=" + road.float_dir, "network.num_classes=4"]
+    says = "fills 135 of 137 variables.*Logits.*list the head in training.checkpoint_exclude_scopes"
+    with pytest.raises(CheckpointError, match=says):
+        commands.train(road.float_config, str(tmp_path / "a"), overrides=more)
+    more.append("training.checkpoint_exclude_scopes=MobilenetV1/Logits")
+    more.append("training.num_steps=1")
+    assert commands.train(road.float_config, str(tmp_path / "b"), overrides=more).global_step == 1
+    with pytest.raises(CheckpointError, match="without quantization|has no|graph_rewriter"):
+        commands.evaluate(road.qat_config, road.float_dir, str(tmp_path / "eval"), run_once=True)
+
+
+def test_labels_that_are_not_the_models(road, tmp_path):
+    pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
+    os.rename(os.path.join(pictures, "red"), os.path.join(pictures, "crimson"))
+    with pytest.raises(DataError, match="classes are not the model's: at .*found blue, crimson, green"):
+        score.score(road.tflite, pictures, progress=False)
+
+
+# The output node is right for every network.
+
+
+@pytest.mark.parametrize("name", [one for one in networks.names() if one not in ("i3d", "s3dg")])
+def test_the_helper_finds_the_predictions(name):
+    family = {"alexnet_v2": 224, "overfeat": 231, "vgg_a": 224, "vgg_16": 224, "vgg_19": 224}
+    if re.search("_(101|152|200)$|nasnet_large|vgg_1", name):
+        pytest.skip("has the blocks of a smaller one")
+    size = family.get(name, 32 if "cifar" in name else 28 if name == "lenet" else 224)
+    network = networks.Network(name, 7, size, 3, "inception")
+    with tf.Graph().as_default() as graph:
+        _, end_points = network.build(tf.placeholder(tf.float32, [1, size, size, 3]), False)
+        found = output_nodes.find_output_nodes(graph.as_graph_def())
+        assert found.names == (end_points["Predictions"].op.name,)
