@@ -289,7 +289,7 @@ PATCHES: Tuple[Patch, ...] = (
     ),
     Patch(
         "classifiers",
-        "slim's commands for image classifiers rewrite with od_qat, and an evaluation leaves a frozen graph.",
+        "slim's commands for MobileNet V1 rewrite with od_qat, and the evaluation leaves a frozen graph.",
         _LATER,
         {
             "nets.mobilenet_v1_train": _REWRITER,
@@ -299,6 +299,13 @@ PATCHES: Tuple[Patch, ...] = (
                 ("names_to_values.iteritems()", "names_to_values.items()"),
                 ("return names_to_updates.values()", "return list(names_to_updates.values())"),
             ),
+        },
+    ),
+    Patch(
+        "image-classifiers",
+        "The same for slim's scripts for any network, which are in clones of TensorFlow models only.",
+        _LATER,
+        {
             "train_image_classifier": _REWRITER,
             "eval_image_classifier": _REWRITER + _EVALUATE_ONCE,
             "export_inference_graph": _REWRITER,

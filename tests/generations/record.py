@@ -102,7 +102,11 @@ def patches(folder: str) -> Dict[str, str]:
         text = patch.why + "\n\n"
         for module, rows in patch.changes.items():
             path = file_of(module)
-            old = tree.read(path).decode("utf-8").replace("\r\n", "\n")
+            data = tree.read(path)
+            if data is None:  # (slim's scripts are in one of the known trees only)
+                others = (find(folder, pin.folder).read(path) for pin in fetch.pins())
+                data = next(filter(None, others))
+            old = data.decode("utf-8").replace("\r\n", "\n")
             new = source_changes.changed(old, rows)
             assert new != old, "no row of {} changes {}".format(patch.name, module)
             text += diff(path, old, new)

@@ -13,8 +13,13 @@ from od_qat.od_api.patching.record import RECORD
 from od_qat.od_api.patching.series import Hunk, all_series, read_series, size
 from od_qat.od_api.patching.tree import PatchError, Tree, find_tree
 
-# A folder that the first trees lack.
-_NOT_EVERYWHERE = "object_detection/tpu_exporters/"
+# A folder that the first trees lack, and scripts of slim that are in clones only.
+_NOT_EVERYWHERE = (
+    "object_detection/tpu_exporters/",
+    "slim/train_image_classifier.py",
+    "slim/eval_image_classifier.py",
+    "slim/export_inference_graph.py",
+)
 # The prefix of files that are written beside their destination.
 _ASIDE = ".od_qat_patch-"
 
