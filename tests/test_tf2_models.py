@@ -145,7 +145,7 @@ def test_qat_starts_from_the_float_model(road):
     after = _values(commands.train(road.config, road.path("tuned"), overrides=more, seed=1).checkpoint)
     before = _values(checkpoint)
     kernels = [name for name in before if "kernel" in name]
-    assert set(before) == set(after) and len(kernels) > 20
+    assert set(before) == set(after) and len(kernels) >= 20
     assert all(abs(before[name] - after[name]).max() < 1e-6 for name in kernels)
 
 
@@ -167,7 +167,7 @@ def test_it_resumes_and_is_evaluated_and_exported(road, capsys):
     assert "DetectionBoxes_Precision/mAP" in metrics
     frozen = commands.export(road.config, road.path("qat"), road.path("out"))
     paths = [road.path("eval", "frozen_eval_graph.pb"), frozen]
-    assert all(tiny_detector.fake_quants(path) > 50 for path in paths)
+    assert all(tiny_detector.fake_quants(path) > 40 for path in paths)
     if not road.name.startswith("faster_rcnn"):
         paths.append(commands.export_tflite(road.config, road.path("qat"), road.path("again")))
     expected, *others = [_detections(road, path) for path in paths]

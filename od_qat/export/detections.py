@@ -33,14 +33,15 @@ def export_detection_graph(
     """
     from od_qat.od_api import inference
 
-    with tf.Graph().as_default():
+    with tf.Graph().as_default() as graph:
         outputs = inference.build_detection_graph(create_model_fn())
+        image = graph.get_tensor_by_name(names.IMAGE_TENSOR + ":0")
         if graph_hook_fn:
             graph_hook_fn()
         frozen = freeze.freeze(checkpoint, outputs.values(), use_moving_averages=use_moving_averages)
     beside = description.content(
         output_path,
-        inputs=[{"name": names.IMAGE_TENSOR + ":0", "shape": [None, None, None, 3], "dtype": "uint8"}],
+        inputs=[{"name": names.IMAGE_TENSOR + ":0", "shape": image.shape.as_list(), "dtype": "uint8"}],
         outputs=[{"name": name + ":0", "role": role} for role, name in outputs.items()],
         preprocessing={"resize": None, "mean": None, "std": None, "channels": "RGB"},
         class_id_offset=0,

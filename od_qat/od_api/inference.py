@@ -3,7 +3,7 @@
 Their input is a placeholder, never the input queue of training.
 """
 
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 from object_detection.protos import image_resizer_pb2
@@ -34,12 +34,21 @@ def build_detection_graph(model) -> Dict[str, str]:
       role -> op name, for the outputs that this model has. Boxes are normalised ymin, xmin, ymax, xmax;
       classes are label map ids from 1.
     """
-    image = tf.placeholder(tf.uint8, [None, None, None, 3], name=IMAGE_TENSOR)
+    image = tf.placeholder(tf.uint8, [_batch_of(model), None, None, 3], name=IMAGE_TENSOR)
     preprocessed, true_shapes = model.preprocess(tf.cast(image, tf.float32))
     detections = model.postprocess(model.predict(preprocessed, true_shapes), true_shapes)
     outputs = {role: _as_output(detections, key, key) for role, key in OF_ROLE.items() if key in detections}
     tf.train.get_or_create_global_step()
     return outputs
+
+
+def _batch_of(model) -> Optional[int]:
+    """The number of images that the model takes: 1 if its crops need to know it, else None for any.
+
+    (A Faster R-CNN with a feature pyramid crops from several levels. Upstream exports all with batches of 1.)
+    """
+    crop = getattr(model, "_crop_and_resize_fn", None)
+    return 1 if getattr(crop, "__name__", "").startswith("multilevel") else None
 
 
 def build_serving_graph(model, input_type: str) -> Dict[str, str]:
