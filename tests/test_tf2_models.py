@@ -177,7 +177,7 @@ def test_it_resumes_and_is_evaluated_and_exported(road, capsys):
         assert set(detections.classes) <= {1, 2, 3}
         for found in others:
             best = [each.scores.max() if len(each.scores) else 0.0 for each in (found[image], detections)]
-            assert abs(best[0] - best[1]) < 4.0 / 256
+            assert abs(best[0] - best[1]) <= 4.0 / 256
 
 
 @pytest.mark.parametrize(

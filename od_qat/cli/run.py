@@ -216,7 +216,9 @@ def _require_module(name: str) -> None:
             "there is no such module or script",
             where=name,
             allowed=_ALLOWED,
-            fix="correct the name; modules are found in this folder and where Python finds packages",
+            fix="packages of the OD API leave it out; give its path in a clone, models/research/slim/..."
+            if name in COMMANDS_OF_SLIM
+            else "correct the name; modules are found in this folder and where Python finds packages",
         )
     if spec.submodule_search_locations is not None and _find(name + ".__main__") is None:
         raise ConfigError(

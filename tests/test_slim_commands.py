@@ -1,0 +1,197 @@
+"""slim's own commands for classifiers, under od-qat run and in a patched tree; od-qat freeze."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+
+from od_qat.compat import tf
+from tests.generations import road as trees
+from tests.helpers import tiny_classifier, tiny_detector
+
+try:
+    from od_qat import plugin  # noqa: F401
+    from od_qat.classifiers import score
+    from od_qat.od_api import patching
+except Exception as error:  # noqa: BLE001
+    pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
+
+pytestmark = pytest.mark.tf1
+
+NETWORK = ["--image_size=32", "--depth_multiplier=0.25", "--num_classes=7"]  # (of which it wants the best 5)
+SCRIPTS = ("train_image_classifier.py", "eval_image_classifier.py", "export_inference_graph.py")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder as slim's ImageNet converter leaves it."""
+    folder = str(tmp_path_factory.mktemp("imagenet"))
+    for part in ("train", "validation"):
+        tiny_classifier.write_records(os.path.join(folder, part + "-00000-of-00001"))
+    return folder
+
+
+def train_flags(data, folder):
+    return NETWORK + [
+        "--dataset_dir=" + data,
+        "--checkpoint_dir=" + folder,
+        "--batch_size=4",
+        "--number_of_steps=3",
+        "--quantize",
+    ]
+
+
+def eval_flags(data, folder, to):
+    return NETWORK + [
+        "--dataset_dir=" + data,
+        "--checkpoint_dir=" + folder,
+        "--eval_dir=" + to,
+        "--batch_size=6",
+        "--num_examples=36",
+        "--quantize",
+    ]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, data, run_python):
+    """Both commands have been run: the folder, and what the evaluation printed."""
+    folder = str(tmp_path_factory.mktemp("slim"))
+    flags = train_flags(data, os.path.join(folder, "train"))
+    done = run_python("-m", "od_qat", "run", "nets.mobilenet_v1_train", "--", *flags, timeout=600)
+    assert done.status == 0, done.errors[-2000:]
+    flags = eval_flags(data, os.path.join(folder, "train"), os.path.join(folder, "eval"))
+    done = run_python("-m", "od_qat", "run", "nets.mobilenet_v1_eval", "--", *flags, timeout=600)
+    assert done.status == 0, done.errors[-2000:]
+    return folder, done.output + done.errors
+
+
+def test_the_evaluation_leaves_the_graph_that_it_scored(ran, data):
+    path = os.path.join(ran[0], "eval", "frozen_eval_graph.pb")
+    assert tiny_detector.fake_quants(path) > 50
+    found = score.score(path, os.path.join(data, "validation-00000-of-00001"), progress=False)
+    (printed,) = set(re.findall(r"eval/Accuracy\[([\d.]+)\]", ran[1]))
+    assert found.accuracy == pytest.approx(float(printed), abs=1e-4)
+    with open(path.replace(".pb", ".json")) as stream:
+        beside = json.load(stream)
+    assert beside["quantized"] and beside["checkpoint"] == "model.ckpt-3"
+    assert beside["outputs"][0]["name"] == "MobilenetV1/Predictions/Reshape_1:0"
+
+
+def test_a_float_checkpoint_is_refused_by_a_quantized_evaluation(ran, data, tmp_path, run_python):
+    flags = [flag for flag in train_flags(data, str(tmp_path / "train")) if flag != "--quantize"]
+    done = run_python("-m", "od_qat", "run", "nets.mobilenet_v1_train", "--", *flags, timeout=600)
+    assert done.status == 0, done.errors[-2000:]
+    flags = eval_flags(data, str(tmp_path / "train"), str(tmp_path / "eval"))
+    done = run_python("-m", "od_qat", "run", "nets.mobilenet_v1_eval", "--", *flags, timeout=600)
+    said = done.errors.strip().splitlines()[-1]
+    assert done.status == 1 and said.startswith("od-qat: error: ") and "model.ckpt-3" in said
+    assert not (tmp_path / "eval" / "frozen_eval_graph.pb").exists()
+
+
+@pytest.mark.zoo
+def test_in_a_patched_tree(data, tmp_path, run_python):
+    research = str(tmp_path / "research")
+    trees.copy(patching.find_tree(trees.installed()), research)
+    slim = os.path.join(research, "slim")
+    for name in ("datasets", "preprocessing", "deployment"):
+        if not os.path.isdir(os.path.join(slim, name)):
+            shutil.copytree(os.path.join(trees.installed(), name), os.path.join(slim, name))
+    outcome = patching.patch(research)
+    assert "slim/nets/mobilenet_v1_train.py" in outcome.files
+    path = {"PYTHONPATH": os.pathsep.join([research, slim])}
+    for command, flags in (
+        ("mobilenet_v1_train", train_flags(data, str(tmp_path / "train"))),
+        ("mobilenet_v1_eval", eval_flags(data, str(tmp_path / "train"), str(tmp_path / "eval"))),
+    ):
+        script = os.path.join(slim, "nets", command + ".py")
+        done = run_python(script, *flags, env=path, timeout=600)
+        assert done.status == 0, done.errors[-2000:]
+    assert tiny_detector.fake_quants(str(tmp_path / "eval" / "frozen_eval_graph.pb")) > 50
+
+
+@pytest.mark.parametrize("target", ["train_image_classifier", "nets.no_such_command"])
+def test_what_is_not_here_is_said(target, run_python):
+    done = run_python("-m", "od_qat", "run", target)
+    (line,) = done.errors.strip().splitlines()
+    assert done.status == 1 and "no such module or script: at " + target in line
+    assert ("clone" in line) == (target == "train_image_classifier")
+
+
+# Without the code that built a graph.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A function that saves a small classifier in one of the modes, and returns the path of its .meta."""
+    import tf_slim as slim
+
+    folder = str(tmp_path_factory.mktemp("meta"))
+
+    def save(name, training, dropout=False):
+        from od_qat.rewrite import api
+
+        with tf.Graph().as_default(), tf.Session() as session:
+            queue = tf.FIFOQueue(4, [tf.float32], [[8, 8, 3]])
+            images = queue.dequeue_many(2)
+            net = slim.conv2d(
+                images, 4, 3, normalizer_fn=slim.batch_norm, normalizer_params={"is_training": training}
+            )
+            net = slim.dropout(slim.flatten(net), is_training=dropout)
+            slim.softmax(slim.fully_connected(net, 3, activation_fn=None), scope="Predictions")
+            (api.create_training_graph if training else api.create_eval_graph)()
+            session.run(tf.global_variables_initializer())
+            return tf.train.Saver().save(session, os.path.join(folder, name)) + ".meta"
+
+    return save
+
+
+def freeze(run_python, meta, out, *more):
+    done = run_python("-m", "od_qat", "freeze", "--meta=" + meta, "--output=" + out, *more)
+    return done.status, done.output.strip(), done.errors.strip().splitlines()[-1]
+
+
+def test_a_meta_graph_is_frozen(checkpoint, tmp_path, run_python):
+    out = str(tmp_path / "frozen.pb")
+    status, printed, said = freeze(run_python, checkpoint("good", False), out)
+    assert (status, printed, said) == (0, "Predictions/Reshape_1", "input input [None, 8, 8, 3]")
+    graph_def = tf.GraphDef()
+    with open(out, "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    assert not [node.op for node in graph_def.node if "Queue" in node.op or "Variable" in node.op]
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        found = session.run("Predictions/Reshape_1:0", {"input:0": [[[[0.5] * 3] * 8] * 8] * 3})
+    assert found.shape == (3, 3) and found.sum(axis=1) == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(training=True), "takes its statistics from the batch"),
+        (dict(training=False, dropout=True), "draws random numbers (dropout)"),
+    ],
+)
+def test_a_training_graph_is_refused(options, says, checkpoint, tmp_path, run_python):
+    out = str(tmp_path / "frozen.pb")
+    status, _, said = freeze(run_python, checkpoint("bad", **options), out)
+    assert status == 1 and says in said and "eval_image_classifier" in said
+    assert not os.path.exists(out)
+
+
+def test_wrong_input(checkpoint, tmp_path, run_python):
+    meta, out = checkpoint("wrong", False), str(tmp_path / "frozen.pb")
+    damaged = str(tmp_path / "damaged.meta")
+    with open(meta, "rb") as stream, open(damaged, "wb") as to:
+        to.write(stream.read()[:500])
+    prefix = "--checkpoint=" + meta[: -len(".meta")]
+    for arguments, says in (
+        ((str(tmp_path / "no.meta"), out), "cannot read the graph: at .*no.meta, found no such file"),
+        ((damaged, out, prefix), "cannot import the graph: at .*damaged.meta"),
+        ((meta, out, "--output_nodes=nothing"), "no such node in the graph.*found nothing"),
+        ((meta, out, "--checkpoint=" + str(tmp_path / "none")), "no such checkpoint"),
+    ):
+        status, _, said = freeze(run_python, *arguments)
+        assert status == 1 and re.search(says, said), said
+    assert not os.path.exists(out)
