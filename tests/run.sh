@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 # Half of the time: tests that train detectors. And those that run behind TensorFlow 1.15.5's: of Keras models, and of
 # upstream's commands.
 TRAINING="doc_commands restore road tf2_commands"
-BEHIND="tf2_half object_based keras_graphs run"
+BEHIND="tf2_half object_based keras_graphs run classifiers slim_commands"
 
 said() { if [ "$1" -eq 0 ]; then echo passed; else echo FAILED; fi; }
 

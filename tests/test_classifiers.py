@@ -91,6 +91,7 @@ def test_training_saves_what_the_detectors_does(road):
     assert config.load(os.path.join(road.qat_dir, "classifier.config")).network.name == "mobilenet_v1_025"
 
 
+@pytest.mark.long_on_tf1
 def test_fine_tuning_restores_all_of_the_float_model(road, tmp_path, capsys):
     overrides = ["training.fine_tune_checkpoint=" + road.float_dir, "training.num_steps=1"]
     commands.train(road.qat_config, str(tmp_path), overrides=overrides)
@@ -103,6 +104,7 @@ def test_fine_tuning_restores_all_of_the_float_model(road, tmp_path, capsys):
     )
 
 
+@pytest.mark.long_on_tf1
 def test_training_resumes(road, tmp_path, capsys):
     folder = str(tmp_path / "run")
     shutil.copytree(road.qat_dir, folder)
@@ -159,6 +161,7 @@ def test_the_json_says_how_to_use_the_tflite(road):
     assert [one["role"] for one in found["outputs"]] == ["probabilities"]
 
 
+@pytest.mark.long_on_tf1
 def test_ptq_of_the_float_model(road, tmp_path):
     path = commands.export_tflite(road.float_config, road.float_dir, str(tmp_path), ptq=True)
     of_float = commands.export(road.float_config, road.float_dir, str(tmp_path))
@@ -166,6 +169,7 @@ def test_ptq_of_the_float_model(road, tmp_path):
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
 
 
+@pytest.mark.long_on_tf1
 def test_records_give_what_a_folder_gives(road, tmp_path):
     records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"), offset=1)
     block = 'records: "{}" labels_offset: 1'.format(records)
@@ -176,6 +180,7 @@ def test_records_give_what_a_folder_gives(road, tmp_path):
     assert found.accuracy == pytest.approx(road.metrics["Accuracy"])
 
 
+@pytest.mark.long_on_tf1
 def test_the_command_line_takes_a_classifiers_config(road, tmp_path, capsys):
     def run(*arguments):
         status = command_line.main(list(arguments))
@@ -275,6 +280,7 @@ def test_a_wrong_config(old, new, says, road, tmp_path):
     _fails(road, tmp_path, text.replace(old, new, 1), (ConfigError, DataError), says)
 
 
+@pytest.mark.long_on_tf1
 def test_wrong_folders(road, tmp_path, capsys):
     pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
     text = tiny_classifier.config('folder: "{}"'.format(pictures), "", False)
@@ -333,6 +339,7 @@ def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, 
         score.score(str(model), road.images)
 
 
+@pytest.mark.long_on_tf1
 def test_what_does_not_fit_a_checkpoint(road, tmp_path):
     more = ["training.fine_tune_checkpoint=" + road.float_dir, "network.num_classes=4"]
     says = "fills 135 of 137 variables.*Logits.*list the head in training.checkpoint_exclude_scopes"
@@ -355,12 +362,22 @@ def test_labels_that_are_not_the_models(road, tmp_path):
 # The output node is right for every network.
 
 
-@pytest.mark.parametrize("name", [one for one in networks.names() if one not in ("i3d", "s3dg")])
+# Video networks, and those that have the blocks of a smaller one.
+LEFT_OUT = re.compile("^(i3d|s3dg)$|_(101|152|200)$|nasnet_large|vgg_1")
+QUICK = ("lenet", "mobilenet_v2", "resnet_v2_50", "vgg_a")
+OTHER_SIZES = {"lenet": 28, "cifarnet": 32, "nasnet_cifar": 32, "overfeat": 231}
+
+
+def _networks():
+    for name in networks.names():
+        if not LEFT_OUT.search(name):
+            marks = [pytest.mark.long_on_tf1] + ([] if name in QUICK else [pytest.mark.zoo])
+            yield pytest.param(name, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("name", _networks())
 def test_the_helper_finds_the_predictions(name):
-    family = {"alexnet_v2": 224, "overfeat": 231, "vgg_a": 224, "vgg_16": 224, "vgg_19": 224}
-    if re.search("_(101|152|200)$|nasnet_large|vgg_1", name):
-        pytest.skip("has the blocks of a smaller one")
-    size = family.get(name, 32 if "cifar" in name else 28 if name == "lenet" else 224)
+    size = OTHER_SIZES.get(name, 224)
     network = networks.Network(name, 7, size, 3, "inception")
     with tf.Graph().as_default() as graph:
         _, end_points = network.build(tf.placeholder(tf.float32, [1, size, size, 3]), False)

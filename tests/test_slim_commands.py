@@ -18,7 +18,7 @@ try:
 except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
-pytestmark = pytest.mark.tf1
+pytestmark = [pytest.mark.tf1, pytest.mark.long_on_tf1]
 
 NETWORK = ["--image_size=32", "--depth_multiplier=0.25", "--num_classes=7"]  # (of which it wants the best 5)
 SCRIPTS = ("train_image_classifier.py", "eval_image_classifier.py", "export_inference_graph.py")
@@ -79,6 +79,7 @@ def test_the_evaluation_leaves_the_graph_that_it_scored(ran, data):
     assert beside["outputs"][0]["name"] == "MobilenetV1/Predictions/Reshape_1:0"
 
 
+@pytest.mark.zoo
 def test_a_float_checkpoint_is_refused_by_a_quantized_evaluation(ran, data, tmp_path, run_python):
     flags = [flag for flag in train_flags(data, str(tmp_path / "train")) if flag != "--quantize"]
     done = run_python("-m", "od_qat", "run", "nets.mobilenet_v1_train", "--", *flags, timeout=600)
