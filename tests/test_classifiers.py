@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError  # noqa: E402
 from od_qat.model_files import interpreter, output_nodes  # noqa: E402
 from od_qat.scoring import images  # noqa: E402
+from tests.conftest import REPOSITORY  # noqa: E402
 from tests.helpers import sessions, tiny_classifier  # noqa: E402
 
 try:
@@ -27,6 +29,7 @@ except Exception as error:  # noqa: BLE001
     pytest.skip("slim cannot be imported: {}".format(error), allow_module_level=True)
 
 pytestmark = pytest.mark.tf1
+TF1_PYTHON = os.environ.get("OD_QAT_TF1_PYTHON", os.path.join(REPOSITORY, ".venv-tf1", "bin", "python"))
 # (TensorFlow 1.15's converter writes no int8 from trained ranges.)
 INFERENCE = "uint8" if compat.IS_TF1 else "int8"
 
@@ -383,3 +386,38 @@ def test_the_helper_finds_the_predictions(name):
         _, end_points = network.build(tf.placeholder(tf.float32, [1, size, size, 3]), False)
         found = output_nodes.find_output_nodes(graph.as_graph_def())
         assert found.names == (end_points["Predictions"].op.name,)
+
+
+# Checkpoints of contrib.
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif(compat.IS_TF1, reason="runs on the current TensorFlow, which starts 1.15 itself")
+@pytest.mark.skipif(not os.path.exists(TF1_PYTHON), reason="no {}".format(TF1_PYTHON))
+def test_a_classifier_that_contrib_trained_is_evaluated_as_contrib_does(road, tmp_path):
+    network = networks.Network("mobilenet_v1_025", 3, 32, 3, "mobilenet_v1")
+    prepared = [(preparation._run(network, one), label) for _, label, one in tiny_classifier.pictures()]
+    pictures, labels = (np.stack(part) for part in zip(*prepared))
+    np.savez(str(tmp_path / "data.npz"), images=pictures, labels=labels)
+    environment = dict(os.environ, PYTHONPATH=REPOSITORY)
+    environment.pop("TF2_BEHAVIOR", None)  # TensorFlow 2 sets it, and 1.15 would take itself for 2
+    subprocess.run(
+        [TF1_PYTHON, "-m", "tests.helpers.contrib_classifier", "data.npz", ".", "40"],
+        cwd=str(tmp_path),
+        env=environment,
+        check=True,
+    )
+    theirs = np.load(str(tmp_path / "probabilities.npy"))
+    more = 'graph_rewriter.[od_qat.layers].placement="contrib"'
+    metrics = commands.evaluate(
+        road.qat_config, str(tmp_path), str(tmp_path / "eval"), run_once=True, overrides=[more]
+    )
+    assert metrics["Accuracy"] == pytest.approx((theirs.argmax(axis=1) == labels).mean())
+    graph = tf.GraphDef()
+    with open(str(tmp_path / "eval" / "frozen_eval_graph.pb"), "rb") as stream:
+        graph.ParseFromString(stream.read())
+    with tf.Graph().as_default(), sessions.plain() as session:
+        tf.import_graph_def(graph, name="")
+        ours = session.run("MobilenetV1/Predictions/Reshape_1:0", {"input:0": pictures})
+    # (The kernels of the two TensorFlows round otherwise, and single steps of the ranges flip.)
+    assert np.abs(ours - theirs).mean() < 0.01
