@@ -17,7 +17,7 @@ compat.enable_tf1_behaviour()
 from od_qat import checkpoints  # noqa: E402
 from od_qat.cli import command_line  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
-from od_qat.errors import CheckpointError, ConfigError, DataError  # noqa: E402
+from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError  # noqa: E402
 from od_qat.model_files import interpreter, output_nodes  # noqa: E402
 from od_qat.scoring import images  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
@@ -360,6 +360,16 @@ def test_labels_that_are_not_the_models(road, tmp_path):
     os.rename(os.path.join(pictures, "red"), os.path.join(pictures, "crimson"))
     with pytest.raises(DataError, match="classes are not the model's: at .*found blue, crimson, green"):
         score.score(road.tflite, pictures, progress=False)
+
+
+@pytest.mark.long_on_tf1
+def test_local_response_normalisation_is_named(road, tmp_path):
+    block = 'folder: "{}"'.format(road.images)
+    path = _write(str(tmp_path), "a.config", tiny_classifier.config(block, block, True, "cifarnet"))
+    commands.train(path, str(tmp_path / "train"), overrides=["training.num_steps=1"])
+    with pytest.raises(ExportError, match="stay float: at .*a.config, found CifarNet/norm1.*LRN"):
+        commands.export_tflite(path, str(tmp_path / "train"), str(tmp_path / "tflite"), INFERENCE)
+    assert not (tmp_path / "tflite").exists()
 
 
 # The output node is right for every network.

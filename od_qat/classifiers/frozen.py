@@ -21,11 +21,13 @@ class Frozen(NamedTuple):
       graph_def: from networks.INPUT to `output`.
       output: op name of the probabilities.
       excluded: names of the layers that a rule keeps float.
+      stays_float: op -> why it stays float for other reasons.
     """
 
     graph_def: Any
     output: str
     excluded: frozenset
+    stays_float: Dict[str, str]
 
 
 def freeze_network(
@@ -48,7 +50,9 @@ def freeze_network(
         (output,) = output_nodes.find_output_nodes(graph.as_graph_def()).names
         report = hook() if hook else None
         graph_def = freeze.freeze(checkpoint, [output])
-    return Frozen(graph_def, output, getattr(report, "excluded", frozenset()))
+    if report is None:
+        return Frozen(graph_def, output, frozenset(), {})
+    return Frozen(graph_def, output, report.excluded, report.stays_float)
 
 
 def describe(

@@ -12,6 +12,7 @@ from od_qat.classifiers.frozen import Frozen
 from od_qat.classifiers.inputs import Source
 from od_qat.classifiers.networks import Network
 from od_qat.compat import tf
+from od_qat.errors import ExportError
 from od_qat.export import difference, input_layer, tflite, tflite_checks
 from od_qat.model_files import description
 from od_qat.model_files.preprocessing import Preprocessing
@@ -58,6 +59,7 @@ def export(
     found = frozen.freeze_network(network, hook, checkpoint, batch=1)
     if not options.ptq:
         tflite_checks.require_quantised(found.graph_def, checkpoint, options.inference_type, found.excluded)
+        _require_no_float(found, where)
     prepared = preparation.of_network(network)
     of_network = prepared.of_pixels
     images = functools.partial(_images, network, source, options.calibration_images)
@@ -107,6 +109,19 @@ def export(
         }
     )
     return path
+
+
+def _require_no_float(found: Frozen, where: str) -> None:
+    """Raises for what TFLite computes in float only, local response normalisation for one."""
+    left = {op: reason for op, reason in found.stays_float.items() if op not in found.excluded}
+    if left:
+        raise ExportError(
+            "parts of the network stay float",
+            where=where,
+            found="; ".join("{}: {}".format(*one) for one in sorted(left.items())[:3]),
+            allowed="a network that is quantized throughout",
+            fix="choose another network.name, or use the frozen graph of od-qat export",
+        )
 
 
 def _images(network: Network, source: Source, count: int) -> Iterator[np.ndarray]:
