@@ -74,21 +74,20 @@ def open_source(described, num_classes: int, where: str) -> Source:
             allowed="records: FILE, slim's TFRecords; or folder: DIR, with one sub-folder for each class",
         )
     if described.folder:
-        return _of_folder(described.folder, num_classes, where)
-    return _of_records(described.records, described.labels_offset, num_classes, where)
+        return _of_folder(described.folder, num_classes, where + ".folder")
+    return _of_records(described.records, described.labels_offset, num_classes, where + ".records")
 
 
 def open_path(path: str, num_classes: int, labels_offset: int) -> Source:
     """The same for a folder, or for records by their path or pattern."""
     if tf.gfile.IsDirectory(path):
-        return _of_folder(path, num_classes, "the images")
-    return _of_records([path], labels_offset, num_classes, "the images")
+        return _of_folder(path, num_classes, "the folder of images")
+    return _of_records([path], labels_offset, num_classes, "the records or folder of images")
 
 
 def _of_folder(folder: str, num_classes: int, where: str) -> Source:
     if not tf.gfile.IsDirectory(folder):
-        place = "{}.folder".format(where)
-        raise DataError("no such folder", where=place, found=folder, fix="correct the path")
+        raise DataError("no such folder", where=where, found=folder, fix="correct the path")
     names = sorted(
         name.rstrip("/")
         for name in tf.gfile.ListDirectory(folder)
@@ -132,9 +131,7 @@ def _of_records(patterns: Iterable[str], labels_offset: int, num_classes: int, w
     for pattern in patterns:
         found = sorted(tf.gfile.Glob(pattern))
         if not found:
-            raise DataError(
-                "no such records", where="{}.records".format(where), found=pattern, fix="correct the path"
-            )
+            raise DataError("no such records", where=where, found=pattern, fix="correct the path")
         files += found
     count = 0
     for path in files:
