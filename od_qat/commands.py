@@ -10,7 +10,7 @@ import functools
 import os
 from typing import Any, Dict, Iterable, Optional, Union
 
-from od_qat import plugin  # noqa: F401  (it has to be imported before object_detection)
+from od_qat import checkpoints, plugin  # noqa: F401  (the plugin comes before object_detection)
 from od_qat.errors import ConfigError
 from od_qat.messages import graph_rewriter as block
 from od_qat.od_api import config_checks, graph_rewriter, halves, models, pipeline
@@ -56,7 +56,7 @@ def train(
     Returns:
       trainer.TrainResult; None from a parameter server.
     """
-    from od_qat import checkpoints, trainer
+    from od_qat import trainer
     from od_qat.training import cluster
 
     with _checked(pipeline_config_path, overrides, training=True) as config:
@@ -205,7 +205,7 @@ def export(
         path, _ = detections.export_detection_graph(
             models.model_fn(config, is_training=False),
             _eval_hook(config),
-            _resolve(trained_checkpoint_prefix),
+            checkpoints.named_by(trained_checkpoint_prefix),
             os.path.join(output_directory, "frozen_inference_graph.pb"),
             config.eval_config.use_moving_averages,
         )
@@ -239,18 +239,11 @@ def export_saved_model(
         return serving.export(
             models.model_fn(config, is_training=False),
             _eval_hook(config),
-            _resolve(trained_checkpoint_prefix),
+            checkpoints.named_by(trained_checkpoint_prefix),
             output_directory,
             input_type,
             {pipeline.FILE: pipeline.to_text(config)},
         )
-
-
-def _resolve(prefix: str) -> str:
-    from od_qat import checkpoints
-    from od_qat.compat import tf
-
-    return checkpoints.latest(prefix) if tf.gfile.IsDirectory(prefix) else checkpoints.normalised(prefix)
 
 
 def export_tflite(
@@ -314,7 +307,7 @@ def export_tflite(
                 fix="export with the QAT config that it was trained with, or pass --ptq",
             )
         block.check_for_tflite(config, where=where)
-        checkpoint = _resolve(trained_checkpoint_prefix)
+        checkpoint = checkpoints.named_by(trained_checkpoint_prefix)
         of_kind = center_net_tflite if config.model.WhichOneof("model") == "center_net" else ssd_tflite
         return of_kind.export(config, where, checkpoint, output_directory, options, _eval_hook(config))
 
@@ -351,7 +344,7 @@ def export_tflite_saved_model(
         return ssd_saved_model.export(
             config,
             where,
-            _resolve(trained_checkpoint_prefix),
+            checkpoints.named_by(trained_checkpoint_prefix),
             output_directory,
             _eval_hook(config),
             max_detections,

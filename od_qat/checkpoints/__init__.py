@@ -11,6 +11,7 @@ from od_qat.checkpoints.names import AVERAGE, OBJECTS, QUANT_STEP, QUANT_VARIABL
 from od_qat.checkpoints.of_graph import basename, global_step, named, require_kind, saver
 from od_qat.checkpoints.on_disk import (
     latest,
+    named_by,
     newest,
     normalised,
     remove_unfinished,
@@ -35,6 +36,7 @@ __all__ = [
     "global_step",
     "latest",
     "named",
+    "named_by",
     "newest",
     "normalised",
     "plan_fine_tune",

@@ -102,6 +102,15 @@ def latest(folder: str) -> str:
     return prefix
 
 
+def named_by(path: str) -> str:
+    """The prefix of the checkpoint that a user names: a prefix, or a folder, whose newest is taken.
+
+    Raises:
+      CheckpointError: for a folder without a checkpoint.
+    """
+    return latest(path) if tf.gfile.IsDirectory(path) else normalised(path)
+
+
 def newest(folder: str) -> Optional[str]:
     """Returns the newest checkpoint that a folder's file `checkpoint` names; None if the folder has none.
 

@@ -128,7 +128,7 @@ def export(
     path = frozen.export(
         network,
         configs.rewrite_fn(config, is_training=False),
-        _resolve(trained_checkpoint_prefix),
+        checkpoints.named_by(trained_checkpoint_prefix),
         os.path.join(output_directory, "frozen_inference_graph.pb"),
         _classes(config, network),
     )
@@ -144,10 +144,6 @@ def _classes(config, network):
         if block.records:
             return inputs.classes_beside(block.records[0], block.labels_offset)
     return inputs.Classes((), 0)
-
-
-def _resolve(prefix: str) -> str:
-    return checkpoints.latest(prefix) if tf.gfile.IsDirectory(prefix) else checkpoints.normalised(prefix)
 
 
 def export_tflite(
@@ -193,7 +189,7 @@ def export_tflite(
     return to_tflite.export(
         network,
         configs.rewrite_fn(config, is_training=False),
-        _resolve(trained_checkpoint_prefix),
+        checkpoints.named_by(trained_checkpoint_prefix),
         output_directory,
         to_tflite.Options(inference_type, input_type, ptq, calibration_images),
         inputs.open_source(config.train_input, network.num_classes, "train_input"),

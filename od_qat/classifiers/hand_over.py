@@ -30,9 +30,7 @@ def evaluate_once(master: str, checkpoint_path: str, logdir: str, **options: Any
     """
     from tf_slim import evaluation
 
-    if tf.gfile.IsDirectory(checkpoint_path):
-        checkpoint_path = checkpoints.latest(checkpoint_path)
-    checkpoint_path = checkpoints.normalised(checkpoint_path)
+    checkpoint_path = checkpoints.named_by(checkpoint_path)
     checkpoints.require_all(
         checkpoints.named(checkpoint_path), checkpoint_path, checkpoints.quant_variable_names()
     )

@@ -123,9 +123,7 @@ class ClassifierTask(TrainingTask):
         prefix = self._config.fine_tune_checkpoint
         if not prefix:
             return None
-        if tf.gfile.IsDirectory(prefix):
-            prefix = checkpoints.latest(prefix)
-        prefix = checkpoints.normalised(prefix)
+        prefix = checkpoints.named_by(prefix)
         excluded = tuple(self._config.checkpoint_exclude_scopes)
         quant_names = checkpoints.quant_variable_names()
         of_model = {v.op.name: v for v in tf.trainable_variables() + tf.model_variables()}
