@@ -14,6 +14,16 @@ _TF_MODELS = "pip install --no-deps tf-models-official"
 # Name -> where it is in one version or another, what needs it, how to get it.
 _PACKAGES = {
     "tensorflow_io": (("tensorflow_io",), "DeepMAC", "pip install tensorflow-io"),
+    # (Inside of Keras, whose public module lacks ResNet; the stand-alone Keras 3 is none of TensorFlow's.)
+    "keras_resnet": (
+        (
+            "tf_keras.src.applications.resnet",
+            "keras.src.applications.resnet",
+            "tensorflow.python.keras.applications.resnet",
+        ),
+        "a ResNet of 18 or 34 layers",
+        "pip install tf-keras, of TensorFlow's version",
+    ),
     "efficientnet_model": (
         (
             "official.legacy.image_classification.efficientnet.efficientnet_model",

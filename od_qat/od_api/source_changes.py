@@ -80,6 +80,7 @@ _EVALUATE_ONCE = (
 )
 
 _KERAS = "object_detection.models.keras_models.resnet_v1"
+_KERAS_RESNET = "from od_qat.od_api.on_demand import keras_resnet as resnet"
 _REFUSE = "from od_qat.od_api import refusals\nrefusals.refuse_block('object_detection.{}', {})"
 _ON_DEMAND = "from od_qat.od_api.on_demand import"
 _HPARAMS = (
@@ -207,30 +208,21 @@ PATCHES: Tuple[Patch, ...] = (
     ),
     Patch(
         "keras-2020",
-        "TensorFlow's internal Keras lost its applications; the public one has them.",
+        "The ResNets of 18 and 34 layers are made of functions inside of Keras, which have moved.",
         ("2020",),
-        {
-            _KERAS: (
-                (
-                    "\nfrom tensorflow.python.keras.applications import resnet",
-                    "\nfrom tensorflow.keras.applications import resnet",
-                ),
-            ),
-        },
+        {_KERAS: (("from tensorflow.python.keras.applications import resnet", _KERAS_RESNET),)},
+    ),
+    Patch(
+        "keras-2021",
+        "The same for trees of 2021.",
+        ("2021",),
+        {_KERAS: (("from keras.applications import resnet", _KERAS_RESNET),)},
     ),
     Patch(
         "keras-2022",
-        "The stand-alone Keras, which TensorFlow 1.15 does not bring. (Trees of 2021 import it with care.)",
+        "The same for trees of 2022 on.",
         ("2022", "2023"),
-        {
-            _KERAS: (
-                (
-                    "\nfrom keras.applications import resnet",
-                    "\ntry:\n  from keras.applications import resnet\n"
-                    "except ImportError:\n  from tensorflow.keras.applications import resnet",
-                ),
-            ),
-        },
+        {_KERAS: (("from keras.applications import resnet", _KERAS_RESNET),)},
     ),
     Patch(
         "estimator-2020",

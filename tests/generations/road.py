@@ -128,7 +128,8 @@ def run(tree, slim, work, command, config, steps=2):
     model_dir = "--model_dir=" + output(work, "model_main_tf2.py")
     trained = "--trained_checkpoint_dir=" + output(work, "model_main_tf2.py")
     flags = {
-        "model_main_tf2.py": [model_dir, "--num_train_steps={}".format(steps)],
+        # (Upstream's eager loop saves the model before it is built, and then each so many steps.)
+        "model_main_tf2.py": [model_dir, "--num_train_steps={}".format(steps), "--checkpoint_every_n=1"],
         _EVALUATION: [model_dir, "--checkpoint_dir=" + output(work, _EVALUATION), "--eval_timeout=1"],
         "exporter_main_v2.py": [trained, "--output_directory=" + writes],
         "export_tflite_graph_tf2.py": [trained, "--output_directory=" + writes],
@@ -171,7 +172,8 @@ def wrong_graph(work, command, quantised):
     found = glob.glob(os.path.join(output(work, command), _GRAPHS[command]))
     if not found:
         # A float model's evaluation freezes nothing.
-        return None if not quantised and command == "legacy/eval.py" else "no " + _GRAPHS[command]
+        freezes = quantised or command not in ("legacy/eval.py", _EVALUATION)
+        return "no " + _GRAPHS[command] if freezes else None
     count = tiny_detector.fake_quants(found[0])
     if quantised != (count > 20):
         return "{} fake quants in {}".format(count, os.path.basename(found[0]))

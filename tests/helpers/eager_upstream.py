@@ -45,6 +45,7 @@ def main(config_path, data_path, folder):
 
     with keras_nets.absent_packages():
         from object_detection.builders import model_builder
+    keras_nets.give_resnets_their_keras()
 
     assert "od_qat" not in sys.modules and tf.executing_eagerly()
     config = pipeline_pb2.TrainEvalPipelineConfig()

@@ -78,6 +78,14 @@ def absent_packages():
             del sys.modules[part]
 
 
+def give_resnets_their_keras():
+    """Lets upstream's ResNets of 18 and 34 layers take Keras 2, where a stand-alone Keras is another."""
+    from object_detection.models.keras_models import resnet_v1
+
+    if importlib.util.find_spec("tf_keras"):
+        resnet_v1.resnet = importlib.import_module("tf_keras.src.applications.resnet")
+
+
 def detector_config():
     """The TrainEvalPipelineConfig of DETECTOR."""
     from google.protobuf import text_format

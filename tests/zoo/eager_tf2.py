@@ -67,6 +67,7 @@ def main(folder, names):
 
     with keras_nets.absent_packages():
         from object_detection.builders import model_builder
+    keras_nets.give_resnets_their_keras()
 
     assert "od_qat" not in sys.modules and tf.executing_eagerly()
     tf.keras.backend.set_learning_phase(False)
