@@ -331,6 +331,14 @@ def test_wrong_records(options, says, road, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["lenet_mnist_qat", "mobilenet_v1_025_mnist_qat"])
+def test_the_shipped_configs_are_right(name):
+    path = os.path.join(REPOSITORY, "od_qat", "configs", name + ".config")
+    found = config.load(path)
+    config.check_rewriting(found, True, path)
+    assert config.is_classifiers(path) and name.startswith(config.network(found).name)
+
+
 def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, capsys):
     detector = os.path.join(os.path.dirname(config.__file__), "..", "configs", "ssd_mobilenet_v2_qat.config")
     assert config.is_classifiers(road.qat_config) and not config.is_classifiers(detector)

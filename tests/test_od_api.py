@@ -195,6 +195,8 @@ def test_every_source_change_finds_its_line():
             continue  # for another tree than the installed one; tests/test_patching.py has those
         for module, changes in patch.changes.items():
             spec = importlib.util.find_spec(module)
+            if patch.name == "image-classifiers" and spec is None:
+                continue  # (a script of slim's that is in clones only)
             assert spec is not None, module
             with open(spec.origin) as stream:
                 text = stream.read()
