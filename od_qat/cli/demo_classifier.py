@@ -34,7 +34,7 @@ class _Schedule(NamedTuple):
 
 _SCHEDULES = {
     "lenet": _Schedule("lenet_mnist_qat.config", 500, 0.001),
-    "mobilenet_v1_025": _Schedule("mobilenet_v1_025_mnist_qat.config", 1000, 0.005),
+    "mobilenet_v1_025": _Schedule("mobilenet_v1_025_mnist_qat.config", 1500, 0.005),
 }
 
 
