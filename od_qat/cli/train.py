@@ -8,7 +8,8 @@ from od_qat.cli import flags, kinds
 NAME = "train"
 HELP = "train in float or, with a graph_rewriter block, with QAT"
 DESCRIPTION = """\
-Trains the model of a pipeline config. If the config has a graph_rewriter block, it trains with QAT.
+Trains the model of a pipeline config, or of a classifier's (docs/classifiers.md). If the config has a
+graph_rewriter block, it trains with QAT.
 
 Example: QAT from a float checkpoint.
 

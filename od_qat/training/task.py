@@ -4,7 +4,7 @@ A detector of the OD API is one kind (od_api/training.py). Each makes its own pa
 """
 
 import contextlib
-from typing import Callable, ContextManager, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from od_qat import checkpoints
 
@@ -96,13 +96,14 @@ class TrainingTask(object):
         """Changes or leaves out gradients, given as (gradient, variable)."""
         return grads_and_vars
 
-    def variables_of_clones(self, deploy) -> ContextManager:
+    @contextlib.contextmanager
+    def variables_of_clones(self, deploy) -> Iterator[None]:
         """A context in which clones share their variables, where tf-slim's scopes do not see to it.
 
         Args:
           deploy: model_deploy.DeploymentConfig.
         """
-        return contextlib.contextmanager(_nothing)()
+        yield
 
     def fine_tuning(self) -> Optional[FineTuning]:
         """What another checkpoint fills in the graph at the start of a training; None if there is none."""
@@ -115,10 +116,3 @@ class TrainingTask(object):
     def tags(self) -> Tags:
         """The tags of the graph's summaries."""
         return Tags()
-
-
-def _nothing():
-    yield
-
-
-GraphHook = Callable[[], object]
