@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from od_qat.cli import command_line
 from od_qat.compat import tf
 from tests.generations import road as trees
 from tests.helpers import tiny_classifier, tiny_detector
@@ -113,10 +114,10 @@ def test_in_a_patched_tree(data, tmp_path, run_python):
 
 
 @pytest.mark.parametrize("target", ["train_image_classifier", "nets.no_such_command"])
-def test_what_is_not_here_is_said(target, run_python):
-    done = run_python("-m", "od_qat", "run", target)
-    (line,) = done.errors.strip().splitlines()
-    assert done.status == 1 and "no such module or script: at " + target in line
+def test_what_is_not_here_is_said(target, capsys):
+    assert command_line.main(["run", target]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "no such module or script: at " + target in line
     assert ("clone" in line) == (target == "train_image_classifier")
 
 
@@ -148,14 +149,15 @@ def checkpoint(tmp_path_factory):
     return save
 
 
-def freeze(run_python, meta, out, *more):
-    done = run_python("-m", "od_qat", "freeze", "--meta=" + meta, "--output=" + out, *more)
-    return done.status, done.output.strip(), done.errors.strip().splitlines()[-1]
+def freeze(capsys, meta, out, *more):
+    status = command_line.main(["freeze", "--meta=" + meta, "--output=" + out, *more])
+    printed = capsys.readouterr()
+    return status, printed.out.strip(), printed.err.strip().splitlines()[-1]
 
 
-def test_a_meta_graph_is_frozen(checkpoint, tmp_path, run_python):
+def test_a_meta_graph_is_frozen(checkpoint, tmp_path, capsys):
     out = str(tmp_path / "frozen.pb")
-    status, printed, said = freeze(run_python, checkpoint("good", False), out)
+    status, printed, said = freeze(capsys, checkpoint("good", False), out)
     assert (status, printed, said) == (0, "Predictions/Reshape_1", "input input [None, 8, 8, 3]")
     graph_def = tf.GraphDef()
     with open(out, "rb") as stream:
@@ -174,14 +176,14 @@ def test_a_meta_graph_is_frozen(checkpoint, tmp_path, run_python):
         (dict(training=False, dropout=True), "draws random numbers (dropout)"),
     ],
 )
-def test_a_training_graph_is_refused(options, says, checkpoint, tmp_path, run_python):
+def test_a_training_graph_is_refused(options, says, checkpoint, tmp_path, capsys):
     out = str(tmp_path / "frozen.pb")
-    status, _, said = freeze(run_python, checkpoint("bad", **options), out)
+    status, _, said = freeze(capsys, checkpoint("bad", **options), out)
     assert status == 1 and says in said and "eval_image_classifier" in said
     assert not os.path.exists(out)
 
 
-def test_wrong_input(checkpoint, tmp_path, run_python):
+def test_wrong_input(checkpoint, tmp_path, capsys):
     meta, out = checkpoint("wrong", False), str(tmp_path / "frozen.pb")
     damaged = str(tmp_path / "damaged.meta")
     with open(meta, "rb") as stream, open(damaged, "wb") as to:
@@ -193,6 +195,6 @@ def test_wrong_input(checkpoint, tmp_path, run_python):
         ((meta, out, "--output_nodes=nothing"), "no such node in the graph.*found nothing"),
         ((meta, out, "--checkpoint=" + str(tmp_path / "none")), "no such checkpoint"),
     ):
-        status, _, said = freeze(run_python, *arguments)
+        status, _, said = freeze(capsys, *arguments)
         assert status == 1 and re.search(says, said), said
     assert not os.path.exists(out)
