@@ -385,6 +385,26 @@ def test_labels_that_are_not_the_models(road, tmp_path):
         score.score(road.tflite, pictures, progress=False)
 
 
+@pytest.mark.parametrize(
+    "field, value, says",
+    [
+        ("std", 0, "preprocessing.std, found 0, allowed: a number, or three above 0"),
+        ("mean", [1, 2], "preprocessing.mean, found a list with 2 items"),
+        ("mean", None, "no preprocessing.mean|preprocessing.mean, found None"),
+        ("channels", "CMYK", "preprocessing.channels, found 'CMYK', allowed: RGB or grey"),
+        ("resize", {"method": "stretch", "height": 32, "width": 32}, "cannot be resized.*found 'stretch'"),
+    ],
+)
+def test_a_damaged_json(field, value, says, road, tmp_path):
+    path = shutil.copy(road.tflite, str(tmp_path / "a.tflite"))
+    with open(road.tflite.replace(".tflite", ".json")) as stream:
+        beside = json.load(stream)
+    beside["preprocessing"][field] = value
+    _write(str(tmp_path), "a.json", json.dumps(beside))
+    with pytest.raises(ExportError, match=says):
+        score.score(path, road.images, progress=False)
+
+
 @pytest.mark.long_on_tf1
 def test_local_response_normalisation_is_named(road, tmp_path):
     block = 'folder: "{}"'.format(road.images)

@@ -404,13 +404,20 @@ def _are_numbers(value: Any) -> bool:
     return _is_finite(value) or (isinstance(value, list) and len(value) == 3 and all(map(_is_finite, value)))
 
 
+def _are_above_0(value: Any) -> bool:
+    return _are_numbers(value) and all(one > 0 for one in (value if isinstance(value, list) else [value]))
+
+
 def _parse_classifier(
     model_path: str, is_tflite: bool, fields: _Fields, outputs: Tuple[Tuple[str, Optional[str]], ...]
 ) -> ModelDescription:
     preprocessing = fields.inside("preprocessing")
     resize, method = _resize(preprocessing, json_path(model_path), CLASSIFIERS_METHODS)
     colours = preprocessing.get("channels", "RGB or grey", lambda value: value in ("RGB", "grey"))
-    mean, std = (preprocessing.get(key, _NUMBERS, _are_numbers, optional=True) for key in ("mean", "std"))
+    mean = preprocessing.get("mean", _NUMBERS, _are_numbers, optional=True)
+    std = preprocessing.get("std", _NUMBERS + " above 0", _are_above_0, optional=mean is None)
+    if std is not None:
+        mean = preprocessing.get("mean", _NUMBERS, _are_numbers)
     labels = fields.get("labels", "a list of names", lambda value: isinstance(value, list), optional=True)
     return ModelDescription(
         path=model_path,
