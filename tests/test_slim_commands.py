@@ -113,6 +113,43 @@ def test_in_a_patched_tree(data, tmp_path, run_python):
     assert tiny_detector.fake_quants(str(tmp_path / "eval" / "frozen_eval_graph.pb")) > 50
 
 
+# The one known tree that has slim's scripts for any network.
+WITH_SCRIPTS = os.path.join("picsellia-tf1-0.6", "picsellia_tf1", "slim")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not os.environ.get("OD_QAT_GENERATIONS"), reason="OD_QAT_GENERATIONS names no trees")
+def test_the_scripts_for_any_network(tmp_path, run_python):
+    """With the records of slim's MNIST converter, as `od-qat run` has them."""
+    slim = os.path.join(os.environ["OD_QAT_GENERATIONS"], WITH_SCRIPTS)
+    for part in ("train", "test"):
+        tiny_classifier.write_records(str(tmp_path / "mnist_{}.tfrecord".format(part)), grey=True)
+    network = ["--dataset_name=mnist", "--dataset_dir=" + str(tmp_path), "--model_name=lenet"]
+    out = str(tmp_path / "out")
+    train, evaluate, export = (os.path.join(slim, name) for name in SCRIPTS)
+    steps = ["--max_number_of_steps=3", "--batch_size=4", "--quantize_delay=0", "--clone_on_cpu"]
+    for command in (
+        [train, "--", "--train_dir=" + out] + steps,
+        [
+            evaluate,
+            "--",
+            "--checkpoint_path=" + out,
+            "--eval_dir=" + out,
+            "--quantize",
+            "--max_num_batches=1",
+        ],
+        [export, "--", "--output_file=" + os.path.join(out, "graph.pb"), "--quantize", "--use_grayscale"],
+    ):
+        done = run_python("-m", "od_qat", "run", *(command + network), timeout=600)
+        assert done.status == 0, done.errors[-2000:]
+    for name in ("frozen_eval_graph.pb", "graph.pb"):
+        assert tiny_detector.fake_quants(os.path.join(out, name)) == 8
+    found = score.score(
+        os.path.join(out, "frozen_eval_graph.pb"), str(tmp_path / "mnist_test.tfrecord"), progress=False
+    )
+    assert found.images == 36
+
+
 @pytest.mark.parametrize("target", ["train_image_classifier", "nets.no_such_command"])
 def test_what_is_not_here_is_said(target, capsys):
     assert command_line.main(["run", target]) == 1

@@ -36,8 +36,11 @@ def write_folder(folder, seed=0):
     return folder
 
 
-def write_records(path, seed=0, offset=0, features=None):
-    """slim's TFRecords, with labels.txt beside them; `features` changes those of each example in place."""
+def write_records(path, seed=0, offset=0, features=None, grey=False):
+    """slim's TFRecords, with labels.txt beside them; `features` changes those of each example in place.
+
+    Grey ones are as MNIST's, of 28 by 28 pixels.
+    """
     from od_qat.compat import tf
 
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -45,6 +48,7 @@ def write_records(path, seed=0, offset=0, features=None):
         for _, label, picture in pictures(seed):
             example = tf.train.Example()
             found = example.features.feature
+            picture = picture[:28, :28, 0] if grey else picture
             found["image/encoded"].bytes_list.value.append(encoded(picture))
             found["image/format"].bytes_list.value.append(b"png")
             found["image/class/label"].int64_list.value.append(label + offset)
