@@ -16,9 +16,8 @@ from od_qat.model_files.names import POST_PROCESS
 # In a trained MobileNet, rounding in another order gives .005 (scores) to .04 (boxes). A concat with the
 # range of another tensor gave 1.
 _LARGE = 0.3
-# A spread of fewer steps of eight bits counts as this many: a net that has hardly been trained gives nearly
-# the same numbers to all anchors, and differs by its rounding alone.
-_SMALLEST_SPREAD_IN_STEPS = 4
+# Two steps of an 8-bit score. (A net that has hardly been trained gives the same score to all anchors.)
+_SMALLEST_SPREAD = 2.0 / 256
 
 
 def outputs(model: bytes) -> Tuple[List[np.ndarray], np.ndarray]:
@@ -39,15 +38,8 @@ def _run_on_noise(opened) -> np.ndarray:
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the root mean square of a difference, relative to the spread of what was expected.
-
-    Args:
-      found: what was found, in steps of its eight bits.
-      expected: float numbers of the same shape.
-    """
-    steps = np.diff(np.unique(found))
-    least = _SMALLEST_SPREAD_IN_STEPS * float(steps.min() if steps.size else 0.0)
-    spread = max(float(np.std(expected)), least, np.finfo(np.float32).tiny)
+    """Returns the root mean square of a difference, relative to the spread of what was expected."""
+    spread = max(float(np.std(expected)), _SMALLEST_SPREAD)
     return float(np.sqrt(np.mean(np.square(found - expected)))) / spread
 
 
