@@ -299,14 +299,7 @@ def export_tflite(
         config_checks.check(config, where)
         if ptq:
             pipeline.require_paths(config.train_input_reader, "train_input_reader")
-            config.ClearField("graph_rewriter")
-        elif not config.HasField("graph_rewriter"):
-            raise ConfigError(
-                "the config has no graph_rewriter block, so its model is not quantized",
-                where=where,
-                fix="export with the QAT config that it was trained with, or pass --ptq",
-            )
-        block.check_for_tflite(config, where=where)
+        block.prepare_for_tflite(config, ptq, where)
         checkpoint = checkpoints.named_by(trained_checkpoint_prefix)
         of_kind = center_net_tflite if config.model.WhichOneof("model") == "center_net" else ssd_tflite
         return of_kind.export(config, where, checkpoint, output_directory, options, _eval_hook(config))

@@ -17,9 +17,10 @@ from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, DataError, OdQatError
 from od_qat.export import detections, freeze
+from od_qat.model_files import names
 from od_qat.quiet import event_writer_silenced
 
-FROZEN_NAME = "frozen_eval_graph.pb"
+FROZEN_NAME = names.FROZEN_EVAL_GRAPH
 
 
 def evaluate(

@@ -9,7 +9,6 @@ from od_qat.classifiers import config as configs
 from od_qat.classifiers import evaluator, frozen, inputs, to_tflite
 from od_qat.classifiers.task import ClassifierTask
 from od_qat.compat import tf
-from od_qat.errors import ConfigError
 from od_qat.export import tflite
 from od_qat.messages import graph_rewriter
 from od_qat.training import cluster
@@ -177,15 +176,7 @@ def export_tflite(
     tflite.require_types(inference_type, input_type, ptq)
     config, network = _checked(config_path, overrides)
     where = configs.place_of(config_path)
-    if ptq:
-        config.ClearField("graph_rewriter")
-    elif not config.HasField("graph_rewriter"):
-        raise ConfigError(
-            "the config has no graph_rewriter block, so its model is not quantized",
-            where=where,
-            fix="export with the QAT config that it was trained with, or pass --ptq",
-        )
-    graph_rewriter.check_for_tflite(config, where=where)
+    graph_rewriter.prepare_for_tflite(config, ptq, where)
     return to_tflite.export(
         network,
         configs.rewrite_fn(config, is_training=False),

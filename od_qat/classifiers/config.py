@@ -10,6 +10,7 @@ from od_qat.classifiers import messages, networks
 from od_qat.classifiers.networks import Network
 from od_qat.errors import ConfigError, OdQatError
 from od_qat.messages import graph_rewriter, overrides, text
+from od_qat.messages.text import place_of, to_text
 
 # Its name in the folders that commands write.
 FILE = "classifier.config"
@@ -96,11 +97,6 @@ def load(source: Union[str, Any], overridden: Iterable[str] = ()) -> Any:
         overrides.apply(config, override)
     _check(config, place_of(source))
     return config
-
-
-def place_of(source: Union[str, Any]) -> str:
-    """How messages call a config that was given as for :func:`load`."""
-    return source if isinstance(source, str) else "the config"
 
 
 def _check(config, where: str) -> None:
@@ -192,8 +188,3 @@ def save(config, folder: str) -> str:
     path = os.path.join(folder, FILE)
     files.write_atomically(path, to_text(config))
     return path
-
-
-def to_text(config) -> str:
-    """A config in proto text format."""
-    return text_format.MessageToString(config)

@@ -13,9 +13,9 @@ from od_qat.classifiers.networks import Network
 from od_qat.compat import tf
 from od_qat.errors import DataError
 from od_qat.export import freeze
+from od_qat.model_files import names
 from od_qat.quiet import event_writer_silenced
 
-FROZEN_NAME = "frozen_eval_graph.pb"
 # As in slim's eval_image_classifier.py.
 TAGS = "eval/"
 
@@ -67,7 +67,7 @@ def evaluate(
                 saver, checkpoint, end_points["Predictions"], labels, source, config.batch_size
             )
             _write(metrics, checkpoint, eval_dir)
-            path = os.path.join(eval_dir, FROZEN_NAME)
+            path = os.path.join(eval_dir, names.FROZEN_EVAL_GRAPH)
             frozen.export(network, hook, checkpoint, path, source.classes)
             print("wrote {} and the .json beside it".format(path), file=sys.stderr)
             return metrics

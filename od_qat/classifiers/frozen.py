@@ -3,14 +3,14 @@
 import os
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
-from od_qat import checkpoints, files
-from od_qat.classifiers import networks, preparation
+from od_qat import checkpoints
+from od_qat.classifiers import preparation
 from od_qat.classifiers.inputs import Classes
 from od_qat.classifiers.networks import Network
 from od_qat.classifiers.preparation import Preparation
 from od_qat.compat import tf
 from od_qat.export import freeze
-from od_qat.model_files import description, output_nodes
+from od_qat.model_files import description, names, output_nodes
 from od_qat.model_files.preprocessing import Preprocessing
 
 
@@ -18,7 +18,7 @@ class Frozen(NamedTuple):
     """A frozen classifier.
 
     Attributes:
-      graph_def: from networks.INPUT to `output`.
+      graph_def: from names.CLASSIFIER_INPUT to `output`.
       output: op name of the probabilities.
       excluded: names of the layers that a rule keeps float.
       stays_float: op -> why it stays float for other reasons.
@@ -45,7 +45,7 @@ def freeze_network(
       CheckpointError, ExportError: see freeze.freeze.
     """
     with tf.Graph().as_default() as graph:
-        images = tf.placeholder(tf.float32, [batch] + list(network.input_shape), networks.INPUT)
+        images = tf.placeholder(tf.float32, [batch] + list(network.input_shape), names.CLASSIFIER_INPUT)
         network.build(images, is_training=False)
         (output,) = output_nodes.find_output_nodes(graph.as_graph_def()).names
         report = hook() if hook else None
@@ -81,7 +81,13 @@ def describe(
     """
     return description.content(
         path,
-        inputs=[{"name": networks.INPUT + ":0", "shape": [None] + list(network.input_shape), "dtype": dtype}],
+        inputs=[
+            {
+                "name": names.CLASSIFIER_INPUT + ":0",
+                "shape": [None] + list(network.input_shape),
+                "dtype": dtype,
+            }
+        ],
         outputs=[{"name": output, "role": description.PROBABILITIES}],
         preprocessing=prepared.as_json(network, of_image),
         class_id_offset=classes.labels_offset,
@@ -110,10 +116,5 @@ def export(
     quantized = freeze.is_quantised(found.graph_def)
     prepared = preparation.of_network(network)
     beside = describe(path, network, found.output + ":0", classes, checkpoint, quantized, prepared)
-    files.write_together(
-        {
-            path: found.graph_def.SerializeToString(),
-            description.json_path(path): files.json_text(beside),
-        }
-    )
+    description.write(path, found.graph_def.SerializeToString(), beside)
     return path

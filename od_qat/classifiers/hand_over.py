@@ -4,16 +4,13 @@ import os
 import sys
 from typing import Any
 
-from od_qat import checkpoints, files
+from od_qat import checkpoints
 from od_qat.classifiers import frozen, preparation
 from od_qat.classifiers.inputs import Classes
 from od_qat.classifiers.networks import Network, default_preprocessing
 from od_qat.compat import tf
-from od_qat.errors import OdQatError
 from od_qat.export import any_graph, freeze
-from od_qat.model_files import description
-
-FROZEN_NAME = "frozen_eval_graph.pb"
+from od_qat.model_files import description, names
 
 
 def evaluate_once(master: str, checkpoint_path: str, logdir: str, **options: Any) -> Any:
@@ -38,7 +35,7 @@ def evaluate_once(master: str, checkpoint_path: str, logdir: str, **options: Any
     result = evaluation.evaluate_once(
         master=master, checkpoint_path=checkpoint_path, logdir=logdir, **options
     )
-    path = os.path.join(logdir, FROZEN_NAME)
+    path = os.path.join(logdir, names.FROZEN_EVAL_GRAPH)
     _freeze(graph, checkpoint_path, path)
     print("wrote {} and the .json beside it".format(path), file=sys.stderr)
     return result
@@ -52,14 +49,7 @@ def _freeze(graph, checkpoint: str, path: str) -> None:
     _, height, _, channels = cut.input_shape
     classes = graph.get_operation_by_name(cut.outputs[0]).outputs[0].shape[-1]
     network = Network(name, int(classes), height, channels, chosen)
-    try:
-        prepared = preparation.of_network(network)
-    except OdQatError as error:
-        print(
-            "warning: {}: its JSON does not say how to prepare an image: {}".format(path, error),
-            file=sys.stderr,
-        )
-        prepared = None
+    prepared = preparation.of_network(network)
     offset = getattr(flags, "labels_offset", 0) or 0
     beside = frozen.describe(
         path,
@@ -70,9 +60,4 @@ def _freeze(graph, checkpoint: str, path: str) -> None:
         freeze.is_quantised(cut.graph_def),
         prepared,
     )
-    files.write_together(
-        {
-            path: cut.graph_def.SerializeToString(),
-            description.json_path(path): files.json_text(beside),
-        }
-    )
+    description.write(path, cut.graph_def.SerializeToString(), beside)

@@ -8,9 +8,6 @@ from od_qat import plugin  # noqa: F401  (makes slim importable on TensorFlow 2)
 from od_qat.compat import tf
 from od_qat.errors import MissingPackage
 
-# Op name of the input of a frozen network, as in slim's export_inference_graph.py.
-INPUT = "input"
-
 
 class Network(NamedTuple):
     """One of slim's networks, as a config describes it.

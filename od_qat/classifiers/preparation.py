@@ -1,5 +1,6 @@
 """What slim's preprocessing does to an image before a network is evaluated, found by running it."""
 
+import functools
 from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
@@ -55,6 +56,7 @@ def _mean_and_std(of_pixels: Preprocessing):
     return [round(-float(one), 4) for one in of_pixels.black * std], [round(float(one), 4) for one in std]
 
 
+@functools.lru_cache(maxsize=None)
 def of_network(network: Network) -> Preparation:
     """Finds what slim's preprocessing does.
 

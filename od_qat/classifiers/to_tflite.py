@@ -6,19 +6,17 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Optional
 
 import numpy as np
 
-from od_qat import files
-from od_qat.classifiers import frozen, inputs, networks, preparation
+from od_qat.classifiers import frozen, inputs, preparation
 from od_qat.classifiers.frozen import Frozen
 from od_qat.classifiers.inputs import Source
 from od_qat.classifiers.networks import Network
 from od_qat.compat import tf
 from od_qat.errors import ExportError
 from od_qat.export import difference, input_layer, tflite, tflite_checks
-from od_qat.model_files import description
+from od_qat.model_files import description, names
 from od_qat.model_files.preprocessing import Preprocessing
 
 NAME = "classifier.tflite"
-GRAPH = "tflite_graph.pb"
 
 
 class Options(NamedTuple):
@@ -70,12 +68,14 @@ def export(
     else:
         input_layer.require_int8(options.inference_type, where)
         of_image = input_layer.OF_ALL_CHANNELS
-        graph_def = input_layer.put_in_front(found.graph_def, networks.INPUT, of_network, not options.ptq)
+        graph_def = input_layer.put_in_front(
+            found.graph_def, names.CLASSIFIER_INPUT, of_network, not options.ptq
+        )
         found = found._replace(graph_def=graph_def)
     mean, std = of_image.mean_and_std
     model = tflite.convert(
         found.graph_def,
-        networks.INPUT,
+        names.CLASSIFIER_INPUT,
         [1] + list(network.input_shape),
         [found.output],
         options.inference_type,
@@ -101,13 +101,7 @@ def export(
         options.input_type,
         of_image,
     )
-    files.write_together(
-        {
-            os.path.join(folder, GRAPH): found.graph_def.SerializeToString(),
-            path: model,
-            description.json_path(path): files.json_text(beside),
-        }
-    )
+    description.write(path, model, beside, tflite_graph=found.graph_def.SerializeToString())
     return path
 
 
@@ -157,6 +151,6 @@ def _warn_of_difference(model: bytes, found: Frozen, mean: float, std: float, pa
         node = nodes[node.input[0].partition(":")[0]]
     logits = [node.input[0].partition(":")[0]]
     found_difference = difference.difference(
-        model, found.graph_def, networks.INPUT, logits, mean, std, last="SOFTMAX"
+        model, found.graph_def, names.CLASSIFIER_INPUT, logits, mean, std, last="SOFTMAX"
     )
     difference.warn_if_large(found_difference, path)

@@ -79,6 +79,7 @@ def handle(arguments: argparse.Namespace) -> int:
 def _road(name: str, data: str, arguments: argparse.Namespace) -> List[Any]:
     """Trains, exports and scores a network; returns the rows of its table."""
     from od_qat.classifiers import commands, config, mnist, score
+    from od_qat.model_files import names
     from od_qat.report import accuracy_table
 
     schedule, folder = _SCHEDULES[name], os.path.join(arguments.work_dir, name)
@@ -90,7 +91,7 @@ def _road(name: str, data: str, arguments: argparse.Namespace) -> List[Any]:
             "training.fine_tune_checkpoint=" + os.path.join(folder, "float"),
         ],
     )
-    qat.training.num_steps //= arguments.shorten
+    qat.training.num_steps = max(1, qat.training.num_steps // arguments.shorten)  # (0 is no end)
     trained_on = config.load(qat, ["graph_rewriter="])
     rate, steps = schedule.learning_rate, max(1, schedule.float_steps // arguments.shorten)
     first = config.load(
@@ -112,7 +113,7 @@ def _road(name: str, data: str, arguments: argparse.Namespace) -> List[Any]:
     models = {
         "float .pb": commands.export(trained_on, of("float_on"), of("export_float")),
         "PTQ int8 .tflite": commands.export_tflite(trained_on, of("float_on"), of("ptq"), ptq=True),
-        "QAT .pb": os.path.join(of("eval"), "frozen_eval_graph.pb"),
+        "QAT .pb": os.path.join(of("eval"), names.FROZEN_EVAL_GRAPH),
         "QAT int8 .tflite": commands.export_tflite(qat, of("qat"), of("tflite")),
     }
     images = os.path.join(data, mnist.TEST)

@@ -41,12 +41,13 @@ def handle(arguments: argparse.Namespace) -> int:
     from od_qat import checkpoints
     from od_qat.export import any_graph
     from od_qat.files import write_atomically
+    from od_qat.model_files import names
 
     prefix = arguments.checkpoint or os.path.splitext(arguments.meta)[0]
     outputs = [name.strip() for name in (arguments.output_nodes or "").split(",") if name.strip()]
     graph = any_graph.imported(arguments.meta)
     cut = any_graph.freeze_graph(graph, checkpoints.normalised(prefix), outputs or None, arguments.meta)
     write_atomically(arguments.output, cut.graph_def.SerializeToString())
-    print("input {} {}".format(cut.input, list(cut.input_shape)), file=sys.stderr)
+    print("input {} {}".format(names.CLASSIFIER_INPUT, list(cut.input_shape)), file=sys.stderr)
     print(",".join(cut.outputs))
     return 0

@@ -107,14 +107,10 @@ def run(target: str, arguments: Sequence[str]) -> int:
 
 def _run_command_of_slim(path: str, arguments: Sequence[str]) -> int:
     """Runs a script of slim's folder, or a copy of one, as a module."""
-    name, root = _name_in_slim(path), os.path.dirname(os.path.abspath(path))
-    for _ in range(name.count(".")):
-        root = os.path.dirname(root)
-    research = os.path.dirname(root)
-    if os.path.isdir(os.path.join(root, "nets")) and os.path.isdir(
-        os.path.join(research, "object_detection")
-    ):
-        os.environ.setdefault(locate.PATH_VARIABLE, research)
+    name = _name_in_slim(path)
+    root = _folder_above(path, name)
+    if os.path.isdir(os.path.join(os.path.dirname(root), "object_detection")):
+        _use_tree_of(path, "slim." + name)
     importlib.import_module("od_qat.plugin")
     sys.path.insert(0, root)
     _require_datasets(path)
@@ -243,11 +239,17 @@ def _name_in_od_api(path: str) -> Optional[str]:
 
 def _use_tree_of(path: str, module: str) -> None:
     """Makes a script of a models/research folder use that folder's OD API, unless OD_API is set."""
+    root = _folder_above(path, module)
+    if os.path.isdir(os.path.join(root, "slim", "nets")):
+        os.environ.setdefault(locate.PATH_VARIABLE, root)
+
+
+def _folder_above(path: str, module: str) -> str:
+    """The folder on the import path below which a script is a module of that name."""
     root = os.path.abspath(path)
     for _ in module.split("."):
         root = os.path.dirname(root)
-    if os.path.isdir(os.path.join(root, "slim", "nets")):
-        os.environ.setdefault(locate.PATH_VARIABLE, root)
+    return root
 
 
 def _flag(arguments: Sequence[str], name: str) -> Optional[str]:

@@ -6,9 +6,8 @@ from od_qat.compat import tf
 from od_qat.errors import ExportError, first_line
 from od_qat.export import freeze
 from od_qat.graph.index import with_sources
-from od_qat.model_files import output_nodes
+from od_qat.model_files import names, output_nodes
 
-INPUT = "input"
 # Ops from which a graph takes its images: what stands in front of them stays outside.
 _SOURCES = frozenset(
     ["QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2", "IteratorGetNext", "Placeholder"]
@@ -20,14 +19,12 @@ class Cut(NamedTuple):
     """A frozen graph.
 
     Attributes:
-      graph_def: from `input` to `outputs`.
-      input: op name of the images, a placeholder.
+      graph_def: from names.CLASSIFIER_INPUT, a placeholder of images, to `outputs`.
       input_shape: of the images; None for a size that is not fixed.
       outputs: op names.
     """
 
     graph_def: Any
-    input: str
     input_shape: Tuple[Optional[int], ...]
     outputs: Tuple[str, ...]
 
@@ -60,7 +57,7 @@ def freeze_graph(graph, checkpoint: str, outputs: Optional[Sequence[str]] = None
     graph_def = tf.graph_util.extract_sub_graph(_with_placeholder(frozen, source), list(outputs))
     shape = source.shape
     sizes = tuple(shape.as_list()) if shape.ndims is not None else (None,) * 4
-    return Cut(graph_def, INPUT, (None,) + sizes[1:], tuple(outputs))
+    return Cut(graph_def, (None,) + sizes[1:], tuple(outputs))
 
 
 def _source(operations: Sequence[Any], where: str):
@@ -109,7 +106,7 @@ def _with_placeholder(frozen, source):
     """The frozen graph with a placeholder for the images, and nothing of what stands in front of it."""
     former, result = source.op.name, tf.GraphDef()
     result.versions.CopyFrom(frozen.versions)
-    placeholder = result.node.add(name=INPUT, op="Placeholder")
+    placeholder = result.node.add(name=names.CLASSIFIER_INPUT, op="Placeholder")
     placeholder.attr["dtype"].type = source.dtype.as_datatype_enum
     sizes = source.shape.as_list() if source.shape.ndims is not None else None
     if sizes is None:
@@ -124,7 +121,7 @@ def _with_placeholder(frozen, source):
         copied.CopyFrom(node)
         for position, name in enumerate(copied.input):
             if name in (former, former + ":0"):
-                copied.input[position] = INPUT
+                copied.input[position] = names.CLASSIFIER_INPUT
     return result
 
 

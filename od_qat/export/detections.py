@@ -3,7 +3,7 @@
 import os
 from typing import Callable, Optional, Tuple
 
-from od_qat import checkpoints, files
+from od_qat import checkpoints
 from od_qat.compat import tf
 from od_qat.export import freeze
 from od_qat.model_files import description, names
@@ -49,6 +49,5 @@ def export_detection_graph(
         global_step=checkpoints.global_step(checkpoint),
         quantized=freeze.is_quantised(frozen),
     )
-    json_path = description.json_path(output_path)
-    files.write_together({output_path: frozen.SerializeToString(), json_path: files.json_text(beside)})
-    return output_path, json_path
+    description.write(output_path, frozen.SerializeToString(), beside)
+    return output_path, description.json_path(output_path)

@@ -4,7 +4,7 @@ import functools
 import os
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
-from od_qat import checkpoints, files
+from od_qat import checkpoints
 from od_qat.errors import ConfigError
 from od_qat.export import suppression, tflite
 from od_qat.export.network import Network
@@ -109,10 +109,4 @@ def describe(
 
 def write(path: str, graph_def, model: bytes, beside: Dict[str, Any]) -> None:
     """Writes a .tflite, the JSON beside it, and tflite_graph.pb, from which it was converted; all or none."""
-    files.write_together(
-        {
-            os.path.join(os.path.dirname(path), "tflite_graph.pb"): graph_def.SerializeToString(),
-            path: model,
-            description.json_path(path): files.json_text(beside),
-        }
-    )
+    description.write(path, model, beside, tflite_graph=graph_def.SerializeToString())

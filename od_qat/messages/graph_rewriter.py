@@ -108,6 +108,23 @@ def require_delay_below(num_steps: int, delay: int, where: str) -> None:
         )
 
 
+def prepare_for_tflite(config, ptq: bool, where: str) -> None:
+    """Makes a config ready for an export to .tflite: with post-training quantization, it loses its block.
+
+    Raises:
+      ConfigError: if a model would not be quantized, or not with 8 bits.
+    """
+    if ptq:
+        config.ClearField("graph_rewriter")
+    elif not config.HasField("graph_rewriter"):
+        raise ConfigError(
+            "the config has no graph_rewriter block, so its model is not quantized",
+            where=where,
+            fix="export with the QAT config that it was trained with, or pass --ptq",
+        )
+    check_for_tflite(config, where=where)
+
+
 def check_for_tflite(config, where: str) -> None:
     """Refuses a graph_rewriter block that asks for other than 8 bits, which TFLite does not take.
 

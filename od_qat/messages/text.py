@@ -1,6 +1,6 @@
 """Reads configs in proto text format."""
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from google.protobuf import text_format
 
@@ -45,3 +45,13 @@ def read(path: str, message, what: str, like: str, fields: str, edit: Optional[C
             found=quoted(error),
             fix=fix,
         ) from error
+
+
+def place_of(source: Union[str, Any]) -> str:
+    """How messages call a config that was given as a path or as a message."""
+    return source if isinstance(source, str) else "the config"
+
+
+def to_text(config) -> str:
+    """A config in proto text format."""
+    return text_format.MessageToString(config)

@@ -7,6 +7,7 @@ import math
 import os
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
+from od_qat import files
 from od_qat.errors import ExportError
 from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, ROLES
 
@@ -102,6 +103,19 @@ def content(
     if labels is not None:  # of a classifier: the names of its classes, in order
         found["labels"] = labels
     return found
+
+
+def write(path: str, model: bytes, beside: Dict[str, Any], **more: bytes) -> None:
+    """Writes a model and the JSON beside it, both or neither.
+
+    Args:
+      path: of the model.
+      model: its bytes.
+      beside: of :func:`content`.
+      **more: name of another file in the same folder, without its extension .pb -> its bytes.
+    """
+    contents = {os.path.join(os.path.dirname(path), name + ".pb"): data for name, data in more.items()}
+    files.write_together(dict(contents, **{path: model, json_path(path): files.json_text(beside)}))
 
 
 def describe_model(

@@ -19,4 +19,10 @@ OF_ROLE = {
 RAW_BOXES = "raw_outputs/box_encodings"
 RAW_SCORES = "raw_outputs/class_predictions"
 
+# What an evaluation leaves of each checkpoint.
+FROZEN_EVAL_GRAPH = "frozen_eval_graph.pb"
+
+# Op name of a frozen classifier's input, as in slim's export_inference_graph.py.
+CLASSIFIER_INPUT = "input"
+
 POST_PROCESS = "TFLite_Detection_PostProcess"

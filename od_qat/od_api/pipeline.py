@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from od_qat.errors import ConfigError, quoted
 from od_qat.messages import overrides as overriding
 from od_qat.messages import text
+from od_qat.messages.text import place_of, to_text
 from od_qat.od_api import layers_proto
 
 # Its name in the folders that commands write.
@@ -57,11 +58,6 @@ def load(source: Union[str, Any], overrides: Iterable[str] = ()):
             allowed="a model { ssd { ... } } block",
         )
     return config
-
-
-def place_of(source: Union[str, Any]) -> str:
-    """How messages call a config that was given as for :func:`load`."""
-    return source if isinstance(source, str) else "the config"
 
 
 def _parse(path: str, config) -> None:
@@ -172,8 +168,3 @@ def save(config, folder: str) -> str:
     path = os.path.join(folder, FILE)
     write_atomically(path, to_text(config))
     return path
-
-
-def to_text(config) -> str:
-    """A config in proto text format."""
-    return text_format.MessageToString(config)

@@ -1,6 +1,7 @@
 """What is trained: the interface between the training, which is the same for all models, and a kind of model.
 
-A detector of the OD API is one kind (od_api/training.py). Each makes its own part of the training graph.
+A detector of the OD API is one kind (od_api/detector_task.py), a classifier of slim's another
+(classifiers/task.py). Each makes its own part of the training graph.
 """
 
 import contextlib
