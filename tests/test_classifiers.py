@@ -281,7 +281,7 @@ def _fails(road, tmp_path, text, kind, says, old=None):
         ('optimizer: "momentum"', 'optimizer: "lion"', "training.optimizer, found 'lion', allowed: momentum"),
         ("batch_size: 6", "batch_size: 600", "batch is larger than the set of images.*allowed: at most 36"),
         ("batch_size: 6", "batch_sise: 6", "malformed: at .*wrong.config, line 6.*batch_sise"),
-        ("learning_rate: 0.02", "learning_rate: nan", "training.learning_rate, found nan"),
+        ("learning_rate: 0.002", "learning_rate: nan", "training.learning_rate, found nan"),
         ("delay: 0", "delay: 4", "quantization would never start.*found delay 4, num_steps 4"),
         ("delay: 0", "delay: 0 weight_bits: 9", "graph_rewriter.quantization.weight_bits, found 9"),
         (

@@ -58,6 +58,7 @@ def _definitions(run_python, tree, names):
     return done.output.splitlines()[-1]
 
 
+@pytest.mark.long_on_tf1
 def test_the_plugin_compiles_them_in_memory(clone, run_python):
     tree, names = clone
     before = content(tree)

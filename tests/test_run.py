@@ -151,12 +151,14 @@ class TestAScriptOfTheUser(object):
         assert seen["trainer"] == "od_qat's od_qat.trainer:train"
         assert seen["eager"] is False
 
+    @pytest.mark.long_on_tf1
     def test_as_a_module(self, folder):
         status, output, errors = od_qat_run(folder / "home", "my_script", "--", "--status=0")
         assert status == 0, errors
         seen = json.loads(last_line(output))
         assert seen["argv"] == [str(folder / "home" / "my_script.py")] and seen["main"]
 
+    @pytest.mark.long_on_tf1
     def test_its_own_error_has_its_traceback(self, folder):
         status, _, errors = od_qat_run(folder, "home/my_script.py", "--", "--raises=own")
         assert status == 1
@@ -164,12 +166,14 @@ class TestAScriptOfTheUser(object):
         assert 'File "home/my_script.py"' in errors
         assert "runpy" not in errors and "od_qat/cli/run.py" not in errors
 
+    @pytest.mark.long_on_tf1
     def test_an_error_of_ours_is_one_line(self, folder):
         status, _, errors = od_qat_run(folder, "home/my_script.py", "--", "--raises=ours")
         assert status == 1
         assert last_line(errors) == "od-qat: error: bad thing: at there. Fix: mend it"
         assert "Traceback" not in errors
 
+    @pytest.mark.long_on_tf1
     def test_a_bad_flag_is_absls_affair(self, folder):
         status, _, errors = od_qat_run(folder, "home/my_script.py", "--", "--status=many")
         assert status == 1

@@ -25,8 +25,6 @@ ROWS = samples.rows(tf2=True)
 PUBLISHED = os.environ.get("OD_QAT_SAMPLES_TF2", "")
 # ResNets take no image below 129 pixels, and a pyramid up to level 7 wants a multiple of 128.
 SIZE = 256
-# The one that is built in `make test`. (FPNLite is what the other tests of this half train.)
-ALWAYS = "ssd_mobilenet_v2_320x320_coco17_tpu-8"
 
 needs_tf2 = pytest.mark.skipif(compat.IS_TF1, reason="TF 2 models need TensorFlow 2")
 
@@ -113,7 +111,7 @@ _NOT_OF_LAYERS = re.compile(
 def _trained():
     for name, row in ROWS.items():
         if "refused" not in row and not _missing(row):
-            marks = [] if name == ALWAYS else [pytest.mark.zoo]
+            marks = [pytest.mark.zoo]
             # (Networks of up to 190 million weights.)
             marks += [] if "ssd" in row["config"]["model"] else [pytest.mark.long]
             yield pytest.param(name, id=name, marks=marks)

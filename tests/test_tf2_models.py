@@ -222,11 +222,6 @@ def test_nothing_is_downloaded_and_what_would_have_been_is_named(folder, capsys)
         ),
         (
             CENTER_NET,
-            "center_net.feature_extractor.type=resnet_v1_18_fpn",
-            "asks Keras for a function .*found resnet_v1_18_fpn .no keras.applications.resnet.ResNet",
-        ),
-        (
-            CENTER_NET,
             "center_net.object_center_params.max_box_predictions=0",
             "max_box_predictions, found 0, allowed: a whole number from 1",
         ),
@@ -260,6 +255,18 @@ def test_what_these_models_cannot_have(name, more, says, folder):
         commands.train(config, os.path.join(folder, "no"), overrides=["model." + more])
     assert "\n" not in str(caught.value)
     assert not os.path.exists(os.path.join(folder, "no"))
+
+
+def test_a_tree_whose_keras_has_no_resnet(folder, monkeypatch):
+    """Trees that were patched before od_qat changed that import have the module that upstream imports."""
+    from object_detection.models.keras_models import resnet_v1
+
+    monkeypatch.setattr(resnet_v1, "resnet", tf.keras.applications.resnet)
+    config = pipeline.load(_config(folder, CENTER_NET, True))
+    config.model.center_net.feature_extractor.type = "resnet_v1_18_fpn"
+    says = "asks Keras for a function .*found resnet_v1_18_fpn .no .*applications.resnet.ResNet"
+    with halves.active(config), pytest.raises(ConfigError, match=says):
+        config_checks.check(config, "here", training=True)
 
 
 @pytest.mark.parametrize("name", [CENTER_NET, FASTER_RCNN])

@@ -19,7 +19,7 @@ PARAMETERS = [
     (True, True),
     pytest.param(False, True, marks=pytest.mark.long),
     pytest.param(True, False, marks=pytest.mark.long),
-    (False, False),
+    pytest.param(False, False, marks=pytest.mark.long_on_tf1),
 ]
 FAKE_QUANT = "FakeQuantWithMinMaxVars"
 

@@ -101,6 +101,11 @@ def _difference(model: bytes, network: Network) -> Dict[str, float]:
     found, pixels = difference.outputs(model)
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(network.graph_def, name="")
-        value = ((pixels - network.mean) / network.std).astype(np.float32)
-        expected = session.run(scores + ":0", {names.TFLITE_INPUT + ":0": value})
-    return {scores: difference.relative(found[_OUTPUTS.index(scores)], expected)}
+        expected, rounded = [
+            session.run(
+                scores + ":0",
+                {names.TFLITE_INPUT + ":0": ((one - network.mean) / network.std).astype(np.float32)},
+            )
+            for one in (pixels, difference.with_other_rounding(pixels))
+        ]
+    return {scores: difference.relative(found[_OUTPUTS.index(scores)], expected, rounded)}

@@ -252,7 +252,13 @@ def run_once(model: bytes, where: str) -> None:
             opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         opened.invoke()
     except (RuntimeError, ValueError) as error:
-        raise ExportError("the .tflite does not run", where=where, found=reason_of(str(error))) from error
+        raise ExportError(
+            "the .tflite does not run",
+            where=where,
+            found=reason_of(str(error)),
+            fix="look at the training's loss, and at the ranges in its quant_ranges.json: if the training "
+            "has diverged, they are too large for the kernels. If not, try another version of TensorFlow",
+        ) from error
 
 
 def count_weights(graph_def) -> int:

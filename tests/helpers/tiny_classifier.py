@@ -71,7 +71,7 @@ training {{
   batch_size: 6
   num_steps: 4
   optimizer: "momentum"
-  learning_rate: 0.02
+  learning_rate: 0.002
   learning_rate_decay_type: "fixed"
 }}
 evaluation {{ batch_size: 5 }}
