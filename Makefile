@@ -128,6 +128,7 @@ test-zoo: setup ## test the models of the zoo that `make test` leaves out (half 
 test-all: setup setup-tf1 setup-tf215 generations ## run all tests, in parts, without those that have passed (PARTS; hours)
 	@test -d out/upstream || .venv/bin/python -m pip install -q --no-deps --target out/upstream \
 	  -r requirements/estimator.in -r requirements/tensorboard.in
+	@test -d out/official || .venv/bin/python -m pip install -q --no-deps --target out/official -r requirements/official.in
 	@.venv/bin/python -m tests.everything --generations="$(GENERATIONS)" $(PARTS)
 
 generations: ## fetch the OD API of other years, to test the patches on (GENERATIONS)

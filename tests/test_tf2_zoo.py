@@ -38,6 +38,8 @@ pytestmark = [
 ROWS = [row for row in configs.rows("tf2_models.yaml") if "skip" not in row]
 # Of an output's largest value; both run the same kernels.
 SAME = 1e-5
+# Of a loss, and of what a step changes in a variable.
+STEP = 1e-3
 # Of an output's spread, root mean square. The rewritten graph runs with 16 bits for 8, and has the ranges of
 # the very picture, so that rounding, which grows from layer to layer of random weights, hides no wrong value.
 BITS, CLOSE = 16, 0.05
@@ -73,7 +75,7 @@ def eager(request, tmp_path_factory, run_python):
         and item.fspath == request.fspath
         and not item.get_closest_marker("skip")
     }
-    arguments = ["-m", "tests.zoo.eager_tf2", folder] + sorted(names)
+    arguments = ["-m", "tests.zoo.eager_tf2", folder] + sorted(names) + ["--steps"] * tiers.ALL
     # (This process has TensorFlow 2's behaviour switched off.)
     done = run_python(*arguments, timeout=1500, env={"TF2_BEHAVIOR": "1"})
     assert done.status == 0, done.errors[-3000:]
@@ -99,7 +101,8 @@ class Model(object):
         if os.path.exists(error):
             with open(error) as stream:
                 raise AssertionError("upstream: " + stream.read()[-3000:])
-        self._prefix = os.path.join(folder, row["name"] + "-1")
+        self._folder = folder
+        self._prefix = self.path("-1")
         with np.load(os.path.join(folder, row["name"] + ".npz")) as stored:
             self.expected = dict(stored)
         config = _config(row)
@@ -111,6 +114,10 @@ class Model(object):
             values = self._run_float(outputs, plan)
             self.report = api.rewrite(QatConfig(), False, graph, keras_models.outputs())
             self._run_rewritten(outputs, values)
+
+    def path(self, end):
+        """A file of the model's in the folder of what upstream computes."""
+        return os.path.join(self._folder, self.row["name"] + end)
 
     def _build(self, config):
         size = self.row["size"]
@@ -238,6 +245,47 @@ def test_training_has_the_same_ranges(model):
     assert report.weights == model.report.weights
     assert report.activations == model.report.activations
     assert {name + end for name in report.weights + report.activations for end in ("/min", "/max")} <= saved
+
+
+@pytest.mark.long
+def test_a_step_of_training_is_upstreams(model):
+    """Its losses, and all variables after it: weights less their gradients, and averages of batch norms."""
+    config, row = _config(model.row), model.row
+    expected = np.load(model.path("-step.npz"))
+    before, after = model.path("-1"), model.path("-2")
+    with halves.active(config), eager_tf2.nothing_by_chance(config.model), tf.Graph().as_default():
+        detector = models.model_fn(config, True)()
+        preprocessed, shapes = detector.preprocess(tf.constant(configs.two_images_value(row)))
+        eager_tf2.provide_truth(tf, detector)
+        losses = dict(detector.loss(detector.predict(preprocessed, shapes), shapes))
+        keras_models.collect(detector)
+        regularization = tf.get_collection(tf.GraphKeys.REGULARIZATION_LOSSES)
+        losses["regularization"] = tf.add_n(regularization or [tf.constant(0.0)])
+        weights = tf.trainable_variables()
+        gradients = tf.gradients(tf.add_n(list(losses.values())), weights)
+        gradients = {v.op.name: g for v, g in zip(weights, gradients) if g is not None}
+        keys = {variable.op.name: key for key, variable in checkpoints.named(before).items()}
+        checkpoints.require_all(checkpoints.named(before), before, ())
+        with sessions.plain() as session:
+            session.run([tf.global_variables_initializer(), tf.tables_initializer()])
+            tf.train.Saver(checkpoints.named(before)).restore(session, before)
+            values, gradients, _ = session.run(
+                [losses, gradients, tf.get_collection(tf.GraphKeys.UPDATE_OPS)]
+            )
+            moved = session.run({v.op.name: v for v in tf.global_variables() if v.op.name in keys})
+    assert set(values) == set(expected)
+    for name, value in values.items():
+        np.testing.assert_allclose(value, expected[name], rtol=STEP, err_msg=name)
+    was, reader = tf.train.load_checkpoint(before), tf.train.load_checkpoint(after)
+    expected = {name: reader.get_tensor(key) for name, key in keys.items()}
+    changes = {name: np.abs(expected[name] - was.get_tensor(key)).max() for name, key in keys.items()}
+    # (The gradient of a bias in front of a batch norm is rounding and nothing else.)
+    rounding = 1e-6 * max(changes.values())
+    for name, change in changes.items():
+        limit = STEP * change + rounding + 1e-6 * np.abs(expected[name]).max()
+        found = moved[name] - gradients.get(name, 0.0)
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=limit, err_msg=name)
+    assert sum(change > 0 for change in changes.values()) > 20
 
 
 def test_every_registered_extractor_is_in_the_zoo():

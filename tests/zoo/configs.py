@@ -32,6 +32,12 @@ def images_value(row):
     return (0.6 * smooth + rng.uniform(0, 102, [1, size, size, 3])).astype(np.float32)
 
 
+def two_images_value(row):
+    """The pixels, and those of the picture upside down."""
+    picture = images_value(row)
+    return np.concatenate([picture, picture[:, ::-1]])
+
+
 _CONV = """
     activation: {activation}
     regularizer {{ l2_regularizer {{ weight: 0.00004 }} }}
