@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import shutil
 
 import pytest
 
 from od_qat.cli import command_line
 from od_qat.compat import tf
 from tests.generations import road as trees
+from tests.generations import slim_road
 from tests.helpers import tiny_classifier, tiny_detector
 
 try:
@@ -93,24 +93,14 @@ def test_a_float_checkpoint_is_refused_by_a_quantized_evaluation(ran, data, tmp_
 
 
 @pytest.mark.zoo
-def test_in_a_patched_tree(data, tmp_path, run_python):
-    research = str(tmp_path / "research")
-    trees.copy(patching.find_tree(trees.installed()), research)
-    slim = os.path.join(research, "slim")
-    for name in ("datasets", "preprocessing", "deployment"):
-        if not os.path.isdir(os.path.join(slim, name)):
-            shutil.copytree(os.path.join(trees.installed(), name), os.path.join(slim, name))
-    outcome = patching.patch(research)
-    assert "slim/nets/mobilenet_v1_train.py" in outcome.files
-    path = {"PYTHONPATH": os.pathsep.join([research, slim])}
-    for command, flags in (
-        ("mobilenet_v1_train", train_flags(data, str(tmp_path / "train"))),
-        ("mobilenet_v1_eval", eval_flags(data, str(tmp_path / "train"), str(tmp_path / "eval"))),
-    ):
-        script = os.path.join(slim, "nets", command + ".py")
-        done = run_python(script, *flags, env=path, timeout=600)
-        assert done.status == 0, done.errors[-2000:]
-    assert tiny_detector.fake_quants(str(tmp_path / "eval" / "frozen_eval_graph.pb")) > 50
+def test_in_a_patched_tree(tmp_path):
+    source = patching.find_tree(trees.installed())
+    tree = slim_road.prepare(source, str(tmp_path))
+    assert slim_road.commands(source)
+    for command in slim_road.commands(source):
+        status, text = slim_road.run(tree, str(tmp_path), command)
+        assert status == 0, text[-2000:]
+        assert slim_road.wrong_graph(str(tmp_path), command) is None
 
 
 # The one known tree that has slim's scripts for any network.

@@ -1,15 +1,19 @@
 """Upstream's commands in a patched copy of every tree, float and QAT, on this Python's TensorFlow.
 
-    python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat tf2_float tf2_qat]
+    python -m tests.generations.matrix FOLDER [--only TREE ...] [--kinds float qat tf2_float tf2_qat slim]
 
 FOLDER is what `make generations` filled; `make test-all` calls this for each TensorFlow. Results are added
 to matrix.json beside this file, what was there of other TensorFlows and trees stays, and the table in
 docs/commands.md is made anew from it (`python -m tests.doc_tables` makes it without running anything):
 
-    {tree: {TensorFlow: {kind, of road.KINDS: {command: "ok", or why not}}}}
+    {tree: {TensorFlow: {kind: {command: "ok", or why not}}}}
+
+Kinds are those of road.KINDS, for detectors, and slim_road's, for slim's classifiers with --quantize.
 """
 
 import argparse
+import fcntl
+import functools
 import json
 import os
 import re
@@ -17,7 +21,7 @@ import shutil
 import sys
 import tempfile
 
-from tests.generations import fetch, record, road
+from tests.generations import fetch, record, road, slim_road
 
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "matrix.json")
 _LONGEST_REASON = 160  # characters
@@ -30,7 +34,8 @@ def main(arguments=None) -> int:
     )
     parser.add_argument("folder")
     parser.add_argument("--only", action="append", metavar="TREE", help="a folder's name; may be repeated")
-    parser.add_argument("--kinds", nargs="+", choices=sorted(road.KINDS), default=sorted(road.KINDS))
+    kinds = sorted(road.KINDS) + [slim_road.KIND]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     options = parser.parse_args(arguments)
     from od_qat.compat import tf
     from tests import doc_tables  # (which reads this module's results)
@@ -41,12 +46,12 @@ def main(arguments=None) -> int:
             continue
         source = record.find(options.folder, pin.folder)
         for kind in options.kinds:
-            if not road.commands(kind):
+            if not _commands(source, kind):
                 continue
             try:
                 cells = _run(source, options.folder, kind)
             except Exception as error:  # noqa: BLE001  (no cell is to stay as if it had been run)
-                cells = {command: repr(error)[:_LONGEST_REASON] for command in road.commands(kind)}
+                cells = {command: repr(error)[:_LONGEST_REASON] for command in _commands(source, kind)}
             _keep(pin.folder, tf.__version__, kind, cells)
             bad = [command for command, said in cells.items() if said != "ok"]
             failed += sum(not said.startswith("- ") for said in cells.values() if said != "ok")
@@ -55,21 +60,30 @@ def main(arguments=None) -> int:
     return 1 if failed else 0
 
 
+def _commands(source, kind):
+    return slim_road.commands(source) if kind == slim_road.KIND else road.commands(kind)
+
+
 def _run(source, folder, kind):
     """{command: 'ok', '- reason' of what cannot be had, or the last line of what went wrong}."""
     reason = road.cannot(source)
     if reason:
-        return {command: "- " + reason for command in road.commands(kind)}
+        return {command: "- " + reason for command in _commands(source, kind)}
     work = tempfile.mkdtemp()
     try:
-        tree, slim, config = road.prepare(source, folder, work, kind)
+        if kind == slim_road.KIND:
+            tree = slim_road.prepare(source, work)
+            run = functools.partial(slim_road.run, tree, work)
+            wrong = functools.partial(slim_road.wrong_graph, work)
+        else:
+            tree, slim, config = road.prepare(source, folder, work, kind)
+            run = functools.partial(road.run, tree, slim, work, config=config)
+            wrong = functools.partial(road.wrong_graph, work, quantised=road.KINDS[kind][1])
         cells = {}
-        for command in road.commands(kind):
-            status, text = road.run(tree, slim, work, command, config)
-            if status != 0:
-                cells[command] = _last_line(text, work)
-            else:
-                cells[command] = road.wrong_graph(work, command, road.KINDS[kind][1]) or "ok"
+        for command in _commands(source, kind):
+            known = slim_road.cannot(source, command) if kind == slim_road.KIND else None
+            status, text = (1, "- " + known) if known else run(command)
+            cells[command] = _last_line(text, work) if status != 0 else wrong(command) or "ok"
         return cells
     finally:
         shutil.rmtree(work)
@@ -82,12 +96,15 @@ def _last_line(text, work):
 
 
 def _keep(tree, tensorflow, kind, cells):
-    found = load()
-    found.setdefault(tree, {}).setdefault(tensorflow, {})[kind] = cells
-    with open(RESULTS + ".tmp", "w", encoding="utf-8") as stream:
-        json.dump(found, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-    os.replace(RESULTS + ".tmp", RESULTS)
+    # (`make test-all` runs this for several TensorFlows at a time.)
+    with open(os.path.join(tempfile.gettempdir(), "od_qat_matrix.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = load()
+        found.setdefault(tree, {}).setdefault(tensorflow, {})[kind] = cells
+        with open(RESULTS + ".tmp", "w", encoding="utf-8") as stream:
+            json.dump(found, stream, indent=1, sort_keys=True)
+            stream.write("\n")
+        os.replace(RESULTS + ".tmp", RESULTS)
 
 
 def load():
@@ -127,7 +144,13 @@ def _cell(kinds, notes):
     return "; ".join(texts) if texts else "not run"
 
 
-_NAMES = {"float": "float", "qat": "QAT", "tf2_float": "TF 2 float", "tf2_qat": "TF 2 QAT"}
+_NAMES = {
+    "float": "float",
+    "qat": "QAT",
+    "tf2_float": "TF 2 float",
+    "tf2_qat": "TF 2 QAT",
+    "slim": "classifiers",
+}
 
 
 def _note(said, notes):
