@@ -18,6 +18,7 @@ from od_qat import checkpoints  # noqa: E402
 from od_qat.cli import command_line  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError  # noqa: E402
+from od_qat.export import difference  # noqa: E402
 from od_qat.model_files import interpreter, output_nodes  # noqa: E402
 from od_qat.scoring import images  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
@@ -133,7 +134,7 @@ def test_the_tflite_is_quantized_and_computes_what_the_graph_does(road):
     graph = tf.GraphDef()
     with open(os.path.join(road.eval_dir, "frozen_eval_graph.pb"), "rb") as stream:
         graph.ParseFromString(stream.read())
-    differences = []
+    differences, of_rounding = [], []
     with tf.Graph().as_default(), sessions.plain() as session:
         tf.import_graph_def(graph, name="")
         for _, _, picture in list(tiny_classifier.pictures())[::5]:
@@ -142,12 +143,15 @@ def test_the_tflite_is_quantized_and_computes_what_the_graph_does(road):
             model.invoke()
             scale, zero_point = taken["quantization"]
             here = (model.get_tensor(taken["index"]).astype(np.float32) - zero_point) * scale
-            value = session.run(
-                "MobilenetV1/Predictions/Reshape_1:0", {"input:0": (pixels[None] - 127.5) / 127.5}
-            )
+            value, rounded = [
+                session.run("MobilenetV1/Predictions/Reshape_1:0", {"input:0": (one[None] - 127.5) / 127.5})
+                for one in (pixels, difference.with_other_rounding(pixels))
+            ]
             differences.append(np.abs(here - value).max())
-    # (Of a network that was trained for 600 steps: .006.)
-    assert np.mean(differences) < 0.1
+            of_rounding.append(np.abs(rounded - value).max())
+    # (Of a network that was trained for 600 steps: .006. Of this one, half a step of noise in the pixels makes
+    # .05 to .08 in the graph itself.)
+    assert np.mean(differences) < 0.02 + 2 * np.mean(of_rounding)
 
 
 def test_the_json_says_how_to_use_the_tflite(road):
