@@ -68,10 +68,10 @@ network {{ name: "{}" num_classes: 3 image_size: 32 {} }}
 train_input {{ {} }}
 eval_input {{ {} }}
 training {{
-  batch_size: 6
+  batch_size: 18
   num_steps: 4
   optimizer: "momentum"
-  learning_rate: 0.002
+  learning_rate: 0.005
   learning_rate_decay_type: "fixed"
 }}
 evaluation {{ batch_size: 5 }}
