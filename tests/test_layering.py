@@ -25,6 +25,8 @@ ORDER = (
     "ranges",
     "training",
     "model_files",
+    "contents",
+    "targets",
     "datasets",
     "od_api",
     "plugin",

@@ -15,9 +15,12 @@ from typing import Iterable, List, Optional, Sequence, Tuple
 
 import od_qat
 from od_qat.cli import (
+    agree,
+    compare,
     data,
     demo,
     demo_classifier,
+    detect,
     doctor,
     evaluate,
     export,
@@ -29,6 +32,7 @@ from od_qat.cli import (
     patch,
     run,
     score,
+    targets,
     train,
     unpatch,
 )
@@ -66,6 +70,10 @@ _COMMANDS = (
     export_tflite,
     score,
     nodes,
+    compare,
+    agree,
+    targets,
+    detect,
     freeze,
     patch,
     unpatch,

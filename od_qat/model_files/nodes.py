@@ -152,19 +152,28 @@ def _role(name: Optional[str]) -> str:
     return _ROLES.get((name or "").split(":")[0], "")
 
 
-def _of_saved_model(path: str) -> Nodes:
+def read_saved_model(path: str) -> Any:
+    """Reads the SavedModel message in a saved_model.pb.
+
+    Raises:
+      DataError: if the file holds none.
+    """
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
-    from od_qat.compat import tf
-
     try:
         with open(path, "rb") as stream:
-            content = saved_model_pb2.SavedModel.FromString(stream.read())
+            return saved_model_pb2.SavedModel.FromString(stream.read())
     except DecodeError as error:
         raise DataError(
             "cannot read the SavedModel", where=path, found=first_line(error), allowed=_SAVED_MODEL, fix=_FIX
         ) from error
+
+
+def _of_saved_model(path: str) -> Nodes:
+    from od_qat.compat import tf
+
+    content = read_saved_model(path)
     signatures = [
         (name, signature)
         for meta_graph in content.meta_graphs

@@ -73,7 +73,7 @@ def side_by_side(
         of_image = [(title, of_model[example.image_id]) for title, of_model in detections.items()]
         stream = io.BytesIO()
         _picture(example, of_image, names, min_score).save(stream, format="PNG")
-        path = output_path if one_file else os.path.join(output_path, _file_name(example.image_id, taken))
+        path = output_path if one_file else os.path.join(output_path, file_name(example.image_id, taken))
         write_atomically(path, stream.getvalue())
         paths.append(path)
     return paths
@@ -91,8 +91,25 @@ def _require_detections(examples: Sequence[Any], detections: Mapping[str, Mappin
             )
 
 
-def _file_name(image_id: Any, taken: set) -> str:
-    """A file name for any image id, different from those taken."""
+def drawn(encoded: bytes, image_id: str, boxes: Sequence[Tuple[Any, int, str]]) -> bytes:
+    """A PNG of an image in its own size, with boxes [(normalised ymin, xmin, ymax, xmax; class id; label)].
+
+    Raises:
+      DataError: if the image cannot be decoded.
+    """
+    from PIL import Image
+
+    from od_qat.scoring.images import decode
+
+    photograph = Image.fromarray(decode(encoded, image_id))
+    _draw_boxes(photograph, boxes)
+    stream = io.BytesIO()
+    photograph.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def file_name(image_id: Any, taken: set) -> str:
+    """A file name, .png, for any image id, different from those taken, to which it is added."""
     stem = os.path.splitext(os.path.basename(str(image_id)))[0]
     stem = re.sub(r"[^\w.-]+", "_", stem).strip("._") or "image"
     name, number = stem, 1

@@ -1,7 +1,7 @@
 """The overlap of boxes, and how far two models agree."""
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 
@@ -98,19 +98,36 @@ def agreement(
 
 def _matches(of: Detections, among: Detections, iou: float, score_tolerance: float, min_score: float):
     """The number of detections in `of` above the minimum score, and of those with a match in `among`."""
+    partners = partners_of(of, among, iou, score_tolerance, min_score)
+    return len(partners), sum(partner is not None for partner in partners.values())
+
+
+def partners_of(
+    of: Detections, among: Detections, iou: float, score_tolerance: float, min_score: float
+) -> Dict[int, Optional[int]]:
+    """Matches the detections of one image one to one, those with the best scores first.
+
+    Args:
+      of: those that are matched.
+      among: the other model's.
+      iou, score_tolerance, min_score: as for :func:`agreement`.
+
+    Returns:
+      index in `of`, of each that scores at least min_score -> index in `among`, or None without a match.
+    """
     chosen = np.flatnonzero(of.scores >= min_score)
+    found = {int(index): None for index in chosen}  # type: Dict[int, Optional[int]]
     if not len(chosen) or not len(among.scores):
-        return len(chosen), 0
+        return found
     overlap = iou_matrix(of.boxes[chosen], among.boxes)
     allowed = of.classes[chosen][:, None] == among.classes[None, :]
     # A tolerance of 0.1 has to accept 0.9 and 0.8, so it gets one float32 step more.
     difference = np.abs(of.scores[chosen][:, None].astype(np.float64) - among.scores[None, :])
     allowed &= difference <= score_tolerance + 1e-6
     overlap = np.where(allowed & (overlap >= iou), overlap, -1.0)
-    matched = 0
     for row in np.argsort(-of.scores[chosen], kind="stable"):
         best = int(np.argmax(overlap[row]))
         if overlap[row, best] >= 0:
-            matched += 1
+            found[int(chosen[row])] = best
             overlap[:, best] = -1.0
-    return len(chosen), matched
+    return found

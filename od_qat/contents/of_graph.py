@@ -1,0 +1,197 @@
+"""What a frozen graph or a SavedModel holds."""
+
+import glob
+import os
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from od_qat.compat import tf
+from od_qat.contents import of_checkpoint
+from od_qat.contents.model import (
+    BATCH_NORM,
+    GRAPH,
+    OTHER,
+    RANGES,
+    SAVED_MODEL,
+    WEIGHTS,
+    Array,
+    Contents,
+    Layer,
+)
+from od_qat.errors import DataError, OdQatError
+from od_qat.graph import allowed_ops
+from od_qat.model_files import nodes
+from od_qat.rewrite import policy
+
+_VARIABLES = frozenset(["VariableV2", "Variable", "VarHandleOp"])
+
+
+def read(path: str) -> Contents:
+    """Reads a .pb, .pbtxt or .meta.
+
+    Raises:
+      DataError: if it cannot be read.
+    """
+    graph_def = nodes.read_graph(path)
+    found = _Graph(graph_def.node)
+    arrays = tuple(_constant(node, found.kinds.get(node.name, OTHER)) for node in found.constants())
+    return Contents(path, GRAPH, os.path.getsize(path), arrays, found.ops(), found.layers(_shapes(graph_def)))
+
+
+def read_saved_model(folder: str) -> Contents:
+    """Reads a SavedModel: its first graph with the functions that it calls, and its variables.
+
+    Raises:
+      DataError, CheckpointError: if it cannot be read.
+    """
+    path = os.path.join(folder, "saved_model.pb")
+    message = nodes.read_saved_model(path)
+    if not message.meta_graphs:
+        raise DataError("the SavedModel has no graph", where=path, fix="copy or export it again")
+    graph_def = message.meta_graphs[0].graph_def
+    everything = list(graph_def.node)
+    for function in graph_def.library.function:
+        everything.extend(function.node_def)
+    found = _Graph(everything)
+    arrays = [_constant(node, found.kinds.get(node.name, OTHER)) for node in found.constants()]
+    variables = os.path.join(folder, "variables", "variables")
+    if glob.glob(glob.escape(variables) + ".index"):
+        arrays.extend(of_checkpoint.read(variables).arrays)
+    size = sum(
+        os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names
+    )
+    return Contents(folder, SAVED_MODEL, size, tuple(arrays), found.ops(), found.layers(None))
+
+
+class _Graph(object):
+    """The nodes of a graph, and what its constants are for.
+
+    Attributes:
+      kinds: name of a constant or variable -> kind of array.
+    """
+
+    def __init__(self, every_node: Any) -> None:
+        # (Functions of a SavedModel number their nodes for themselves: equal names are told apart.)
+        self._nodes = {}  # type: Dict[str, Any]
+        for node in every_node:
+            name, number = node.name, 0
+            while name in self._nodes:
+                number += 1
+                name = "{}#{}".format(node.name, number)
+            self._nodes[name] = node
+        self.kinds = {}  # type: Dict[str, str]
+        self._weighted = [(name, node) for name, node in self._nodes.items() if node.op in policy.WEIGHTED]
+        self._sources = {}  # type: Dict[str, List[str]]
+        self._quantised = set()  # type: Set[str]
+        for node in self._nodes.values():
+            if node.op in policy.FAKE_QUANT:
+                for source in node.input[1:3]:
+                    for name in self._leading_to(source):
+                        self.kinds[name] = RANGES
+        for name, node in self._weighted:
+            self._sources[name] = self._leading_to(node.input[1])
+            for source in self._sources[name]:
+                self.kinds.setdefault(source, WEIGHTS if self._dimensions(source) > 1 else BATCH_NORM)
+
+    def _leading_to(self, source: str) -> List[str]:
+        """The constants and variables that a tensor is computed from; notes fake quants on the way."""
+        found, pending, seen = [], [source], set()  # type: List[str], List[str], Set[str]
+        while pending:
+            name = pending.pop().lstrip("^").split(":")[0]
+            node = self._nodes.get(name)
+            if node is None or name in seen:
+                continue
+            seen.add(name)
+            if node.op == "Const" or node.op in _VARIABLES:
+                found.append(name)
+            elif node.op not in policy.WEIGHTED:
+                pending.extend(node.input)
+        return found
+
+    def _dimensions(self, name: str) -> int:
+        node = self._nodes[name]
+        if node.op == "Const":
+            return len(node.attr["value"].tensor.tensor_shape.dim)
+        return len(node.attr["shape"].shape.dim)
+
+    def constants(self) -> List[Any]:
+        """The constants of the graph that are numbers."""
+        return [
+            node
+            for node in self._nodes.values()
+            if node.op == "Const" and node.attr["dtype"].type != tf.string.as_datatype_enum
+        ]
+
+    def ops(self) -> Dict[str, str]:
+        """Name -> type."""
+        return {name: node.op for name, node in self._nodes.items()}
+
+    def layers(self, shapes: Optional[Dict[str, Tuple[Optional[int], ...]]]) -> Tuple[Layer, ...]:
+        """The layers.
+
+        Args:
+          shapes: name of an op -> shape of its first output, None for a size that is not known; None for all.
+        """
+        return tuple(self._layer(name, node, shapes) for name, node in self._weighted)
+
+    def _layer(self, name: str, node: Any, shapes: Optional[Dict[str, Any]]) -> Layer:
+        of_weights = [one for one in self._sources[name] if self.kinds[one] == WEIGHTS]
+        counts = [self._count(one) for one in of_weights]
+        weights = max(counts or [0])
+        shape = (shapes or {}).get(name)
+        multiply_adds = None
+        if shape is not None and None not in shape[1:]:
+            places = shape[1:-1] if node.op != "MatMul" else ()
+            multiply_adds = int(np.prod(places, dtype=np.int64)) * weights
+        return Layer(name, node.op, weights, multiply_adds, self._reads_fake_quant(node))
+
+    def _count(self, name: str) -> int:
+        node = self._nodes[name]
+        field = node.attr["value"].tensor.tensor_shape if node.op == "Const" else node.attr["shape"].shape
+        return int(np.prod([dim.size for dim in field.dim], dtype=np.int64))
+
+    def _reads_fake_quant(self, node: Any) -> bool:
+        """Whether the weights of a layer went through a fake quant."""
+        name = node.input[1].split(":")[0]
+        while name in self._nodes:
+            source = self._nodes[name]
+            if source.op in policy.FAKE_QUANT:
+                return True
+            # (In training, and in graphs that contrib made, behind it stand a reshape or a scale.)
+            if source.op not in ("Identity", "Reshape", "Mul", "RealDiv"):
+                return False
+            name = source.input[0].split(":")[0]
+        return False
+
+
+def _constant(node: Any, kind: str) -> Array:
+    message = node.attr["value"].tensor
+    dtype = tf.as_dtype(node.attr["dtype"].type)
+    # (What is the same throughout is stored once.)
+    return Array(
+        node.name,
+        kind,
+        tuple(dim.size for dim in message.tensor_shape.dim),
+        dtype.name,
+        node.ByteSize(),
+        lambda: tf.make_ndarray(message),
+    )
+
+
+def _shapes(graph_def: Any) -> Dict[str, Tuple[Optional[int], ...]]:
+    """Name of an op -> shape of its first output, as TensorFlow infers it."""
+    graph = tf.Graph()
+    try:
+        # (The import computes shapes, and runs ops for that.)
+        allowed_ops.require_harmless(graph_def, "")
+        with graph.as_default():
+            tf.import_graph_def(graph_def, name="")
+    except (OdQatError, ValueError, tf.errors.OpError):  # a custom op, or one of another version
+        return {}
+    found = {}
+    for operation in graph.get_operations():
+        shape = operation.outputs[0].shape if operation.type in policy.WEIGHTED else None
+        if shape is not None and shape.ndims is not None:
+            found[operation.name] = tuple(shape.as_list())
+    return found
