@@ -27,6 +27,7 @@ ORDER = (
     "model_files",
     "contents",
     "targets",
+    "analysis",
     "datasets",
     "od_api",
     "plugin",
