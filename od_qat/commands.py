@@ -258,6 +258,7 @@ def export_tflite(
     calibration_images: int = 100,
     input_type: str = "uint8",
     score_threshold: Union[float, str, None] = None,
+    form: str = "int8",
 ) -> str:
     """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
 
@@ -278,6 +279,8 @@ def export_tflite(
         int8 network.
       score_threshold: detections that score less are left out; 'config' takes the config's own. The default
         is 0.05, or lower if the detector's scores are low (see export/suppression.py).
+      form: of post-training quantization: 'int8'; 'int8_per_tensor', with one range for all weights of a
+        layer; 'dynamic_range' or 'float16', 8-bit or 16-bit weights with floats between them; 'float32'.
 
     Returns:
       path of the .tflite.
@@ -290,7 +293,7 @@ def export_tflite(
     from od_qat.export import center_net_tflite, ssd_tflite, tflite_network
 
     options = tflite_network.Options(
-        inference_type, input_type, fast_nms, max_detections, score_threshold, ptq, calibration_images
+        inference_type, input_type, fast_nms, max_detections, score_threshold, ptq, calibration_images, form
     )
     tflite_network.require_options(options)
     config = pipeline.load(pipeline_config_path, overrides)

@@ -65,6 +65,7 @@ DETECTORS = (
     "export.suppression",
     "export.tflite_network",
     "scoring.class_ids",
+    "scoring.intervals",
     "scoring.matching",
     "scoring.metrics",
     "scoring.model_score",

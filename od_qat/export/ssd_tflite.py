@@ -62,12 +62,12 @@ def export(
     )
     model = tflite_network.convert(graph_def, network, config, options, _OUTPUTS)
     path = os.path.join(output_directory, "detect.tflite")
-    _check(model, network, path, options.ptq)
+    _check(model, network, path, options)
     beside = tflite_network.describe(
         path,
         network,
         checkpoint,
-        options.input_type,
+        "float32" if options.takes_floats else options.input_type,
         _OUTPUTS,
         post_process.max_detections,
         nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
@@ -96,12 +96,15 @@ def _records_there(config):
     return []
 
 
-def _check(model: bytes, network: Network, path: str, ptq: bool) -> None:
+def _check(model: bytes, network: Network, path: str, options: Options) -> None:
+    if options.takes_floats:
+        tflite_checks.run_once(model, path)
+        return
     weights = tflite_checks.count_weights(network.graph_def)
     tflite_checks.check(
         model, weights, path, float_layers=bool(network.excluded), other_bytes=network.anchors.nbytes
     )
-    if not ptq:
+    if not options.ptq:
         found = difference.difference(
             model, network.graph_def, names.TFLITE_INPUT, HEADS, network.mean, network.std
         )

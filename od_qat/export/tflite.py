@@ -27,6 +27,16 @@ from od_qat.quiet import native_stderr_silenced
 
 INFERENCE_TYPES = ("int8", "uint8")
 INPUT_TYPES = ("uint8", "int8")
+# What post-training quantization can make: all of it int8, with a range for each channel of the weights or
+# one for all; 8-bit or 16-bit weights, and floats between them; or nothing.
+INT8, PER_TENSOR, DYNAMIC_RANGE, FLOAT16, FLOAT32 = FORMS = (
+    "int8",
+    "int8_per_tensor",
+    "dynamic_range",
+    "float16",
+    "float32",
+)
+QUANTIZED_FORMS = (INT8, PER_TENSOR)
 
 
 class PostProcess(NamedTuple):
@@ -169,6 +179,7 @@ def convert(
     calibration: Optional[Callable[[], Iterable[np.ndarray]]] = None,
     input_type: Optional[str] = None,
     output_type: str = "float32",
+    per_channel: bool = True,
 ) -> bytes:
     """Runs TensorFlow's converter.
 
@@ -184,6 +195,7 @@ def convert(
       input_type: 'int8' or 'uint8', of the input; by default the `inference_type`. An int8 network gets a
         QUANTIZE op for uint8 images, which changes no value.
       output_type: of outputs that are quantized; those of TFLite_Detection_PostProcess are float32.
+      per_channel: whether calibration gives each channel of the weights its own range.
 
     Returns:
       the bytes of the .tflite.
@@ -207,6 +219,8 @@ def convert(
             converter.representative_dataset = lambda: ([image] for image in _with_ends(calibration(), ends))
             converter.inference_input_type = getattr(tf, input_type)
             converter.inference_output_type = getattr(tf, output_type)
+            # (TensorFlow has no public name for it.)
+            converter._experimental_disable_per_channel = not per_channel
             return _converted_quietly(converter)
         converter.inference_type = getattr(tf, inference_type)
         # An int8 pixel is the uint8 pixel less 128.
@@ -217,6 +231,43 @@ def convert(
         return _converted_with_other_ends(converter, input_type, output_type)
     except ExportError:  # an image of the calibration cannot be read
         raise
+    except Exception as error:
+        raise ExportError(
+            "the converter failed", found=reason_of(str(error)), fix="run again with --debug for all of it"
+        ) from error
+    finally:
+        os.unlink(path)
+
+
+def convert_float(
+    graph_def, input_name: str, input_shape: List[int], output_names: List[str], form: str
+) -> bytes:
+    """Runs TensorFlow's converter on a float graph, for a .tflite that takes and computes floats.
+
+    Args:
+      graph_def: frozen GraphDef without fake quants.
+      input_name, input_shape, output_names: as for `convert`.
+      form: DYNAMIC_RANGE, 8-bit weights; FLOAT16, 16-bit weights; or FLOAT32.
+
+    Returns:
+      the bytes of the .tflite.
+
+    Raises:
+      ExportError: with the reason that the converter gives.
+    """
+    handle, path = tempfile.mkstemp(suffix=".pb")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(graph_def.SerializeToString())
+        converter = tf.lite.TFLiteConverter.from_frozen_graph(
+            path, [input_name], output_names, {input_name: input_shape}
+        )
+        converter.allow_custom_ops = True
+        if form != FLOAT32:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if form == FLOAT16:
+            converter.target_spec.supported_types = [tf.float16]
+        return _converted_quietly(converter)
     except Exception as error:
         raise ExportError(
             "the converter failed", found=reason_of(str(error)), fix="run again with --debug for all of it"

@@ -22,11 +22,23 @@ class Options(NamedTuple):
     score_threshold: Union[float, str, None]
     ptq: bool
     calibration_images: int
+    form: str = tflite.INT8
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether it is a .tflite with float inputs, which is not fully quantized."""
+        return self.ptq and self.form not in tflite.QUANTIZED_FORMS
 
 
 def require_options(options: Options) -> None:
     """Raises ConfigError for types or numbers that cannot be had, before anything is read or built."""
     tflite.require_types(options.inference_type, options.input_type, options.ptq)
+    if options.form not in tflite.FORMS or (options.form != tflite.INT8 and not options.ptq):
+        raise ConfigError(
+            "unknown form of post-training quantization",
+            found=repr(options.form),
+            allowed=", ".join(tflite.FORMS) + "; with ptq only",
+        )
     suppression.require_threshold(options.score_threshold)
     if options.max_detections is not None and options.max_detections < 1:
         raise ConfigError(
@@ -50,6 +62,9 @@ def convert(graph_def, network: Network, config, options: Options, outputs: Sequ
     Raises:
       ExportError: with the reason that the converter gives.
     """
+    shape = [1, network.height, network.width, 3]
+    if options.takes_floats:
+        return tflite.convert_float(graph_def, names.TFLITE_INPUT, shape, list(outputs), options.form)
     calibration_images = None
     if options.ptq:
         of_training = pipeline.input_files(config.train_input_reader)
@@ -57,13 +72,14 @@ def convert(graph_def, network: Network, config, options: Options, outputs: Sequ
     return tflite.convert(
         graph_def,
         names.TFLITE_INPUT,
-        [1, network.height, network.width, 3],
+        shape,
         list(outputs),
         options.inference_type,
         network.mean,
         network.std,
         calibration_images,
         options.input_type,
+        per_channel=options.form != tflite.PER_TENSOR,
     )
 
 
@@ -82,7 +98,7 @@ def describe(
       path: of the .tflite.
       network: the network.
       checkpoint: prefix of its checkpoint.
-      input_type: of the image.
+      input_type: of the image; 'float32' for a .tflite that takes floats.
       outputs: tensor names, in the order of names.ROLES.
       max_detections: number of detections.
       **more: further arguments of description.content.
@@ -101,7 +117,7 @@ def describe(
         class_id_offset=1,
         checkpoint=os.path.basename(checkpoint),
         global_step=checkpoints.global_step(checkpoint),
-        quantized=True,
+        quantized=input_type != "float32",
         max_detections=max_detections,
         **more,
     )

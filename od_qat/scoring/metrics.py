@@ -70,19 +70,14 @@ def coco_metrics(
       DataError: if the images differ, or if there is no object to find.
       EnvironmentProblem: if pycocotools is not installed.
     """
-    _require_pycocotools()
-    examples = _matched(examples, detections)
-    names = names_by_id(class_names)
-    objects, found = _annotations(examples, detections, names)
-    _require_objects(objects, examples, names)
-    images = [{"id": number} for number in range(len(examples))]
+    images, names, objects, found = _prepared(examples, detections, class_names)
     precision, overlaps, ids = _coco_precision(images, names, objects, found)
     return Score(
         map=_mean(precision),
         map50=_mean(precision[np.isclose(overlaps, 0.5)]),
         map75=_mean(precision[np.isclose(overlaps, 0.75)]),
         per_class={names[key]: _mean_or_none(precision[:, :, column]) for column, key in enumerate(ids)},
-        images=len(examples),
+        images=len(images),
         detections=len(found),
     )
 
@@ -130,6 +125,19 @@ def _coco_precision(
     found: List[Dict[str, Any]],
 ) -> Tuple[np.ndarray, np.ndarray, Sequence[int]]:
     """The precision [overlaps, recalls, classes] at 100 detections per image, the overlaps, the class ids."""
+    evaluation = _evaluated(images, names, objects, found)
+    parameters = evaluation.params
+    return _precision(evaluation)[:, :, :, 0], parameters.iouThrs, parameters.catIds
+
+
+def _evaluated(
+    images: List[Dict[str, Any]],
+    names: Mapping[int, str],
+    objects: List[Dict[str, Any]],
+    found: List[Dict[str, Any]],
+    by_size: bool = False,
+) -> Any:
+    """A COCOeval that has matched the detections of each image; `by_size`, for each size of objects too."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -145,14 +153,83 @@ def _coco_precision(
             index.createIndex()
         evaluation = COCOeval(truth, result, iouType="bbox")
         evaluation.params.maxDets = list(_MAX_DETECTIONS)
-        # The size ranges take three quarters of the time and are not reported.
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        if not by_size:
+            # The size ranges take three quarters of the time.
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.evaluate()
+    return evaluation
+
+
+def _precision(evaluation: Any) -> np.ndarray:
+    """The precision [overlaps, recalls, classes, sizes] at 100 detections per image; -1 without objects."""
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
-    # [overlaps, recalls, classes, sizes, limits] -> [overlaps, recalls, classes] at the highest limit.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    return precision, evaluation.params.iouThrs, evaluation.params.catIds
+    return evaluation.eval["precision"][..., -1]
+
+
+def map_by_size(
+    examples: Iterable[Any], detections: Mapping[Any, Detections], class_names: ClassNames
+) -> Dict[str, Optional[float]]:
+    """COCO's mAP of small, medium and large objects (below 32^2, below 96^2, above, in pixels of the images).
+
+    Args, Raises: as coco_metrics.
+
+    Returns:
+      'small', 'medium', 'large' -> mAP, 0 to 1; None without such objects.
+    """
+    images, names, objects, found = _prepared(examples, detections, class_names)
+    evaluation = _evaluated(images, names, objects, found, by_size=True)
+    precision = _precision(evaluation)
+    return {
+        label: _mean_or_none(precision[..., number])
+        for number, label in enumerate(evaluation.params.areaRngLbl)
+        if label != "all"
+    }
+
+
+def resampled_maps(
+    examples: Iterable[Any],
+    detections: Mapping[Any, Detections],
+    class_names: ClassNames,
+    samples: Sequence[np.ndarray],
+) -> np.ndarray:
+    """The mAP on samples of the images, drawn with replacement (Efron, 1979: bootstrap).
+
+    Args:
+      examples, detections, class_names: as for coco_metrics.
+      samples: positions of examples, one array for each sample. The same samples of two models pair them.
+
+    Returns:
+      float64 [samples]; NaN for a sample without objects.
+
+    Raises:
+      as coco_metrics.
+    """
+    images, names, objects, found = _prepared(examples, detections, class_names)
+    evaluation = _evaluated(images, names, objects, found)
+    # For each class and size the matches of all images, in the order of the images.
+    whole, count = list(evaluation.evalImgs), len(images)
+    values = []
+    for sample in samples:
+        evaluation.evalImgs = [
+            whole[start + position] for start in range(0, len(whole), count) for position in sample
+        ]
+        mean = _mean_or_none(_precision(evaluation))
+        values.append(np.nan if mean is None else mean)
+    return np.array(values)
+
+
+def _prepared(
+    examples: Iterable[Any], detections: Mapping[Any, Detections], class_names: ClassNames
+) -> Tuple[List[Dict[str, Any]], Dict[int, str], List[Dict[str, Any]], List[Dict[str, Any]]]:
+    """Images, names, objects and detections as pycocotools takes them."""
+    _require_pycocotools()
+    examples = _matched(examples, detections)
+    names = names_by_id(class_names)
+    objects, found = _annotations(examples, detections, names)
+    _require_objects(objects, examples, names)
+    return [{"id": number} for number in range(len(examples))], names, objects, found
 
 
 def _matched(examples: Iterable[Any], detections: Mapping[Any, Detections]) -> List[Any]:

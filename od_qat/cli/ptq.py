@@ -1,0 +1,126 @@
+"""`od-qat ptq`: all forms of post-training quantization of a float detector, scored beside QAT."""
+
+import argparse
+import os
+from typing import List, Tuple
+
+from od_qat.cli import flags, kinds
+from od_qat.errors import ConfigError
+
+NAME = "ptq"
+HELP = "quantize a float checkpoint in all ways without training, and score each"
+DESCRIPTION = """\
+Converts a float checkpoint to float32, float16, dynamic range and int8, with a range for each channel of the
+weights and with one for all. Scores each .tflite on records: mAP with its 95 % interval, mAP by the size of
+objects, file size, latency with one and two threads, measured in turns. With --qat it says whether training
+with quantization paid.
+
+Example:
+
+  od-qat ptq --pipeline_config_path=out/float_on.config --trained_checkpoint_prefix=out/float_on \\
+      --output_directory=out/ptq --record=out/data/val.record --label_map=out/data/label_map.pbtxt \\
+      --qat=out/tflite/detect.tflite
+
+For a fair comparison the float checkpoint has been trained for as many steps as QAT was, from the same start
+and with the same schedule. Otherwise the gain of QAT is the gain of more training."""
+
+# The forms in the order of the table; the first is what the others are compared with.
+_FORMS = ("float32", "float16", "dynamic_range", "int8", "int8_per_tensor")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds its flags."""
+    flags.add_checkpoint_and_output(parser)
+    parser.add_argument("--record", required=True, metavar="FILE", help="the records to score on")
+    parser.add_argument("--label_map", required=True, metavar="FILE", help="their label map")
+    parser.add_argument(
+        "--forms",
+        default=",".join(_FORMS),
+        metavar="LIST",
+        help="which forms, separated by commas (default: {})".format(",".join(_FORMS)),
+    )
+    parser.add_argument(
+        "--qat",
+        action="append",
+        default=[],
+        type=_labelled,
+        metavar="[LABEL=]FILE",
+        help="a .tflite or .pb of the same detector trained with QAT; may be given several times",
+    )
+    parser.add_argument(
+        "--calibration_images", type=flags.positive, default=100, metavar="N", help="for int8 (default 100)"
+    )
+    parser.add_argument("--max_images", type=flags.positive, metavar="N", help="score on the first N images")
+    parser.add_argument("--processes", type=flags.positive, metavar="N", help="default: one for each core")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file, by class too")
+
+
+def _labelled(text: str) -> Tuple[str, str]:
+    label, equals, path = text.partition("=")
+    return (label, path) if equals else ("QAT", text)
+
+
+def handle(arguments: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    forms = _forms(arguments.forms)
+    labels = list(forms)
+    for label, path in arguments.qat:
+        flags.require_file(path, "model")
+        if label in labels:
+            raise ConfigError(
+                "two models have one label", where="--qat", found=label, fix="give it another: LABEL=FILE"
+            )
+        labels.append(label)
+    flags.require_file(arguments.label_map, "label map")
+    flags.require_file(arguments.pipeline_config_path, "pipeline config")
+    commands = kinds.commands_for(arguments.pipeline_config_path)
+    if kinds.is_of_classifiers(commands):
+        raise ConfigError(
+            "forms of quantization are compared for detectors",
+            where=arguments.pipeline_config_path,
+            found="a classifier's config",
+            fix="export-tflite --ptq makes its int8 .tflite, and od-qat score scores it",
+        )
+    from od_qat import files
+    from od_qat.datasets import label_map, records
+    from od_qat.report import quantizations
+
+    total = records.check_records(arguments.record, arguments.label_map, arguments.max_images)
+    examples = [one for _, one in zip(range(total), records.read_examples(arguments.record))]
+    paths = {}
+    for form in forms:
+        paths[form] = commands.export_tflite(
+            arguments.pipeline_config_path,
+            arguments.trained_checkpoint_prefix,
+            os.path.join(arguments.output_directory, form),
+            overrides=arguments.override,
+            ptq=True,
+            calibration_images=arguments.calibration_images,
+            form=form,
+        )
+    paths.update(arguments.qat)
+    found = quantizations.compare(
+        paths,
+        examples,
+        label_map.read_label_map(arguments.label_map),
+        [label for label, _ in arguments.qat],
+        [form for form in forms if form.startswith("int8")],
+        arguments.processes,
+    )
+    if arguments.json:
+        files.write_json(arguments.json, quantizations.as_json(found))
+    print(quantizations.as_text(found))
+    return 0
+
+
+def _forms(text: str) -> List[str]:
+    forms = [form for form in text.split(",") if form]
+    wrong = [form for form in forms if form not in _FORMS]
+    if wrong or not forms:
+        raise ConfigError(
+            "unknown form",
+            where="--forms",
+            found=", ".join(wrong) or "none",
+            allowed=", ".join(_FORMS),
+        )
+    return forms
