@@ -447,6 +447,7 @@ class TestTfConfig(object):
             cluster.join({"TF_CONFIG": text})
 
 
+@pytest.mark.long_on_tf1
 def test_a_parameter_server_ends_soon_after_the_chief(monkeypatch, capsys):
     """A worker that was killed and did not come back does not keep it."""
     monkeypatch.setattr(training_session, "_LAST_STEPS_SECS", 2)
@@ -459,6 +460,7 @@ def test_a_parameter_server_ends_soon_after_the_chief(monkeypatch, capsys):
     assert "1 of 3 workers" in capsys.readouterr().err
 
 
+@pytest.mark.long_on_tf1
 def test_a_process_that_finds_training_ended_lets_the_parameter_server_end(monkeypatch, capsys):
     """A chief that was killed between its last checkpoint and its last word, and is started again."""
     monkeypatch.setattr(training_session, "_TELL_SECS", 60)

@@ -235,6 +235,7 @@ def content_of(folder):
 
 
 @pytest.mark.tf1
+@pytest.mark.long_on_tf1
 class TestTheWheel(object):
     def test_has_everything_that_the_project_has(self, fresh):
         installed = os.path.join(fresh.packages, "od_qat")

@@ -197,6 +197,7 @@ class TestNames(object):
         assert _names(kind, False) == first
         assert _names(kind, False, calls_before=1) == first
 
+    @pytest.mark.zoo
     def test_an_evaluation_first_and_other_models_between(self):
         """Each in a process of its own, as Keras counts layers."""
         orders = [

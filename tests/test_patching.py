@@ -555,6 +555,7 @@ def _tree_of(name):
 
 
 @needs_od_api
+@pytest.mark.long_on_tf1
 def test_the_exporter_for_tpus_of_a_patched_tree_stops_at_the_block(tree, tmp_path):
     tiny_detector.write_data(str(tmp_path))
     patching.patch(tree)

@@ -136,6 +136,7 @@ def made(tmp_path_factory):
 FORMS = ["float32", "float16", "dynamic_range", "int8", "int8_per_tensor"]
 
 
+@pytest.mark.zoo
 def test_all_forms_are_scored(made):
     folder, found = made
     assert [one["label"] for one in found["models"]] == FORMS and found["images"] == 4
@@ -147,6 +148,7 @@ def test_all_forms_are_scored(made):
     assert found["verdict"] is None
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("form", ["float32", "dynamic_range", "int8", "int8_per_tensor"])
 def test_a_form_is_what_it_is_called(made, form):
     folder, _ = made
@@ -164,6 +166,7 @@ def test_a_form_is_what_it_is_called(made, form):
     assert beside["inputs"][0]["dtype"] == ("uint8" if form.startswith("int8") else "float32")
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     "flags, says",
     [

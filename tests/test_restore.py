@@ -387,7 +387,7 @@ def test_averages_are_kept_of_weights_and_not_of_ranges(averaged):
 @pytest.mark.parametrize(
     "in_training, in_evaluation",
     [
-        (True, True),
+        pytest.param(True, True, marks=pytest.mark.zoo),
         pytest.param(True, False, marks=pytest.mark.zoo),
         pytest.param(False, True, marks=pytest.mark.zoo),
         pytest.param(False, False, marks=pytest.mark.long),

@@ -367,6 +367,7 @@ def test_what_cannot_be_exported_is_refused_at_once(road, tmp_path, types, says)
     assert os.listdir(str(tmp_path)) == []
 
 
+@pytest.mark.zoo
 def test_a_score_threshold_is_chosen_said_and_written(road, tmp_path, capsys, monkeypatch):
     def export(name, more=(), **options):
         path = commands.export_tflite(

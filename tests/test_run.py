@@ -235,6 +235,7 @@ class TestNothingIsIgnoredSilently(object):
         text = self.refused(folder, "object_detection.model_tpu_main", "qat.config")
         assert "TPU" in text and "object_detection.legacy.train" in text
 
+    @pytest.mark.long_on_tf1
     def test_the_exporter_for_tpus(self, folder):
         command = "object_detection.tpu_exporters.export_saved_model_tpu"
         flags = ["--pipeline_config_file=qat.config", "--ckpt_path=none", "--export_dir=out"]
