@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from od_qat import cli, scoring
+from tests.conftest import REPOSITORY
 from tests.test_scoring import EXAMPLES, NAMES
 
 
@@ -70,6 +72,24 @@ def test_one_picture_and_a_higher_score(model_dir, photos, capsys):
     picture = os.path.join(photos, "image_0.png")
     assert cli.main(["detect", os.path.join(model_dir, "canonical.pb"), picture, "--min_score=1"]) == 0
     assert capsys.readouterr().out == picture + ": nothing\n"
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "float32"])
+def test_the_program_of_the_docs(model_dir, photos, kind, run_python):
+    """It needs nothing of od_qat, and finds what od-qat finds."""
+    with open(os.path.join(REPOSITORY, "docs", "export.md")) as stream:
+        (program,) = re.findall(r"^```python litert\n(.*?)^```$", stream.read(), re.M | re.S)
+    assert "od_qat" not in program and len(program.splitlines()) <= 30
+    model, example = os.path.join(model_dir, kind + ".tflite"), EXAMPLES[0]
+    done = run_python("-c", program, model, os.path.join(photos, "image_0.png"))
+    assert done.status == 0, done.errors
+    found = [[float(word) for word in line.split()] for line in done.output.splitlines()]
+    expected = scoring.detect(model, [example], progress=False)[example.image_id]
+    assert len(found) == len(expected.scores) > 1
+    for line, class_id, score, box in zip(found, expected.classes, expected.scores, expected.boxes):
+        # (Pillow averages when it makes a picture smaller, TensorFlow does not.)
+        assert line[0] == class_id and line[1] == pytest.approx(score, abs=0.05)
+        assert np.clip(line[2:], 0, 1) == pytest.approx(box, abs=0.002)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from od_qat.errors import ConfigError
 from od_qat.export import suppression
+from od_qat.model_files import tflite_file
 
 COCO = os.environ.get("OD_QAT_COCO_DETECTOR", "")
 
@@ -43,6 +44,54 @@ def test_the_rule(of_config, asked, best, value, says):
 def test_what_is_no_threshold(asked):
     with pytest.raises(ConfigError, match="--score_threshold.*allowed: a number, 0 <= t < 1, or config"):
         suppression.choose(0.01, asked)
+
+
+@pytest.mark.tf1
+@pytest.mark.parametrize(
+    "regular, classes, threads, lost",
+    [(True, 3, 2, 2), (True, 90, 4, 4), (True, 3, 1, None), (True, 2, 2, None), (False, 90, 4, None)],
+)
+def test_the_class_that_is_lost_to_threads(regular, classes, threads, lost):
+    options = {"use_regular_nms": regular, "num_classes": classes}
+    assert tflite_file.class_lost_to_threads(options, threads) == lost
+    warned = suppression.warning_of_threads(regular, classes)
+    assert bool(warned) == (regular and classes >= 3) and "\n" not in warned
+
+
+@pytest.mark.canary
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_litert_loses_that_class(threads, tmp_path):
+    """Once this fails, a LiteRT without the defect is there, and the warnings can go."""
+    module = pytest.importorskip("ai_edge_litert.interpreter")
+    from od_qat.compat import tf
+    from od_qat.export import tflite
+
+    classes, anchors = 10, 40
+    with tf.Graph().as_default() as graph:
+        given = tf.placeholder(tf.float32, [1, anchors, classes + 1], name="given")
+        tf.identity(given * 1.0, name="scores")
+        tf.identity(tf.zeros([1, anchors, 4]) * tf.reduce_sum(given), name="boxes")
+    random = np.random.RandomState(0)
+    places = np.concatenate([random.uniform(0.1, 0.9, [anchors, 2]), np.full([anchors, 2], 0.01)], 1)
+    parameters = tflite.PostProcess(classes, 10.0, 10.0, 5.0, 5.0, 0.1, 0.6, anchors, anchors, True)
+    heads = tflite.add_post_process(
+        graph.as_graph_def(), "boxes", "scores", places.astype(np.float32), parameters, False
+    )
+    names = ["TFLite_Detection_PostProcess"] + ["TFLite_Detection_PostProcess:%d" % i for i in (1, 2, 3)]
+    model = tflite.convert_float(heads, "given", [1, anchors, classes + 1], names, tflite.FLOAT32)
+    path = tmp_path / "heads.tflite"
+    path.write_bytes(model)
+    opened = module.Interpreter(model_content=model, num_threads=threads)
+    opened.allocate_tensors()
+    # Each anchor is of one class.
+    scores = np.zeros([1, anchors, classes + 1], np.float32)
+    scores[0, np.arange(anchors), 1 + np.arange(anchors) % classes] = 0.9
+    opened.set_tensor(opened.get_input_details()[0]["index"], scores)
+    opened.invoke()
+    _, found, _, count = [opened.get_tensor(one["index"]) for one in opened.get_output_details()]
+    missing = set(range(classes)) - set(found[0, : int(count[0])].astype(int))
+    lost = tflite_file.class_lost_to_threads(tflite_file.read(str(path)).options, threads)
+    assert missing == (set() if lost is None else {lost})
 
 
 @pytest.mark.skipif(not COCO, reason="the published COCO detector is not here (OD_QAT_COCO_DETECTOR)")

@@ -10,12 +10,13 @@ and needs no calibration images.
 """
 
 import os
+import sys
 from typing import Callable, Optional
 
 from od_qat import files
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
-from od_qat.export import saved_model, tflite_checks
+from od_qat.export import saved_model, suppression, tflite_checks
 from od_qat.export.network import Network, freeze_network
 from od_qat.export.ssd_network import HEADS, post_process_of
 from od_qat.model_files import names
@@ -75,6 +76,9 @@ def export(
         state=network.anchors,
     )
     files.write_together({os.path.join(output_directory, name): data for name, data in contents.items()})
+    warning = suppression.warning_of_threads(parameters.regular_nms, parameters.num_classes)
+    if warning:
+        print(warning, file=sys.stderr)
     return os.path.join(output_directory, saved_model.FOLDER)
 
 

@@ -74,6 +74,9 @@ def export(
     )
     tflite_network.write(path, graph_def, model, beside)
     print(threshold, file=sys.stderr)
+    warning = suppression.warning_of_threads(post_process.regular_nms, post_process.num_classes)
+    if warning:
+        print(warning, file=sys.stderr)
     return path
 
 

@@ -64,6 +64,24 @@ def suppression(options: Dict[str, Any]) -> str:
     )
 
 
+def class_lost_to_threads(options: Dict[str, Any], threads: int) -> Optional[int]:
+    """The class that LiteRT does not detect with so many threads; None if it detects all.
+
+    Its regular suppression gives each thread a class, and goes on with the class behind the next one: that
+    with the number of threads as its index is left out (tensorflow issue 56058; ai-edge-litert 2.3.0 does so;
+    NonMaxSuppressionWorkerTask in kernels/detection_postprocess.cc). The fast suppression has one thread.
+
+    Args:
+      options: of TFLite_Detection_PostProcess.
+      threads: of the interpreter.
+
+    Returns:
+      an index from 0, as the .tflite has them.
+    """
+    lost = threads > 1 and options.get("use_regular_nms") and options.get("num_classes", 0) > threads
+    return threads if lost else None
+
+
 class _Damaged(Exception):
     pass
 

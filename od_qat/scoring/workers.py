@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
 import numpy as np
 
 from od_qat.errors import ConfigError, DataError, OdQatError
+from od_qat.model_files import tflite_file
 from od_qat.model_files.description import ModelDescription, describe_model
 from od_qat.scoring.model_process import TIME_LIMIT, ModelProcess, require_time_limit
 from od_qat.scoring.runners import Detections
@@ -52,7 +53,8 @@ def detect(
       examples: an iterable of datasets.records.Example; only image_id and encoded are read, and not more
         than a few images at once.
       processes: by default one for each core, and fewer for few images. The model never runs in the caller.
-      threads: number of threads in each process.
+      threads: number of threads in each process. With several, LiteRT may lose a class, of which it warns;
+        see tflite_file.class_lost_to_threads.
       max_images: stop after so many.
       progress: whether to show a progress bar on stderr, if that is a terminal.
       mean, std, class_id_offset: take precedence over the JSON.
@@ -67,6 +69,7 @@ def detect(
       EnvironmentProblem: there is no LiteRT interpreter.
     """
     description = describe_model(model_path, mean, std, class_id_offset)
+    _warn_of_threads(description, threads)
     total = len(examples) if isinstance(examples, Sized) else None
     if max_images is not None:
         if max_images < 1:
@@ -76,6 +79,19 @@ def detect(
         total = max_images if total is None else min(total, max_images)
     with Pool(description, threads, time_limit) as pool:
         return pool.detect(itertools.islice(examples, max_images), total, processes, progress)
+
+
+def _warn_of_threads(description: ModelDescription, threads: int) -> None:
+    if description.is_tflite and threads > 1 and not description.is_classifier:
+        lost = tflite_file.class_lost_to_threads(tflite_file.read(description.path).options, threads)
+        if lost is not None:
+            print(
+                "warning: with {} threads LiteRT detects no object of the class {} of {} (tensorflow issue "
+                "56058). Fix: run it with one".format(
+                    threads, lost + description.class_id_offset, description.path
+                ),
+                file=sys.stderr,
+            )
 
 
 class Pool(object):
