@@ -74,7 +74,7 @@ def test_one_to_one():
         {"x": detections((OBJECT, 1, 0.9), (NEAR, 1, 0.88))}, {"x": detections((OBJECT, 1, 0.9))}
     )
     (alone,) = found.images[0].alone
-    assert (alone.model, alone.score, alone.reason) == ("a", pytest.approx(0.88), disagreement.SCORE)
+    assert (alone.model, alone.score, alone.reason) == ("a", pytest.approx(0.88), disagreement.TWICE)
 
 
 def test_no_detections_agree():

@@ -16,7 +16,7 @@ from od_qat import cli, contents  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.contents import model as of  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError  # noqa: E402
-from od_qat.export import freeze  # noqa: E402
+from od_qat.export import freeze, tflite  # noqa: E402
 from od_qat.model_files import interpreter  # noqa: E402
 from od_qat.report import comparison  # noqa: E402
 from tests.helpers import damaged_files, sessions, small_road  # noqa: E402
@@ -235,6 +235,19 @@ def test_a_folder_is_its_newest_checkpoint(models, tmp_path):
         stream.write('model_checkpoint_path: "float.ckpt"\n')
     found = compared(str(tmp_path), models.float_checkpoint)
     assert found.changed == () and found.only_a == found.only_b == ()
+
+
+def test_a_float16_tflite_has_its_weights_behind_an_op(models, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    with open(models.float_graph, "rb") as stream:
+        graph_def = tf.GraphDef.FromString(stream.read())
+    path = str(tmp_path / "half.tflite")
+    shape = [1, SIZE, SIZE, 8]
+    with open(path, "wb") as stream:
+        stream.write(tflite.convert_float(graph_def, "images", shape, ["result"], tflite.FLOAT16))
+    found = contents.read(path)
+    assert found.sizes()[of.WEIGHTS] == 2 * WEIGHTS and found.quantized_weights() == 0
+    assert [layer.weights for layer in found.layers] == [WEIGHTS // LAYERS] * LAYERS
 
 
 @pytest.mark.skipif(not COCO, reason="OD_QAT_COCO_DETECTOR is not set")

@@ -74,6 +74,17 @@ def test_one_picture_and_a_higher_score(model_dir, photos, capsys):
     assert capsys.readouterr().out == picture + ": nothing\n"
 
 
+def test_no_picture_is_overwritten_or_left_out_unsaid(model_dir, photos, capsys):
+    model = os.path.join(model_dir, "int8.tflite")
+    shutil.copy(os.path.join(photos, "image_0.png"), os.path.join(photos, "other.webp"))
+    before = {name: open(os.path.join(photos, name), "rb").read() for name in os.listdir(photos)}
+    assert cli.main(["detect", model, photos, "--output_dir", photos]) == 1
+    said = capsys.readouterr().err
+    assert "warning: 1 pictures of {} are left out, other.webp first".format(photos) in said
+    assert "a drawing would take the place of a picture: at " in said
+    assert before == {name: open(os.path.join(photos, name), "rb").read() for name in os.listdir(photos)}
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float32"])
 def test_the_program_of_the_docs(model_dir, photos, kind, run_python):
     """It needs nothing of od_qat, and finds what od-qat finds."""

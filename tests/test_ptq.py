@@ -21,12 +21,16 @@ except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
 
+# As many as an interval needs.
+MANY = EXAMPLES + [one._replace(image_id=one.image_id + " again") for one in EXAMPLES]
+
+
 def right(part=1.0, score=0.9):
     """Detections that find the first part of all objects, and no others."""
-    total = sum(len(example.boxes) for example in EXAMPLES)
+    total = sum(len(example.boxes) for example in MANY)
     left = int(part * total)
     found = {}
-    for example in EXAMPLES:
+    for example in MANY:
         count = min(left, len(example.boxes))
         left -= count
         found[example.image_id] = detections(
@@ -40,22 +44,22 @@ def right(part=1.0, score=0.9):
 
 def test_a_sample_is_scored_as_copies_of_its_images():
     found = right(0.6)
-    samples = [np.random.RandomState(seed).randint(0, len(EXAMPLES), len(EXAMPLES)) for seed in range(5)]
-    maps = metrics.resampled_maps(EXAMPLES, found, NAMES, samples)
+    samples = [np.random.RandomState(seed).randint(0, len(MANY), len(MANY)) for seed in range(5)]
+    maps = metrics.resampled_maps(MANY, found, NAMES, samples)
     for sample, value in zip(samples, maps):
-        copies = [EXAMPLES[i]._replace(image_id=str(n)) for n, i in enumerate(sample)]
-        of_copies = {str(n): found[EXAMPLES[i].image_id] for n, i in enumerate(sample)}
+        copies = [MANY[i]._replace(image_id=str(n)) for n, i in enumerate(sample)]
+        of_copies = {str(n): found[MANY[i].image_id] for n, i in enumerate(sample)}
         assert value == pytest.approx(scoring.coco_metrics(copies, of_copies, NAMES).map)
     assert len(set(maps)) > 1
 
 
 def test_intervals_of_models_and_of_their_difference():
-    bootstrap = intervals.Bootstrap(EXAMPLES, NAMES, samples=50)
+    bootstrap = intervals.Bootstrap(MANY, NAMES, samples=50)
     for label, part in (("all", 1.0), ("half", 0.5), ("again", 0.5)):
         bootstrap.add(label, right(part))
     assert bootstrap.of("all") == intervals.Interval(1.0, 1.0)
     half = bootstrap.of("half")
-    assert 0 < half.low < scoring.coco_metrics(EXAMPLES, right(0.5), NAMES).map < half.high < 1
+    assert 0 < half.low < scoring.coco_metrics(MANY, right(0.5), NAMES).map < half.high < 1
     # (The same images are drawn for both.)
     assert bootstrap.of_difference("again", "half") == intervals.Interval(0.0, 0.0)
     assert bootstrap.of_difference("all", "half").low > 0
@@ -64,7 +68,7 @@ def test_intervals_of_models_and_of_their_difference():
 def test_map_by_the_size_of_objects():
     """Quadrants of 64x48 images are 768 pixels, small; of twice the size medium; of eight times large."""
     for factor, label in ((1, "small"), (2, "medium"), (8, "large")):
-        examples = [one._replace(height=one.height * factor, width=one.width * factor) for one in EXAMPLES]
+        examples = [one._replace(height=one.height * factor, width=one.width * factor) for one in MANY]
         found = metrics.map_by_size(examples, right(), NAMES)
         assert found == {size: 1.0 if size == label else None for size in ("small", "medium", "large")}
 
@@ -87,14 +91,27 @@ def model(label, value):
     ],
 )
 def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
-    bootstrap = intervals.Bootstrap(EXAMPLES, NAMES, samples=40)
+    bootstrap = intervals.Bootstrap(MANY, NAMES, samples=40)
     models = []
     for label, part in (("float", of_float), ("ptq", of_ptq), ("qat", of_qat)):
         found = right(part)
         bootstrap.add(label, found)
-        models.append(model(label, scoring.coco_metrics(EXAMPLES, found, NAMES).map))
+        models.append(model(label, scoring.coco_metrics(MANY, found, NAMES).map))
     assert quantizations._verdict(models, bootstrap, ["qat"], ["ptq"]).startswith(says)
     assert quantizations._verdict(models, bootstrap, [], ["ptq"]) is None
+    assert "No int8 form was made" in quantizations._verdict(models, bootstrap, ["qat"], [])
+
+
+def test_too_few_images_for_a_verdict():
+    few = MANY[: intervals.LEAST_IMAGES - 1]
+    bootstrap = intervals.Bootstrap(few, NAMES, samples=10)
+    models = []
+    for label, part in (("float", 1.0), ("ptq", 0.5), ("qat", 1.0)):
+        found = {one.image_id: right(part)[one.image_id] for one in few}
+        bootstrap.add(label, found)
+        models.append(model(label, scoring.coco_metrics(few, found, NAMES).map))
+    assert np.isnan(bootstrap.of("qat").low)
+    assert quantizations._verdict(models, bootstrap, ["qat"], ["ptq"]).startswith("Too few images to say")
 
 
 def test_latency_in_turns(model_dir):
@@ -142,7 +159,7 @@ def test_all_forms_are_scored(made):
     assert [one["label"] for one in found["models"]] == FORMS and found["images"] == 4
     for one in found["models"]:
         assert one["size_bytes"] == os.path.getsize(one["path"])
-        assert set(one["latency_ms"]) == {"1", "2"} and 0 <= one["interval"]["low"] <= one["interval"]["high"]
+        assert set(one["latency_ms"]) == {"1", "2"} and one["interval"]["low"] is None  # of 4 images
     sizes = {one["label"]: one["size_bytes"] for one in found["models"]}
     assert sizes["float32"] > 1.5 * sizes["float16"] > 1.5 * sizes["int8"]
     assert found["verdict"] is None
@@ -173,6 +190,10 @@ def test_a_form_is_what_it_is_called(made, form):
         (["--forms=int4"], "unknown form: at --forms, found int4, allowed: float32, float16"),
         (["--qat=none.tflite"], "cannot read the model: at none.tflite"),
         (["--label_map=none"], "cannot read the label map: at none"),
+        (
+            ["--trained_checkpoint_prefix={qat}"],
+            "begins with a float checkpoint: at {qat}, found one with ranges",
+        ),
         (["--forms=int8", "--qat=int8={tflite}"], "two models have one label: at --qat, found int8"),
     ],
 )
@@ -187,7 +208,13 @@ def test_wrong_flags(made, flags, says, tmp_path, capsys):
         "--record=" + os.path.join(folder, "data.record"),
         "--label_map=" + os.path.join(folder, "label_map.pbtxt"),
     ]
-    assert cli.main(["ptq"] + arguments + [flag.format(tflite=tflite) for flag in flags]) == 1
+    qat = os.path.join(folder, "qat")
+    if "{qat}" in says:
+        config = tiny_detector.write_config(folder, True, "qat", steps=1)
+        with sessions.all_plain():
+            commands.train(config, qat, seed=1)
+    flags = [flag.format(tflite=tflite, qat=qat) for flag in flags]
+    assert cli.main(["ptq"] + arguments + flags) == 1
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("od-qat: error")]
-    assert says in line
+    assert says.format(qat=qat) in line
     assert not os.path.exists(out)

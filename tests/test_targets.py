@@ -204,9 +204,16 @@ def test_behind_the_first_op_that_an_edge_tpu_refuses(model_dir, tmp_path):
         conv.builtinOptions.dilationHFactor = 2
 
     path = changed(os.path.join(model_dir, "int8.tflite"), tmp_path / "a.tflite", with_conv(dilate))
-    statuses = [one.status for one in verdicts(path, "edge_tpu")]
+    graph = tflite_graph.read(path)
+    found = verdicts(path, "edge_tpu")
+    statuses = [one.status for one in found]
     first = statuses.index(rules.REFUSED)
-    assert statuses[first + 1 :] and not set(statuses[first + 1 :]) & {rules.TAKEN, rules.NOT_KNOWN}
+    made = set(graph.ops[first].outputs)
+    for one in found[first + 1 :]:
+        depends = bool(made & set(one.op.inputs))
+        made |= set(one.op.outputs) if depends else set()
+        assert one.status in ((rules.BEHIND, rules.REFUSED) if depends else (rules.NOT_KNOWN, rules.REFUSED))
+    assert rules.BEHIND in statuses
     found = target_report.OfTarget(tflite_graph.read(path), rules.load("edge_tpu"))
     assert found.multiply_adds == 0
     assert sum(found.counts().values()) == len(statuses)

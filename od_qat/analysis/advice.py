@@ -33,7 +33,9 @@ def of_graph(found: LayerErrors) -> List[Advice]:
     """What to try for a graph with fake quants, measured against the float one."""
     other = [
         Advice(
-            "Look at what is in front of {}: it has other numbers than the reference.".format(point.name),
+            "Look at the weights and the bias before {}: they differ from the reference's.".format(
+                point.name
+            ),
             "with the same inputs, and without fake quants, its output differs by {:.2f} steps".format(
                 point.unquantized.steps or 0.0
             ),

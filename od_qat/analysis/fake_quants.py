@@ -84,7 +84,7 @@ def _limits(node: Any, nodes: Dict[str, Any]) -> Optional[Tuple[np.ndarray, np.n
 
 def _computed(graph_def: Any) -> Set[str]:
     """The names of the ops that lead from a placeholder."""
-    consumers = {}  # type: Dict[str, List[str]]
+    consumers: Dict[str, List[str]] = {}
     for node in graph_def.node:
         for source in node.input:
             consumers.setdefault(op_of(source), []).append(node.name)

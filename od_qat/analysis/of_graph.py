@@ -51,7 +51,8 @@ def measure(
     names = _names_in(graphs[_REFERENCE], found)
     sessions = {kind: running.Session(graph, input_name) for kind, graph in graphs.items()}
     sums = running.Sums(found)
-    at_end = {kind: Errors() for kind in (_WEIGHTS, _ACTIVATIONS, _ALL)}
+    last = _last(found)
+    at_end = {kind: {name: Errors() for name in last} for kind in (_WEIGHTS, _ACTIVATIONS, _ALL)}
     try:
         for value in values:
             wanted = dict(zip(names, sessions[_REFERENCE].run(list(names.values()), value)))
@@ -65,16 +66,18 @@ def measure(
                     if kind in sessions
                 }
                 sums.add(point, wanted[name], alone[_ALL], piled[name], alone.get(_NONE))
-            for kind, sum_ in at_end.items():
-                last = _last(found)
+            for kind, sums_of in at_end.items():
                 for name, there in zip(last, sessions[kind].run(last, value)):
-                    sum_.add(there, wanted[name])
+                    sums_of[name].add(there, wanted[name])
     finally:
         for session in sessions.values():
             session.close()
-    return sums.result(
-        running.of_weights(graph_def, found), where, *(sum_.result(None) for sum_ in at_end.values())
-    )
+    # (A sum over boxes and classes would hide the smaller of them.)
+    worst = [
+        min((one.result(None) for one in sums_of.values()), key=lambda error: error.sqnr_db)
+        for sums_of in at_end.values()
+    ]
+    return sums.result(running.of_weights(graph_def, found), where, *worst)
 
 
 def _names_in(base: Any, found: Sequence[Point]) -> Dict[str, str]:

@@ -1,6 +1,6 @@
 """Measures a .tflite against the graph with fake quants that it was made from, point by point."""
 
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def match(
       expected: name of a fake quant -> its value in the graph for an image.
       tensors: (index, scale, real value for the same image) of each quantized tensor that is computed.
     """
-    taken = {}  # type: Dict[str, int]
+    taken: Dict[str, int] = {}
     for by_scale in (True, False):
         for point in found:
             name, scale = point.fake_quant.name, float(point.fake_quant.scale[0])
@@ -92,8 +92,9 @@ def measure(
     found = running.require_points(graph_def, where)
     names = [point.fake_quant.name for point in found]
     session = running.Session(graph_def, input_name)
-    sums, matched = None, None  # type: Optional[running.Sums], Optional[Matched]
-    known = []  # type: List[Point]
+    sums: Optional[running.Sums] = None
+    matched: Optional[Matched] = None
+    known: List[Point] = []
     try:
         for given, value in values:
             wanted = dict(zip(names, session.run(names, value)))

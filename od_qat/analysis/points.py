@@ -1,6 +1,6 @@
 """The places of a graph at which two models are compared: where a fake quant rounds what layers compute."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from od_qat.analysis import fake_quants
 from od_qat.analysis.fake_quants import FakeQuant, by_name, op_of
@@ -42,8 +42,11 @@ def find(graph_def: Any) -> List[Point]:
     """The points of a frozen graph, each behind those that it is computed from."""
     nodes = by_name(graph_def)
     quants = {one.name: one for one in fake_quants.find(graph_def)}
-    found = {name: _point(one, nodes, quants) for name, one in quants.items() if not one.of_weights}  # type: Dict[str, Point]
-    ordered, done = [], set()  # type: List[Point], Set[str]
+    found: Dict[str, Point] = {
+        name: _point(one, nodes, quants) for name, one in quants.items() if not one.of_weights
+    }
+    ordered: List[Point] = []
+    done: Set[str] = set()
     for name in found:
         pending = [name]
         while pending:
@@ -59,8 +62,12 @@ def find(graph_def: Any) -> List[Point]:
 
 
 def _point(quant: FakeQuant, nodes: Dict[str, Any], quants: Dict[str, FakeQuant]) -> Point:
-    before, weights, types, layers = [], [], [], []  # type: List[str], List[FakeQuant], List[str], List[str]
-    pending, seen = [quant.source], set()  # type: List[str], Set[str]
+    before: List[str] = []
+    weights: List[FakeQuant] = []
+    types: List[str] = []
+    layers: List[str] = []
+    pending: List[str] = [quant.source]
+    seen: Set[str] = set()
     while pending:
         name = pending.pop()
         if name in seen or name not in nodes:

@@ -71,8 +71,8 @@ class LayerErrors:
 
     Attributes:
       points: in the order of the graph.
-      weights_only, activations_only, both: the error at the last points, with the fake quants of weights
-        alone, of activations alone, and with all; None for a .tflite.
+      weights_only, activations_only, both: the error at the worst of the last points, with the fake quants of
+        weights alone, of activations alone, and with all; None for a .tflite.
       images: how many were run.
       unmatched: names of points for which the other model has no tensor.
     """

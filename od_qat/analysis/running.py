@@ -48,7 +48,7 @@ def require_points(graph_def: Any, where: str) -> List[Point]:
             "the graph has no fake quants",
             where=where,
             found="{} ops".format(len(graph_def.node)),
-            fix="give a graph of a QAT model, frozen_eval_graph.pb or tflite_graph.pb",
+            fix="give a QAT model: its frozen_eval_graph.pb, or its .tflite with tflite_graph.pb beside it",
         )
     return [point for point in found if point.fake_quant.low.size == 1]
 
@@ -60,7 +60,7 @@ class Sums(object):
         self._points = list(found)
         self._own = {point.name: Errors() for point in found}
         self._piled = {point.name: Errors() for point in found}
-        self._unquantized = {}  # type: Dict[str, Errors]
+        self._unquantized: Dict[str, Errors] = {}
         self._where = {
             point.name: Distribution(float(point.fake_quant.low[0]), float(point.fake_quant.high[0]))
             for point in found

@@ -127,5 +127,7 @@ def _draw(arguments: argparse.Namespace, names, found, order) -> None:
         )
         if not wanted:
             break
-    if order:
+    if not order:
+        print("no image differs, so none is drawn")
+    else:
         print("pictures of the first {}: {}".format(min(len(order), arguments.worst), arguments.pictures))

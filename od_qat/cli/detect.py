@@ -1,7 +1,6 @@
 """`od-qat detect`: runs a model on pictures, draws what it finds, and writes it as JSON or CSV."""
 
 import argparse
-import os
 
 from od_qat.cli import flags
 from od_qat.errors import ConfigError
@@ -32,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="leave out detections that score less (default 0.5)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all detections to this file, as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="write all detections to this file, as CSV")
+    parser.add_argument("--json", metavar="FILE", help="also write what is shown to this file, as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="also write what is shown to this file, as CSV")
     parser.add_argument("--processes", type=flags.positive, metavar="N", help="default: one for each core")
 
 
@@ -70,5 +69,5 @@ def handle(arguments: argparse.Namespace) -> int:
         files.write_atomically(arguments.csv, found_in_pictures.as_csv(found, arguments.min_score))
     if arguments.output_dir:
         for path in found_in_pictures.draw(found, arguments.output_dir, arguments.min_score):
-            print("drew " + os.path.relpath(path) if not os.path.isabs(path) else "drew " + path)
+            print("drew {}".format(path))
     return 0

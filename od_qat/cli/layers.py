@@ -22,7 +22,7 @@ Example:
   od-qat layers out/tflite/detect.tflite --record=out/data/val.record
 
 The first says what quantization costs, and where. The second says whether the .tflite computes what was
-trained: there, a layer that adds more than a step is wrong."""
+trained: there, a layer that adds more than 0.4 steps is wrong."""
 
 _IMAGES = 8
 
@@ -75,6 +75,13 @@ def handle(arguments: argparse.Namespace) -> int:
             found="{}, {}".format(arguments.model, arguments.label_map or "no --label_map"),
             fix="give frozen_eval_graph.pb and --label_map",
         )
+    if arguments.leave_one_out and _is_of_pictures(arguments.record):
+        raise ConfigError(
+            "leaving out layers needs records, with the right boxes",
+            where="--record",
+            found=arguments.record,
+            fix="convert the pictures and their boxes with od-qat data",
+        )
     found = layers.measure(
         arguments.model, itertools.islice(_pictures(arguments.record), arguments.images), arguments.reference
     )
@@ -94,12 +101,18 @@ def handle(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _is_of_pictures(path: str) -> bool:
+    from od_qat.report import found_in_pictures
+
+    return os.path.isdir(path) or path.lower().endswith(found_in_pictures.EXTENSIONS)
+
+
 def _pictures(path: str) -> Iterator[object]:
     from od_qat.datasets import records
     from od_qat.report import found_in_pictures
     from od_qat.scoring import images
 
-    if os.path.isdir(path) or path.lower().endswith((".jpg", ".jpeg", ".png")):
+    if _is_of_pictures(path):
         for name in found_in_pictures.paths_of([path]):
             photograph = found_in_pictures.Photograph.read(name)
             yield images.decode(photograph.encoded, name)

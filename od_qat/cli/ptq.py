@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forms",
         default=",".join(_FORMS),
         metavar="LIST",
-        help="which forms, separated by commas (default: {})".format(",".join(_FORMS)),
+        help="which forms, separated by commas (default: {}); float32, which the others are compared with, "
+        "is always made".format(",".join(_FORMS)),
     )
     parser.add_argument(
         "--qat",
@@ -57,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _labelled(text: str) -> Tuple[str, str]:
     label, equals, path = text.partition("=")
+    if os.path.exists(text):
+        return ("QAT", text)
     return (label, path) if equals else ("QAT", text)
 
 
@@ -81,9 +84,18 @@ def handle(arguments: argparse.Namespace) -> int:
             found="a classifier's config",
             fix="export-tflite --ptq makes its int8 .tflite, and od-qat score scores it",
         )
-    from od_qat import files
+    from od_qat import contents, files
+    from od_qat.contents.model import RANGES
     from od_qat.datasets import label_map, records
     from od_qat.report import quantizations
+
+    if contents.read(arguments.trained_checkpoint_prefix).of_kind(RANGES):
+        raise ConfigError(
+            "post-training quantization begins with a float checkpoint",
+            where=arguments.trained_checkpoint_prefix,
+            found="one with ranges, of QAT",
+            fix="give the float checkpoint, and what QAT made with --qat",
+        )
 
     total = records.check_records(arguments.record, arguments.label_map, arguments.max_images)
     examples = [one for _, one in zip(range(total), records.read_examples(arguments.record))]
@@ -123,4 +135,4 @@ def _forms(text: str) -> List[str]:
             found=", ".join(wrong) or "none",
             allowed=", ".join(_FORMS),
         )
-    return forms
+    return [_FORMS[0]] + [form for form in forms if form != _FORMS[0]]

@@ -21,7 +21,10 @@ def read(path: str) -> Contents:
         from od_qat.contents import of_tflite
 
         return of_tflite.read(path)
+    from od_qat import compat
     from od_qat.contents import of_checkpoint, of_graph
+
+    compat.quiet_logging()
 
     folder = os.path.dirname(path) if os.path.basename(path) == "saved_model.pb" else path
     if os.path.exists(os.path.join(folder, "saved_model.pb")):
@@ -30,4 +33,13 @@ def read(path: str) -> Contents:
         if not os.path.isfile(path):
             raise ConfigError("no such model", where=path, found="no file", fix="check the path")
         return of_graph.read(path)
+    if os.path.isfile(path) and not path.endswith(".index") and not os.path.exists(path + ".index"):
+        if ".data-" not in os.path.basename(path):
+            raise ConfigError(
+                "unknown kind of model",
+                where=path,
+                found="a file that is none of these",
+                allowed=".tflite, .pb, .pbtxt, .meta, the folder of a SavedModel, a checkpoint or its folder",
+                fix="give the file of a model",
+            )
     return of_checkpoint.read(path)

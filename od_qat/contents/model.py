@@ -7,6 +7,8 @@ from typing import Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 CHECKPOINT, GRAPH, SAVED_MODEL, TFLITE = "checkpoint", "frozen graph", "SavedModel", ".tflite"
+# Its weights are in a checkpoint.
+GRAPH_OF_VARIABLES = "graph"
 
 # What an array is.
 WEIGHTS = "weights"
@@ -65,7 +67,7 @@ class Contents:
 
     Attributes:
       path: as it was given.
-      kind: CHECKPOINT, GRAPH, SAVED_MODEL or TFLITE.
+      kind: CHECKPOINT, GRAPH, GRAPH_OF_VARIABLES, SAVED_MODEL or TFLITE.
       size_bytes: of all of its files.
       arrays: in the file's order, or by name.
       ops: name -> type; empty for a checkpoint.
@@ -81,7 +83,7 @@ class Contents:
 
     def sizes(self) -> Dict[str, int]:
         """Bytes of each kind of arrays that there is, and of the rest of the file, which is the graph."""
-        found = collections.Counter()  # type: Dict[str, int]
+        found: Dict[str, int] = collections.Counter()
         for array in self.arrays:
             found[array.kind] += array.size_bytes
         found[STRUCTURE] = max(self.size_bytes - sum(found.values()), 0)

@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-from typing import Optional
 
 import numpy as np
 
@@ -79,14 +78,11 @@ def _kind(name: str, key: str, dimensions: int, extra: bool) -> str:
         return AVERAGES
     if extra or _OF_RANGES.search(name):
         return RANGES
-    if _OF_BATCH_NORMS.search(name):
+    if is_of_batch_norm(name):
         return BATCH_NORM
     return WEIGHTS if dimensions > 1 else OTHER
 
 
-def step(contents: Contents) -> Optional[int]:
-    """The step that a checkpoint was written at; None if it does not say."""
-    for array in contents.arrays:
-        if array.name in ("global_step", "step"):
-            return int(array.value())
-    return None
+def is_of_batch_norm(name: str) -> bool:
+    """Whether a variable, or the constant that it became, is a batch norm's, by its name."""
+    return bool(_OF_BATCH_NORMS.search(name))

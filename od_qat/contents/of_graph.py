@@ -2,7 +2,7 @@
 
 import glob
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from od_qat.contents import of_checkpoint
 from od_qat.contents.model import (
     BATCH_NORM,
     GRAPH,
+    GRAPH_OF_VARIABLES,
     OTHER,
     RANGES,
     SAVED_MODEL,
@@ -36,7 +37,8 @@ def read(path: str) -> Contents:
     graph_def = nodes.read_graph(path)
     found = _Graph(graph_def.node)
     arrays = tuple(_constant(node, found.kinds.get(node.name, OTHER)) for node in found.constants())
-    return Contents(path, GRAPH, os.path.getsize(path), arrays, found.ops(), found.layers(_shapes(graph_def)))
+    kind = GRAPH if not found.has_variables() else GRAPH_OF_VARIABLES
+    return Contents(path, kind, os.path.getsize(path), arrays, found.ops(), found.layers(_shapes(graph_def)))
 
 
 def read_saved_model(folder: str) -> Contents:
@@ -73,17 +75,17 @@ class _Graph(object):
 
     def __init__(self, every_node: Any) -> None:
         # (Functions of a SavedModel number their nodes for themselves: equal names are told apart.)
-        self._nodes = {}  # type: Dict[str, Any]
+        self._nodes: Dict[str, Any] = {}
         for node in every_node:
             name, number = node.name, 0
             while name in self._nodes:
                 number += 1
                 name = "{}#{}".format(node.name, number)
             self._nodes[name] = node
-        self.kinds = {}  # type: Dict[str, str]
+        self.kinds: Dict[str, str] = {}
         self._weighted = [(name, node) for name, node in self._nodes.items() if node.op in policy.WEIGHTED]
-        self._sources = {}  # type: Dict[str, List[str]]
-        self._quantised = set()  # type: Set[str]
+        self._sources: Dict[str, List[str]] = {}
+        self._quantised: Set[str] = set()
         for node in self._nodes.values():
             if node.op in policy.FAKE_QUANT:
                 for source in node.input[1:3]:
@@ -92,11 +94,17 @@ class _Graph(object):
         for name, node in self._weighted:
             self._sources[name] = self._leading_to(node.input[1])
             for source in self._sources[name]:
-                self.kinds.setdefault(source, WEIGHTS if self._dimensions(source) > 1 else BATCH_NORM)
+                if self._dimensions(source) > 1 and self._is_float(source):
+                    self.kinds.setdefault(source, WEIGHTS)
+        for name, node in self._nodes.items():
+            if (node.op == "Const" or node.op in _VARIABLES) and of_checkpoint.is_of_batch_norm(node.name):
+                self.kinds.setdefault(name, BATCH_NORM)
 
     def _leading_to(self, source: str) -> List[str]:
         """The constants and variables that a tensor is computed from; notes fake quants on the way."""
-        found, pending, seen = [], [source], set()  # type: List[str], List[str], Set[str]
+        found: List[str] = []
+        pending: List[str] = [source]
+        seen: Set[str] = set()
         while pending:
             name = pending.pop().lstrip("^").split(":")[0]
             node = self._nodes.get(name)
@@ -109,11 +117,18 @@ class _Graph(object):
                 pending.extend(node.input)
         return found
 
+    def _is_float(self, name: str) -> bool:
+        return self._nodes[name].attr["dtype"].type == tf.float32.as_datatype_enum
+
     def _dimensions(self, name: str) -> int:
         node = self._nodes[name]
         if node.op == "Const":
             return len(node.attr["value"].tensor.tensor_shape.dim)
         return len(node.attr["shape"].shape.dim)
+
+    def has_variables(self) -> bool:
+        """Whether its weights are elsewhere, in a checkpoint."""
+        return any(node.op in _VARIABLES for node in self._nodes.values())
 
     def constants(self) -> List[Any]:
         """The constants of the graph that are numbers."""
@@ -136,7 +151,7 @@ class _Graph(object):
         return tuple(self._layer(name, node, shapes) for name, node in self._weighted)
 
     def _layer(self, name: str, node: Any, shapes: Optional[Dict[str, Any]]) -> Layer:
-        of_weights = [one for one in self._sources[name] if self.kinds[one] == WEIGHTS]
+        of_weights = [one for one in self._sources[name] if self.kinds.get(one) == WEIGHTS]
         counts = [self._count(one) for one in of_weights]
         weights = max(counts or [0])
         shape = (shapes or {}).get(name)
@@ -180,18 +195,21 @@ def _constant(node: Any, kind: str) -> Array:
 
 
 def _shapes(graph_def: Any) -> Dict[str, Tuple[Optional[int], ...]]:
-    """Name of an op -> shape of its first output, as TensorFlow infers it."""
+    """Name of a layer -> shape of its output, as TensorFlow infers it."""
+    layers = [node.name for node in graph_def.node if node.op in policy.WEIGHTED]
     graph = tf.Graph()
     try:
+        # (Behind the layers there may be an op that TensorFlow does not have.)
+        part = tf.graph_util.extract_sub_graph(graph_def, layers)
         # (The import computes shapes, and runs ops for that.)
-        allowed_ops.require_harmless(graph_def, "")
+        allowed_ops.require_harmless(part, "")
         with graph.as_default():
-            tf.import_graph_def(graph_def, name="")
-    except (OdQatError, ValueError, tf.errors.OpError):  # a custom op, or one of another version
+            tf.import_graph_def(part, name="")
+    except (OdQatError, ValueError, AssertionError, TypeError, tf.errors.OpError):
         return {}
     found = {}
-    for operation in graph.get_operations():
-        shape = operation.outputs[0].shape if operation.type in policy.WEIGHTED else None
-        if shape is not None and shape.ndims is not None:
-            found[operation.name] = tuple(shape.as_list())
+    for name in layers:
+        shape = graph.get_operation_by_name(name).outputs[0].shape
+        if shape.ndims is not None:
+            found[name] = tuple(shape.as_list())
     return found

@@ -39,9 +39,9 @@ def warning_of_threads(regular: bool, num_classes: int) -> str:
     if not regular or num_classes < 3:
         return ""
     return (
-        "warning: with several threads LiteRT detects no object of one class, with 2 threads of that of index "
-        "2 (label map id 3), with 4 of that of index 4 (tensorflow issue 56058). Fix: run the .tflite with one "
-        "thread, or export it with the fast suppression (--fast_nms, --ssd_use_regular_nms=false)"
+        "warning: with several threads LiteRT detects no object of one class, with 2 threads of that of "
+        "index 2 (label map id 3), with 4 of that of index 4 (tensorflow issue 56058). Fix: run the .tflite "
+        "with one thread, or export it with the fast suppression (--fast_nms, --ssd_use_regular_nms=false)"
     )
 
 

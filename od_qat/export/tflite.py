@@ -240,7 +240,7 @@ def convert(
 
 
 def convert_float(
-    graph_def, input_name: str, input_shape: List[int], output_names: List[str], form: str
+    graph_def: Any, input_name: str, input_shape: List[int], output_names: List[str], form: str
 ) -> bytes:
     """Runs TensorFlow's converter on a float graph, for a .tflite that takes and computes floats.
 

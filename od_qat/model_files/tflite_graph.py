@@ -4,7 +4,7 @@ The schema is LiteRT's own (schema_py_generated of ai-edge-litert, which Python 
 """
 
 import functools
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -127,18 +127,15 @@ class TfliteGraph(NamedTuple):
             return None
         return self.tensors[op.inputs[1]]
 
-    def multiply_adds(self, op: Op) -> int:
-        """How many multiplications with a weight an op does for one image; 0 if a size is not fixed."""
+    def multiply_adds(self, op: Op) -> Optional[int]:
+        """How many multiplications with a weight an op does for one image; None if a size is not fixed."""
         weights = self.weights(op)
         if weights is None:
             return 0
-        shape = np.array(weights.shape, np.int64)
         # A transposed convolution uses each weight once for each place of its input.
         counted = op.inputs[2] if op.type == "TRANSPOSE_CONV" and len(op.inputs) > 2 else op.outputs[0]
-        of_places = np.array(self.tensors[counted].shape[1:-1] or (1,), np.int64)
-        if op.type == "FULLY_CONNECTED":
-            of_places = np.array(self.tensors[op.outputs[0]].shape[:-1] or (1,), np.int64)
-        return max(int(np.prod(of_places) * np.prod(shape)), 0)
+        sizes = tuple(self.tensors[counted].shape[1:-1]) + tuple(weights.shape)
+        return None if any(size < 0 for size in sizes) else int(np.prod(sizes, dtype=np.int64))
 
 
 def read(path: str) -> TfliteGraph:
@@ -187,7 +184,7 @@ def _graph(data: bytes) -> TfliteGraph:
     graph = model.subgraphs[0]
     codes = [_op_type(code) for code in model.operatorCodes]
     tensors = tuple(_tensor(data, model, index, one) for index, one in enumerate(graph.tensors))
-    ops = []  # type: List[Op]
+    ops: List[Op] = []
     for index, operation in enumerate(graph.operators):
         name, custom, version = codes[operation.opcodeIndex]
         options = dict(vars(operation.builtinOptions)) if operation.builtinOptions is not None else {}

@@ -50,7 +50,7 @@ class Comparison:
       by_name: whether the arrays of both can have the same names: those of a .tflite and of another kind
         cannot, and none of the following is then filled.
       only_a, only_b: arrays that one of them has alone.
-      changed: arrays with other values, the largest relative change first.
+      changed: arrays with other values, the largest relative change first; the optimizer's last.
       equal: how many have the same values.
       op_types: type -> how many there are in each, where the numbers differ.
       words: sentences about both.
@@ -75,7 +75,7 @@ def compare(a: Contents, b: Contents) -> Comparison:
     both = [(array, of_b[name]) for name, array in of_a.items() if name in of_b]
     changes = [_change(one, other) for one, other in both]
     changed = [change for change in changes if change is not None]
-    changed.sort(key=lambda change: (-_weight(change), change.name))
+    changed.sort(key=lambda change: (change.kind == OPTIMIZER, -_weight(change), change.name))
     types_a, types_b = a.op_types(), b.op_types()
     result = Comparison(
         a,
@@ -96,9 +96,10 @@ def compare(a: Contents, b: Contents) -> Comparison:
 
 
 def _weight(change: Change) -> float:
-    if change.shapes is not None or change.relative is None:
+    if change.shapes is not None:
         return np.inf
-    return change.relative
+    # (From zeros, every change is endless.)
+    return -1.0 if change.relative is None else change.relative
 
 
 def _change(a: Array, b: Array) -> Optional[Change]:
@@ -139,7 +140,7 @@ def _fake_quants(contents: Contents) -> int:
 def _of_one(contents: Contents, name: str) -> List[str]:
     weights = sum(int(np.prod(array.shape)) for array in contents.of_kind(WEIGHTS))
     fake_quants = _fake_quants(contents)
-    if fake_quants and contents.kind in (GRAPH, SAVED_MODEL):
+    if fake_quants and weights and contents.kind in (GRAPH, SAVED_MODEL):
         return [
             "{} is a QAT model with {} fake quants. Its weights are float32 still, 4 bytes for each, and so "
             "it is no smaller than the float model. A .tflite stores one byte for each, about {}: od-qat "

@@ -13,8 +13,9 @@ from od_qat.scoring.runners import Detections
 SCORE = "another score"
 BOX = "another box"
 CLASS = "another class"
+TWICE = "found twice"
 ALONE = "nothing there"
-REASONS = (SCORE, BOX, CLASS, ALONE)
+REASONS = (SCORE, BOX, CLASS, TWICE, ALONE)
 # The least overlap at which two boxes are of the same object.
 _SAME_OBJECT = 0.5
 
@@ -29,7 +30,7 @@ class Alone:
       score: of it.
       box: normalised ymin, xmin, ymax, xmax.
       reason: one of REASONS: the other model has the box with another score, a box that overlaps it less, the
-        place with another class, or nothing there.
+        place with another class, the box once where this model has it twice, or nothing there.
       overlap: with the nearest of the other's detections, 0 to 1.
       other_score: of that detection; 0 if there is nothing.
     """
@@ -114,7 +115,11 @@ def _of_image(
     of_b = partners_of(b, a, iou, score_tolerance, min_score)
     for model, of, among, partners in (("a", a, b, of_a), ("b", b, a, of_b)):
         matched += sum(partner is not None for partner in partners.values())
-        alone += [_alone(model, of, among, i, iou) for i, partner in partners.items() if partner is None]
+        alone += [
+            _alone(model, of, among, i, iou, score_tolerance)
+            for i, partner in partners.items()
+            if partner is None
+        ]
     pairs = [(i, j) for i, j in of_a.items() if j is not None]
     return OfImage(
         image_id,
@@ -125,12 +130,17 @@ def _of_image(
     )
 
 
-def _alone(model: str, of: Detections, among: Detections, index: int, iou: float) -> Alone:
+def _alone(
+    model: str, of: Detections, among: Detections, index: int, iou: float, score_tolerance: float
+) -> Alone:
     reason, overlap, other = ALONE, 0.0, 0.0
     if len(among.scores):
         overlaps = iou_matrix(of.boxes[index], among.boxes)[0]
         same = among.classes == of.classes[index]
+        # (One with this score would be its match, if it were not another's.)
+        alike = np.abs(among.scores.astype(np.float64) - of.scores[index]) <= score_tolerance
         for candidates, limit, why in (
+            (same & alike, iou, TWICE),
             (same, iou, SCORE),
             (same, _SAME_OBJECT, BOX),
             (~same, _SAME_OBJECT, CLASS),

@@ -3,16 +3,18 @@
 import csv
 import io
 import os
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+import sys
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
 
-from od_qat.errors import DataError
+from od_qat.errors import ConfigError, DataError
 from od_qat.files import read_regular, write_atomically
 from od_qat.model_files.description import ModelDescription
 from od_qat.report import pictures
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png")
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+_OTHER_EXTENSIONS = (".bmp", ".gif", ".tif", ".tiff", ".webp")
 _COLUMNS = ("picture", "class_id", "class", "score", "ymin", "xmin", "ymax", "xmax")
 
 
@@ -81,20 +83,29 @@ def paths_of(given: Sequence[str]) -> List[str]:
     Raises:
       DataError: if one is not there, or a folder has none.
     """
-    found = {}  # type: Dict[str, None]
+    found: Dict[str, None] = {}
     for path in given:
         if not os.path.isdir(path):
             if not os.path.exists(path):
                 raise DataError("no such picture", where=path, found="no file", fix="check the path")
             found[path] = None
             continue
-        inside = sorted(name for name in os.listdir(path) if name.lower().endswith(_EXTENSIONS))
+        names = sorted(os.listdir(path))
+        inside = [name for name in names if name.lower().endswith(EXTENSIONS)]
+        others = [name for name in names if name.lower().endswith(_OTHER_EXTENSIONS)]
+        if others:
+            print(
+                "warning: {} pictures of {} are left out, {} first; taken are {}".format(
+                    len(others), path, others[0], ", ".join(EXTENSIONS)
+                ),
+                file=sys.stderr,
+            )
         if not inside:
             raise DataError(
                 "the folder has no pictures",
                 where=path,
-                found="{} other files and folders".format(len(os.listdir(path))),
-                allowed=", ".join(_EXTENSIONS),
+                found="{} other files and folders".format(len(names)),
+                allowed=", ".join(EXTENSIONS),
             )
         found.update(dict.fromkeys(os.path.join(path, name) for name in inside))
     return list(found)
@@ -133,14 +144,29 @@ def as_csv(of: Iterable[Picture], min_score: float) -> str:
 
 
 def draw(of: Iterable[Picture], folder: str, min_score: float) -> List[str]:
-    """Draws each picture into a folder, as PNG in its own size; returns the paths."""
-    paths, taken = [], set()  # type: List[str], set
+    """Draws each picture into a folder, as PNG in its own size; returns the paths.
+
+    Raises:
+      ConfigError: if a picture would be overwritten; nothing is drawn then.
+    """
+    of = list(of)
+    places: List[str] = []
+    taken: Set[str] = set()
     for picture in of:
+        places.append(os.path.join(folder, pictures.file_name(picture.path, taken)))
+    inputs = {os.path.realpath(picture.path) for picture in of}
+    over = [place for place in places if os.path.realpath(place) in inputs]
+    if over:
+        raise ConfigError(
+            "a drawing would take the place of a picture",
+            where=over[0],
+            found="the folder of the pictures",
+            fix="give another --output_dir",
+        )
+    for picture, place in zip(of, places):
         boxes = [
             (one.box, one.class_id, "{} {:.2f}".format(one.name, one.score))
             for one in picture.shown(min_score)
         ]
-        path = os.path.join(folder, pictures.file_name(picture.path, taken))
-        write_atomically(path, pictures.drawn(Photograph.read(picture.path).encoded, picture.path, boxes))
-        paths.append(path)
-    return paths
+        write_atomically(place, pictures.drawn(Photograph.read(picture.path).encoded, picture.path, boxes))
+    return places

@@ -9,7 +9,7 @@ import numpy as np
 from od_qat import compat
 from od_qat.analysis import advice, of_graph, of_tflite
 from od_qat.analysis.advice import Advice
-from od_qat.analysis.results import LayerErrors, OfPoint
+from od_qat.analysis.results import OTHER_NUMBERS, LayerErrors, OfPoint
 from od_qat.errors import ConfigError, ExportError
 from od_qat.model_files import interpreter, nodes, tflite_file, tflite_graph
 from od_qat.model_files.description import ModelDescription, describe_model
@@ -86,8 +86,24 @@ def _of_tflite(path: str, beside: str, pictures: Iterable[np.ndarray]) -> LayerE
             "the graph does not take one image", where=beside, found="{} inputs".format(len(inputs))
         )
     network = _Tflite(path)
+    taken = [dim.size for dim in _node(graph_def, inputs[0]).attr["shape"].shape.dim]
+    if taken and not _fits(taken, network.shape):
+        raise ExportError(
+            "the .tflite was not made from this graph",
+            where=beside,
+            found="an image {}, where the .tflite takes {}".format(taken, network.shape),
+            fix="give the tflite_graph.pb that export-tflite wrote beside the .tflite",
+        )
     values = network.values(pictures, describe_model(path))
-    return of_tflite.measure(network.run, graph_def, inputs[0] + ":0", values, path)
+    return of_tflite.measure(network.run, graph_def, inputs[0] + ":0", values, beside)
+
+
+def _node(graph_def: Any, name: str) -> Any:
+    return next(node for node in graph_def.node if node.name == name)
+
+
+def _fits(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(sizes) == len(shape) and all(one in (-1, 0, other) for one, other in zip(sizes, shape))
 
 
 class _Tflite(object):
@@ -107,6 +123,11 @@ class _Tflite(object):
             )
         self._opened.allocate_tensors()
         (self._input,) = self._opened.get_input_details()
+
+    @property
+    def shape(self) -> List[int]:
+        """Of its input."""
+        return [int(size) for size in self._input["shape"]]
 
     def run(self, value: np.ndarray) -> List[Tuple[int, float, np.ndarray]]:
         """(index, scale, real value) of each quantized tensor that is computed."""
@@ -158,14 +179,26 @@ def as_text(found: Layers, limit: int = 15) -> str:
     ]
     if errors.weights_only is not None and errors.activations_only is not None and errors.both is not None:
         lines.append(
-            "at the end: {:.1f} dB; {:.1f} dB with weights alone quantized, {:.1f} dB with activations "
-            "alone".format(errors.both.sqnr_db, errors.weights_only.sqnr_db, errors.activations_only.sqnr_db)
+            "at the worst output: {:.1f} dB; {:.1f} dB with weights alone quantized, {:.1f} dB with "
+            "activations alone".format(
+                errors.both.sqnr_db, errors.weights_only.sqnr_db, errors.activations_only.sqnr_db
+            )
+        )
+    other = [point for point in errors.points if point.unquantized and _is_other(point)]
+    if other:
+        lines.append(
+            "{} of {} layers have other numbers than the reference without any fake quant: their figures are "
+            "not quantization's".format(len(other), len(errors.points))
         )
     if errors.unmatched:
         lines.append("not found in the .tflite: " + ", ".join(errors.unmatched))
     for one in found.advice:
         lines += ["", one.what, "  " + one.why] + (["  " + one.config] if one.config else [])
     return "\n".join(lines)
+
+
+def _is_other(point: OfPoint) -> bool:
+    return point.unquantized is not None and (point.unquantized.steps or 0.0) > OTHER_NUMBERS
 
 
 def _row(point: OfPoint) -> Sequence[str]:

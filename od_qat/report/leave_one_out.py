@@ -11,6 +11,7 @@ from od_qat.analysis import fake_quants, points
 from od_qat.analysis.points import Point
 from od_qat.model_files import nodes
 from od_qat.model_files.description import json_path
+from od_qat.report import table
 from od_qat.report.layers import Layers
 from od_qat.scoring import model_score
 
@@ -100,8 +101,8 @@ def as_text(found: LeaveOneOut) -> str:
     rows += [
         (
             one.name,
-            _points(one.alone_quantized - found.all_float),
-            _points(one.alone_float - found.all_quantized),
+            table.points(one.alone_quantized, found.all_float),
+            table.points(one.alone_float, found.all_quantized),
         )
         for one in found.layers
     ]
@@ -116,11 +117,6 @@ def as_text(found: LeaveOneOut) -> str:
     if found.left_out:
         lines.append("{} layers with higher signal-to-noise ratios were not tried".format(found.left_out))
     return "\n".join(lines)
-
-
-def _points(difference: float) -> str:
-    text = "{:+.2f}".format(100 * difference)
-    return "+0.00" if text == "-0.00" else text
 
 
 def as_json(found: LeaveOneOut) -> Dict[str, Any]:

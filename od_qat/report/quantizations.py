@@ -5,8 +5,10 @@ import os
 import sys
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+import numpy as np
+
 from od_qat.report import table
-from od_qat.scoring import images, latency_pairs, metrics, workers
+from od_qat.scoring import images, intervals, latency_pairs, metrics, workers
 from od_qat.scoring.intervals import Bootstrap, Interval
 
 # A difference that no user would see.
@@ -126,8 +128,10 @@ def _verdict(
 ) -> Optional[str]:
     """Whether the best QAT model is better than the best PTQ model, as far as these images can tell."""
     by_label = {model.label: model for model in models}
-    if not qat or not ptq:
+    if not qat:
         return None
+    if not ptq:
+        return "No int8 form was made, so nothing says whether QAT paid."
     trained, after = (max(labels, key=lambda label: by_label[label].map) for labels in (qat, ptq))
     difference = by_label[trained].map - by_label[after].map
     interval = bootstrap.of_difference(trained, after)
@@ -138,6 +142,10 @@ def _verdict(
         table.points(interval.low, 0.0),
         table.points(interval.high, 0.0),
     )
+    if not np.isfinite(interval.low):
+        return "Too few images to say whether QAT paid: at least {} are needed.".format(
+            intervals.LEAST_IMAGES
+        )
     if interval.low > 0:
         return "QAT paid. " + figures + "."
     if interval.high < 0:
@@ -158,7 +166,9 @@ def cells_of(found: Comparison) -> List[Tuple[str, ...]]:
         (
             model.label,
             "{:.1f}".format(100 * model.map),
-            "{:.1f} to {:.1f}".format(100 * model.interval.low, 100 * model.interval.high),
+            "{:.1f} to {:.1f}".format(100 * model.interval.low, 100 * model.interval.high)
+            if np.isfinite(model.interval.low)
+            else "-",
             "" if model is first else table.points(model.map, first.map),
             *(_percent(model.by_size.get(size)) for size in ("small", "medium", "large")),
             table.size(model.size_bytes),

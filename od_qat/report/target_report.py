@@ -15,7 +15,7 @@ class OfTarget(object):
       target: it.
       verdicts: one for each op, in order.
       too_heavy: the rule of the weights' memory, if the model breaks it.
-      multiply_adds: the share of them in ops that are taken, 0 to 1; None if it is not known.
+      multiply_adds: the share of them in ops that are taken or may be, 0 to 1; None if it is not known.
     """
 
     def __init__(self, graph: TfliteGraph, target: Target) -> None:
@@ -23,9 +23,9 @@ class OfTarget(object):
         self.verdicts = tuple(rules.judge(graph, target))
         self.too_heavy = rules.too_heavy(graph, target)
         counts = {one.op.index: graph.multiply_adds(one.op) for one in self.verdicts}
-        taken = sum(counts[one.op.index] for one in self.verdicts if one.status in (TAKEN, NOT_KNOWN))
-        total = sum(counts.values())
-        self.multiply_adds = taken / total if total else None
+        known = [count for count in counts.values() if count is not None]
+        taken = sum(counts[one.op.index] or 0 for one in self.verdicts if one.status in (TAKEN, NOT_KNOWN))
+        self.multiply_adds = taken / sum(known) if len(known) == len(counts) and sum(known) else None
 
     def counts(self) -> Dict[str, int]:
         """How many ops have each status, those with any."""
@@ -45,8 +45,8 @@ def as_text(found: OfTarget, limit: int = 10) -> str:
     lines.append("  {} ops: {}{}".format(len(found.verdicts), counts, heavy))
     for status in (REFUSED, NOT_KNOWN):
         reasons = _reasons(target, [one for one in found.verdicts if one.status == status])
-        for (says, around), verdicts in list(reasons.items())[:limit]:
-            lines.append("  {}: {}".format(status, _named(verdicts)))
+        for (says, around), ops in list(reasons.items())[:limit]:
+            lines.append("  {}: {}".format(status, _named(ops)))
             lines.append("    {}{}".format(says, " " + around if around else ""))
         if len(reasons) > limit:
             lines.append("  ... and {} more reasons (--all, --json)".format(len(reasons) - limit))
@@ -62,24 +62,26 @@ def as_text(found: OfTarget, limit: int = 10) -> str:
 _Reason = Tuple[str, str]
 
 
-def _reasons(target: Target, verdicts: Sequence[Verdict]) -> "Dict[_Reason, List[Verdict]]":
-    """Reason and the way round -> the ops that it is the first of."""
-    found = collections.OrderedDict()  # type: Dict[_Reason, List[Verdict]]
+def _reasons(target: Target, verdicts: Sequence[Verdict]) -> "Dict[_Reason, List[Tuple[Verdict, Broken]]]":
+    """Reason and the way round -> the ops that it is of; an op may have several."""
+    found: Dict[_Reason, List[Tuple[Verdict, Broken]]] = collections.OrderedDict()
+    unlisted = "The document does not describe it." if target.describes else "It is not in the list of ops."
     for one in verdicts:
-        rule = one.broken[0].rule
-        unlisted = "The document does not describe it." if target.describes else "There is no kernel for it."
-        found.setdefault((unlisted, "") if rule is None else (rule.says, rule.around), []).append(one)
+        for broken in one.broken:
+            rule = broken.rule
+            key = (unlisted, "") if rule is None else (rule.says, rule.around)
+            found.setdefault(key, []).append((one, broken))
     return found
 
 
-def _named(verdicts: Sequence[Verdict]) -> str:
+def _named(ops: "List[Tuple[Verdict, Broken]]") -> str:
     """The first op by place, type and tensor, what was found, and how many more there are of each type."""
-    first = verdicts[0]
-    what = first.broken[0].found if first.broken[0].rule is not None else ""
+    first, broken = ops[0]
+    what = broken.found if broken.rule is not None else ""
     text = "{} {} {}{}".format(
         first.op.index, first.op.type, first.tensor, " ({})".format(what) if what else ""
     )
-    more = collections.Counter(one.op.type for one in verdicts[1:])
+    more = collections.Counter(one.op.type for one, _ in ops[1:])
     return text + ("; and " + ", ".join("{} {}".format(n, name) for name, n in more.items()) if more else "")
 
 

@@ -1,7 +1,7 @@
 """How far a mAP, and the difference of two, could be another on other images of the same kind."""
 
 import dataclasses
-from typing import Any, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 import numpy as np
 
@@ -10,12 +10,14 @@ from od_qat.scoring import metrics
 from od_qat.scoring.runners import Detections
 
 SAMPLES = 200
+# With fewer images, samples of them say little of other images.
+LEAST_IMAGES = 20
 _LEVEL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Where 95 % of the samples lie, 0 to 1, or a difference of such."""
+    """Where 95 % of the samples lie, 0 to 1, or a difference of such; NaN with too few images."""
 
     low: float
     high: float
@@ -37,8 +39,8 @@ class Bootstrap(object):
         self._examples, self._names = list(examples), class_names
         random = np.random.RandomState(seed)
         count = len(self._examples)
-        self._samples = [random.randint(0, count, count) for _ in range(samples)]  # type: List[np.ndarray]
-        self._maps = {}  # type: Dict[str, np.ndarray]
+        self._samples: List[np.ndarray] = [random.randint(0, count, count) for _ in range(samples)]
+        self._maps: Dict[str, np.ndarray] = {}
 
     def add(self, label: str, detections: Mapping[Any, Detections]) -> None:
         """Adds a model."""
@@ -46,16 +48,15 @@ class Bootstrap(object):
 
     def of(self, label: str) -> Interval:
         """Of a model's mAP."""
-        return _interval(self._maps[label])
+        return self._interval(self._maps[label])
 
     def of_difference(self, label: str, other: str) -> Interval:
         """Of what a model has more than another one, on the same images."""
-        return _interval(self._maps[label] - self._maps[other])
+        return self._interval(self._maps[label] - self._maps[other])
 
-
-def _interval(values: np.ndarray) -> Interval:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(float(low), float(high))
+    def _interval(self, values: np.ndarray) -> Interval:
+        known = values[np.isfinite(values)]
+        if not len(known) or len(self._examples) < LEAST_IMAGES:
+            return Interval(float("nan"), float("nan"))
+        low, high = np.quantile(known, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+        return Interval(float(low), float(high))

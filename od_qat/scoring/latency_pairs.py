@@ -28,7 +28,7 @@ def medians(
     Raises:
       as scoring.latency.
     """
-    found = {label: [] for label in models}  # type: Dict[str, list]
+    found: Dict[str, list] = {label: [] for label in models}
     with contextlib.ExitStack() as stack:
         pools = {
             label: stack.enter_context(workers.Pool(describe_model(path), threads))

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from od_qat.errors import ConfigError
 from od_qat.model_files.tflite_graph import Op, TfliteGraph
@@ -73,8 +73,8 @@ class Target:
       sources: title, url, version and the day it was read, of each document.
       general: rules of every op.
       ops: type of an op -> its rules; what is not listed is not taken.
-      one_part: whether nothing is taken behind the first op that is not.
-      falls_back: whether another kernel runs what is not taken.
+      one_part: the rule that nothing is taken behind an op that is not; None without it.
+      of_model: rules about the model as a whole, which are said and not checked.
       weight_bytes: rule of how many the model may have to be fast; None without one.
       describes: whether it is a specification of quantized ops: it says nothing of ops that it does not list,
         nor of ops without a quantized tensor.
@@ -85,8 +85,8 @@ class Target:
     sources: Tuple[Dict[str, str], ...]
     general: Tuple[Rule, ...]
     ops: Dict[str, Tuple[Rule, ...]]
-    one_part: bool
-    falls_back: bool
+    one_part: Optional[Rule]
+    of_model: Tuple[Rule, ...]
     weight_bytes: Optional[Rule]
     describes: bool
 
@@ -144,8 +144,8 @@ def _load(name: str) -> Target:
         tuple(content["sources"]),
         tuple(rule for rule in general if rule.check not in _OF_MODELS),
         {op: tuple(_rule(rule) for rule in rules) for op, rules in content["ops"].items()},
-        "one_part" in of_model,
-        "falls_back" in of_model,
+        of_model.get("one_part"),
+        tuple(of_model[name] for name in ("one_part", "falls_back") if name in of_model),
         of_model.get("max_weight_bytes"),
         bool(content.get("describes")),
     )
@@ -161,14 +161,23 @@ def _rule(content: Dict[str, Any]) -> Rule:
 def judge(graph: TfliteGraph, target: Target) -> List[Verdict]:
     """What a target does with each op of a graph, in its order."""
     verdicts = [_judge_op(graph, op, target) for op in graph.ops]
-    if target.one_part:
-        refused = [number for number, one in enumerate(verdicts) if one.status == REFUSED]
-        behind = refused[0] if refused else len(verdicts)
-        verdicts = [
-            dataclasses.replace(one, status=BEHIND) if number > behind and one.status != REFUSED else one
-            for number, one in enumerate(verdicts)
-        ]
-    return verdicts
+    if target.one_part is None:
+        return verdicts
+    # What depends on a refused op is behind it. What only comes later in the file may be in the first part.
+    behind: Set[int] = set()
+    judged: List[Verdict] = []
+    refused = False
+    for one in verdicts:
+        if one.status == REFUSED:
+            refused = True
+            behind.update(one.op.outputs)
+        elif behind & set(one.op.inputs):
+            one = dataclasses.replace(one, status=BEHIND)
+            behind.update(one.op.outputs)
+        elif refused and one.status == TAKEN:
+            one = dataclasses.replace(one, status=NOT_KNOWN, broken=(Broken(target.one_part, "comes later"),))
+        judged.append(one)
+    return judged
 
 
 def _judge_op(graph: TfliteGraph, op: Op, target: Target) -> Verdict:
