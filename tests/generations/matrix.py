@@ -81,7 +81,7 @@ def _run(source, folder, kind):
             wrong = functools.partial(road.wrong_graph, work, quantised=road.KINDS[kind][1])
         cells = {}
         for command in _commands(source, kind):
-            known = slim_road.cannot(source, command) if kind == slim_road.KIND else None
+            known = slim_road.cannot(tree, command) if kind == slim_road.KIND else None
             status, text = (1, "- " + known) if known else run(command)
             cells[command] = _last_line(text, work) if status != 0 else wrong(command) or "ok"
         return cells

@@ -34,9 +34,10 @@ def commands(source):
     )
 
 
-def cannot(source, command):
-    """Why a command of a tree does not run on Python 3, with od_qat or without it; None when it does."""
-    of_python_2 = b".iteritems()" in source.read(command)
+def cannot(tree, command):
+    """Why a command of a patched tree does not run on Python 3; None when it does."""
+    with open(os.path.join(tree, *command.split("/")), "rb") as stream:
+        of_python_2 = b".iteritems()" in stream.read()
     return "upstream's script in this tree is for Python 2 (dict.iteritems)" if of_python_2 else None
 
 
