@@ -59,7 +59,7 @@ def measure(
             piled = dict(zip(names, sessions[_ALL].run(list(names), value)))
             for point in found:
                 name = point.fake_quant.name
-                fed = {one: wanted[one] for one in point.before}
+                fed = {one: wanted[one] for one in point.before if one in wanted}
                 alone = {
                     kind: sessions[kind].run([name], value, fed)[0]
                     for kind in (_ALL, _NONE)

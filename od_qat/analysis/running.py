@@ -30,7 +30,8 @@ class Session(object):
 
     def run(
         self, names: Sequence[str], value: np.ndarray, fed: Optional[Dict[str, np.ndarray]] = None
-    ) -> Any:
+    ) -> List[np.ndarray]:
+        """The first outputs of some ops for an image; `fed` has values of other ops, by their names."""
         feed = {self._input: value}
         feed.update({name + ":0": array for name, array in (fed or {}).items()})
         return self._session.run([name + ":0" for name in names], feed)
@@ -92,6 +93,7 @@ class Sums(object):
         both: Optional[Error] = None,
         unmatched: Tuple[str, ...] = (),
     ) -> LayerErrors:
+        """All of it. Raises DataError if no image was added."""
         if not self.images:
             raise DataError("there is no image to run", where=where, fix="give records or pictures")
         rows = []

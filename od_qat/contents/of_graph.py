@@ -85,7 +85,6 @@ class _Graph(object):
         self.kinds: Dict[str, str] = {}
         self._weighted = [(name, node) for name, node in self._nodes.items() if node.op in policy.WEIGHTED]
         self._sources: Dict[str, List[str]] = {}
-        self._quantised: Set[str] = set()
         for node in self._nodes.values():
             if node.op in policy.FAKE_QUANT:
                 for source in node.input[1:3]:
@@ -101,7 +100,7 @@ class _Graph(object):
                 self.kinds.setdefault(name, BATCH_NORM)
 
     def _leading_to(self, source: str) -> List[str]:
-        """The constants and variables that a tensor is computed from; notes fake quants on the way."""
+        """The constants and variables that a tensor is computed from."""
         found: List[str] = []
         pending: List[str] = [source]
         seen: Set[str] = set()
@@ -156,7 +155,8 @@ class _Graph(object):
         weights = max(counts or [0])
         shape = (shapes or {}).get(name)
         multiply_adds = None
-        if shape is not None and None not in shape[1:]:
+        # (A transposed convolution uses each weight once for each place of its input.)
+        if shape is not None and None not in shape[1:] and node.op != policy.TRANSPOSED:
             places = shape[1:-1] if node.op != "MatMul" else ()
             multiply_adds = int(np.prod(places, dtype=np.int64)) * weights
         return Layer(name, node.op, weights, multiply_adds, self._reads_fake_quant(node))

@@ -4,6 +4,7 @@ It adds what upstream's export_tflite_ssd_graph adds (anchors, TFLite_Detection_
 TransformGraph, which TF 2 does not have.
 """
 
+import contextlib
 import os
 import tempfile
 from typing import Any, Callable, Dict, Iterable, Iterator, List, MutableMapping, NamedTuple, Optional
@@ -205,14 +206,7 @@ def convert(
     """
     _require_possible(inference_type, ptq=calibration is not None)
     input_type = input_type or inference_type
-    handle, path = tempfile.mkstemp(suffix=".pb")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(graph_def.SerializeToString())
-        converter = tf.lite.TFLiteConverter.from_frozen_graph(
-            path, [input_name], output_names, {input_name: input_shape}
-        )
-        converter.allow_custom_ops = True
+    with _converter(graph_def, input_name, input_shape, output_names) as converter:
         if calibration is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             ends = (np.array([0.0, 255.0]) - mean) / std
@@ -229,14 +223,6 @@ def convert(
         if input_type == inference_type:
             return _converted_quietly(converter)
         return _converted_with_other_ends(converter, input_type, output_type)
-    except ExportError:  # an image of the calibration cannot be read
-        raise
-    except Exception as error:
-        raise ExportError(
-            "the converter failed", found=reason_of(str(error)), fix="run again with --debug for all of it"
-        ) from error
-    finally:
-        os.unlink(path)
 
 
 def convert_float(
@@ -255,6 +241,19 @@ def convert_float(
     Raises:
       ExportError: with the reason that the converter gives.
     """
+    with _converter(graph_def, input_name, input_shape, output_names) as converter:
+        if form != FLOAT32:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if form == FLOAT16:
+            converter.target_spec.supported_types = [tf.float16]
+        return _converted_quietly(converter)
+
+
+@contextlib.contextmanager
+def _converter(
+    graph_def: Any, input_name: str, input_shape: List[int], output_names: List[str]
+) -> Iterator[Any]:
+    """TensorFlow's converter of a graph. What is raised within becomes an ExportError with its reason."""
     handle, path = tempfile.mkstemp(suffix=".pb")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -263,11 +262,9 @@ def convert_float(
             path, [input_name], output_names, {input_name: input_shape}
         )
         converter.allow_custom_ops = True
-        if form != FLOAT32:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if form == FLOAT16:
-            converter.target_spec.supported_types = [tf.float16]
-        return _converted_quietly(converter)
+        yield converter
+    except ExportError:  # an image of the calibration cannot be read
+        raise
     except Exception as error:
         raise ExportError(
             "the converter failed", found=reason_of(str(error)), fix="run again with --debug for all of it"

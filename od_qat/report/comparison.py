@@ -18,6 +18,7 @@ from od_qat.contents.model import (
     Array,
     Contents,
 )
+from od_qat.report import table
 from od_qat.report.table import size
 from od_qat.rewrite import policy
 
@@ -257,15 +258,7 @@ def _table(found: Comparison) -> List[str]:
         rows.append(
             ("  multiply-adds quantized",) + tuple(_percent(one.quantized_multiply_adds()) for one in both)
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        "A  {}".format(found.a.path),
-        "B  {}".format(found.b.path),
-        "",
-    ] + [
-        "{}  {}  {}".format(name.ljust(widths[0]), a.rjust(widths[1]), b.rjust(widths[2])).rstrip()
-        for name, a, b in rows
-    ]
+    return ["A  {}".format(found.a.path), "B  {}".format(found.b.path), ""] + table.aligned(rows)
 
 
 def _percent(share: Optional[float]) -> str:

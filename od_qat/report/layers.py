@@ -13,6 +13,7 @@ from od_qat.analysis.results import OTHER_NUMBERS, LayerErrors, OfPoint
 from od_qat.errors import ConfigError, ExportError
 from od_qat.model_files import interpreter, nodes, tflite_file, tflite_graph
 from od_qat.model_files.description import ModelDescription, describe_model
+from od_qat.report import table
 from od_qat.scoring import images, runners
 
 GRAPH_BESIDE = "tflite_graph.pb"
@@ -166,10 +167,7 @@ def as_text(found: Layers, limit: int = 15) -> str:
     errors = found.errors
     lines = ["{}, against {}; {} images".format(found.path, found.reference, errors.images), ""]
     rows = [_HEADERS] + [_row(point) for point in errors.worst()[:limit]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADERS))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join(cells))
+    lines += table.aligned(rows)
     if len(errors.points) > limit:
         lines.append("... and {} more (--all, --json)".format(len(errors.points) - limit))
     lines += [

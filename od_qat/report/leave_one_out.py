@@ -106,10 +106,7 @@ def as_text(found: LeaveOneOut) -> str:
         )
         for one in found.layers
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        "{}  {}  {}".format(a.ljust(widths[0]), b.rjust(widths[1]), c.rjust(widths[2])) for a, b, c in rows
-    ]
+    lines = table.aligned(rows)
     lines.append(
         "mAP: {:.1f} without fake quants, which the first column is compared with; {:.1f} with all of them, "
         "which the second is compared with".format(100 * found.all_float, 100 * found.all_quantized)

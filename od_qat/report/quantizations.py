@@ -184,14 +184,7 @@ def _percent(value: Optional[float]) -> str:
 
 def as_text(found: Comparison) -> str:
     """The table and the verdict."""
-    cells = [HEADERS] + cells_of(found)
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADERS))]
-    lines = [
-        "  ".join(
-            [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
-        )
-        for line in cells
-    ]
+    lines = table.aligned([HEADERS] + cells_of(found))
     lines.append(
         "mAP at overlaps .50 to .95 in percent, on {} images; points against {}; the interval is that of "
         "images drawn again with replacement".format(found.images, found.models[0].label)

@@ -134,6 +134,17 @@ def laid_out(headers: Sequence[str], cells: Sequence[Sequence[str]], note: str) 
     return "\n".join(lines) + "\n"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+    """Lines of cells, as wide as they are; the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def _shorten(label: str, width: int) -> str:
     return label if len(label) <= width else label[: width - 3] + "..."
 
