@@ -4,8 +4,8 @@
 
 A part is a file of tests on one TensorFlow, main/test_road.py or tf1/test_parity.py, or another; --list has
 their names. What it prints goes to out/test-all/PART.log. Once it has passed, out/test-all/PART.json says for
-which source, and the next call leaves it out; a change of any file that git knows runs it again. PART may
-hold * for any text.
+which source, and the next call leaves it out. Its source is every file that git knows, but other files of
+tests that it does not import, and pages that it does not name. PART may hold * for any text.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -66,14 +67,45 @@ def parts(generations):
     return found
 
 
-def source():
-    """A digest of every file that git knows, as it is now, but of those that the parts write."""
-    digest = hashlib.sha1()
-    names = subprocess.check_output(["git", "ls-files", "-z"]).split(b"\0")
-    for name in sorted(filter(None, names)):
-        if os.path.isfile(name) and name.decode() not in _WRITTEN:
+_OF_TESTS = re.compile(r"tests/test_\w+\.py$")
+_IMPORTED = re.compile(r"^(?:from tests\.(test_\w+) import|from tests import (test_\w+))", re.M)
+_PAGES = re.compile(r"(docs/.*|README|CHANGELOG)(\.md)?$")
+
+
+def digests():
+    """File -> digest, of every file that git knows, as it is now, but of those that the parts write."""
+    found = {}
+    for name in subprocess.check_output(["git", "ls-files", "-z"]).decode("utf-8").split("\0"):
+        if name and os.path.isfile(name) and name not in _WRITTEN:
             with open(name, "rb") as stream:
-                digest.update(name + b"\0" + hashlib.sha1(stream.read()).digest())
+                found[name] = hashlib.sha1(stream.read()).hexdigest()
+    return found
+
+
+def source(command, known):
+    """A digest of what a part depends on.
+
+    Args:
+      command: of the part.
+      known: what digests() returned.
+    """
+    own, pending = set(), [name for name in command if _OF_TESTS.match(name)]
+    named = "" if pending else "docs README"  # (what is no file of tests may read all pages)
+    while pending:
+        name = pending.pop()
+        if name in own or name not in known:
+            continue
+        own.add(name)
+        with open(name, encoding="utf-8") as stream:
+            text = stream.read()
+        named += text
+        pending += ["tests/{}.py".format(one or other) for one, other in _IMPORTED.findall(text)]
+    digest = hashlib.sha1()
+    for name, content in sorted(known.items()):
+        of_others = bool(_OF_TESTS.match(name)) and bool(own) and name not in own
+        unread = bool(_PAGES.match(name)) and "docs" not in named and "README" not in named
+        if not of_others and not unread:
+            digest.update("{} {}\n".format(name, content).encode("utf-8"))
     return digest.hexdigest()
 
 
@@ -119,8 +151,9 @@ def main(arguments=None):
     ]
     if not wanted:
         parser.error("no such part: {}; --list says which there are".format(", ".join(options.parts)))
-    now = source()
-    passed = {name: _stamp(name) == now for name in wanted}
+    files = digests()
+    now = {name: source(known[name][0], files) for name in wanted}
+    passed = {name: _stamp(name) == now[name] for name in wanted}
     if options.list:
         for name in wanted:
             print("{}  {}".format("passed" if passed[name] else "      ", name))
@@ -137,7 +170,7 @@ def main(arguments=None):
         good, seconds = run(name, *known[name])
         if good:
             with open(_path(name), "w") as stream:
-                json.dump({"source": now, "seconds": round(seconds)}, stream)
+                json.dump({"source": now[name], "seconds": round(seconds)}, stream)
         with printing:
             print("{:6.0f} s  {}  {}".format(seconds, "passed" if good else "FAILED", name), flush=True)
             if not good:
