@@ -73,10 +73,10 @@ def export(
         nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
     )
     tflite_network.write(path, graph_def, model, beside)
-    print(threshold, file=sys.stderr)
     warning = suppression.warning_of_threads(post_process.regular_nms, post_process.num_classes)
     if warning:
         print(warning, file=sys.stderr)
+    print(threshold, file=sys.stderr)
     return path
 
 
