@@ -26,6 +26,8 @@ def _cases():
         for training in (False, True):
             kind = "training" if training else "eval"
             marks = tiers.of_model(row)
+            if row["name"] == "resnet_v2_50" and not training:
+                marks = marks + [pytest.mark.zoo]
             if row["name"] not in ("ssd_mobilenet_v2", "resnet_v2_50"):
                 marks = marks + [pytest.mark.long_on_tf1]
             yield pytest.param(row, training, id="{}-{}".format(row["name"], kind), marks=marks)
