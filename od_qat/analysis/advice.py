@@ -3,7 +3,7 @@
 import re
 from typing import List, NamedTuple, Optional
 
-from od_qat.analysis.results import OTHER_NUMBERS, LayerErrors, OfPoint
+from od_qat.analysis.results import LayerErrors, OfPoint
 
 # Decibels. A factor of two in the error is 6; below the last, one part in ten of a tensor is noise.
 _TWICE, _NOISY = 6.0, 20.0
@@ -37,17 +37,16 @@ def of_graph(found: LayerErrors) -> List[Advice]:
                 point.name
             ),
             "with the same inputs, and without fake quants, its output differs by {:.2f} steps".format(
-                point.unquantized.steps or 0.0
+                point.other_steps
             ),
             "",
         )
         for point in found.worst()[:3]
-        if point.unquantized is not None and (point.unquantized.steps or 0.0) > OTHER_NUMBERS
-    ]  # type: List[Optional[Advice]]
-    given = other + [_of_all_weights(found)]
+        if point.other_steps
+    ]
+    of_weights = _of_all_weights(found)
     noisy = [point for point in found.worst() if point.own.sqnr_db < _NOISY]
-    given += [_of_point(point) for point in noisy[:3]]
-    return [one for one in given if one is not None]
+    return other + ([of_weights] if of_weights else []) + [_of_point(point) for point in noisy[:3]]
 
 
 def of_tflite(found: LayerErrors) -> List[Advice]:

@@ -5,6 +5,7 @@ from typing import Any, Collection, Dict, List, NamedTuple, Optional, Set, Tuple
 import numpy as np
 
 from od_qat.compat import tf
+from od_qat.graph.index import op_name
 from od_qat.rewrite import policy
 
 
@@ -37,11 +38,6 @@ def by_name(graph_def: Any) -> Dict[str, Any]:
     return {node.name: node for node in graph_def.node}
 
 
-def op_of(source: str) -> str:
-    """The name of the op that an input of a node names."""
-    return source.lstrip("^").partition(":")[0]
-
-
 def find(graph_def: Any) -> List[FakeQuant]:
     """The fake quants of a frozen graph, in its order. Those without a constant range are left out."""
     nodes = by_name(graph_def)
@@ -54,7 +50,7 @@ def find(graph_def: Any) -> List[FakeQuant]:
         if limits is None:
             continue
         bits = node.attr["num_bits"].i or 8
-        source = op_of(node.input[0])
+        source = op_name(node.input[0])
         found.append(
             FakeQuant(
                 node.name,
@@ -73,9 +69,9 @@ def _limits(node: Any, nodes: Dict[str, Any]) -> Optional[Tuple[np.ndarray, np.n
         return np.array([node.attr["min"].f], np.float64), np.array([node.attr["max"].f], np.float64)
     values = []
     for name in node.input[1:3]:
-        source = nodes[op_of(name)]
+        source = nodes[op_name(name)]
         while source.op == "Identity":
-            source = nodes[op_of(source.input[0])]
+            source = nodes[op_name(source.input[0])]
         if source.op != "Const":
             return None
         values.append(tf.make_ndarray(source.attr["value"].tensor).reshape(-1).astype(np.float64))
@@ -87,7 +83,7 @@ def _computed(graph_def: Any) -> Set[str]:
     consumers: Dict[str, List[str]] = {}
     for node in graph_def.node:
         for source in node.input:
-            consumers.setdefault(op_of(source), []).append(node.name)
+            consumers.setdefault(op_name(source), []).append(node.name)
     pending = [node.name for node in graph_def.node if node.op == "Placeholder"]
     found = set(pending)
     while pending:

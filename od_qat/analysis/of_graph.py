@@ -66,9 +66,13 @@ def measure(
                     if kind in sessions
                 }
                 sums.add(point, wanted[name], alone[_ALL], piled[name], alone.get(_NONE))
+            ends = {_ALL: piled}
+            for kind in (_WEIGHTS, _ACTIVATIONS):
+                ends[kind] = dict(zip(last, sessions[kind].run(last, value)))
             for kind, sums_of in at_end.items():
-                for name, there in zip(last, sessions[kind].run(last, value)):
-                    sums_of[name].add(there, wanted[name])
+                for name in last:
+                    sums_of[name].add(ends[kind][name], wanted[name])
+        weights = running.of_weights(sessions[_ALL], found)
     finally:
         for session in sessions.values():
             session.close()
@@ -77,7 +81,7 @@ def measure(
         min((one.result(None) for one in sums_of.values()), key=lambda error: error.sqnr_db)
         for sums_of in at_end.values()
     ]
-    return sums.result(running.of_weights(graph_def, found), where, *worst)
+    return sums.result(weights, where, *worst)
 
 
 def _names_in(base: Any, found: Sequence[Point]) -> Dict[str, str]:

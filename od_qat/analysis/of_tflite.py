@@ -1,6 +1,6 @@
 """Measures a .tflite against the graph with fake quants that it was made from, point by point."""
 
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -95,6 +95,7 @@ def measure(
     sums: Optional[running.Sums] = None
     matched: Optional[Matched] = None
     known: List[Point] = []
+    before: Dict[str, List[str]] = {}
     try:
         for given, value in values:
             wanted = dict(zip(names, session.run(names, value)))
@@ -102,6 +103,7 @@ def measure(
             if sums is None or matched is None:
                 matched = match(found, wanted, tensors)
                 known = [point for point in found if point.fake_quant.name in matched.tensors]
+                before = {point.name: _before(point, found, matched.tensors) for point in known}
                 sums = running.Sums(known)
                 if not known:
                     raise ExportError(
@@ -118,21 +120,22 @@ def measure(
             }
             for point in known:
                 name = point.fake_quant.name
-                fed = {one: here[one] for one in _before(point, found, here)}
+                fed = {one: here[one] for one in before[point.name]}
                 (should_be,) = session.run([name], value, fed)
                 sums.add(point, wanted[name], here[name] - should_be + wanted[name], here[name])
+        weights = running.of_weights(session, found)
     finally:
         session.close()
     if sums is None or matched is None:
         raise DataError("there is no image to run", where=where, fix="give records or pictures")
     return sums.result(
-        running.of_weights(graph_def, found),
+        weights,
         where,
         unmatched=tuple(point.name for point in matched.unmatched),
     )
 
 
-def _before(point: Point, found: Sequence[Point], here: Dict[str, np.ndarray]) -> List[str]:
+def _before(point: Point, found: Sequence[Point], here: Collection[str]) -> List[str]:
     """The nearest points before one that the .tflite has."""
     by_name = {one.fake_quant.name: one for one in found}
     pending, nearest, seen = list(point.before), [], set()

@@ -3,7 +3,8 @@
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from od_qat.analysis import fake_quants
-from od_qat.analysis.fake_quants import FakeQuant, by_name, op_of
+from od_qat.analysis.fake_quants import FakeQuant, by_name
+from od_qat.graph.index import op_name
 from od_qat.rewrite import policy
 
 # What these make depends on the size of a tensor, and not on its numbers.
@@ -84,7 +85,7 @@ def _point(quant: FakeQuant, nodes: Dict[str, Any], quants: Dict[str, FakeQuant]
             layers.append(name)
         if node.op in _OF_SIZES:
             continue
-        pending.extend(op_of(source) for source in node.input)
+        pending.extend(op_name(source) for source in node.input)
     return Point(
         quant, layers[0] if layers else None, tuple(weights), tuple(sorted(before)), tuple(sorted(set(types)))
     )

@@ -10,7 +10,7 @@ from typing import List, Optional, Sequence, Tuple
 from od_qat.analysis.errors import Error
 
 # Steps. Two graphs with the same numbers differ by the rounding of float32.
-OTHER_NUMBERS = 0.02
+_OTHER_NUMBERS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,12 @@ class OfPoint:
     weights: Optional[OfWeights]
     unquantized: Optional[Error] = None
 
+    @property
+    def other_steps(self) -> float:
+        """How far it is from another graph without any fake quant, in steps; 0 for float32's rounding."""
+        steps = 0.0 if self.unquantized is None else self.unquantized.steps or 0.0
+        return steps if steps > _OTHER_NUMBERS else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerErrors:
@@ -89,9 +95,6 @@ class LayerErrors:
 
         Those that compute something else than another graph come before those that quantization changes.
         """
-
-        def weight(point: OfPoint) -> Tuple[float, float]:
-            other = 0.0 if point.unquantized is None else point.unquantized.steps or 0.0
-            return (other if other > OTHER_NUMBERS else 0.0, point.own.steps or 0.0)
-
-        return sorted(self.points, key=lambda point: ([-one for one in weight(point)], point.name))
+        return sorted(
+            self.points, key=lambda point: (-point.other_steps, -(point.own.steps or 0.0), point.name)
+        )

@@ -36,6 +36,10 @@ class Session(object):
         feed.update({name + ":0": array for name, array in (fed or {}).items()})
         return self._session.run([name + ":0" for name in names], feed)
 
+    def constants(self, names: Sequence[str]) -> List[np.ndarray]:
+        """The first outputs of some ops that no image is needed for."""
+        return self._session.run([name + ":0" for name in names])
+
     def close(self) -> None:
         """Frees it."""
         self._session.close()
@@ -119,15 +123,12 @@ class Sums(object):
         return LayerErrors(tuple(rows), weights_only, activations_only, both, self.images, unmatched)
 
 
-def of_weights(graph_def: Any, found: Sequence[Point]) -> Dict[str, OfWeights]:
-    """Name of a point -> its layer's weights."""
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.import_graph_def(graph_def, name="")
+def of_weights(session: Session, found: Sequence[Point]) -> Dict[str, OfWeights]:
+    """Name of a point -> its layer's weights, of the graph with all fake quants."""
     wanted = {point.name: point.weights[0] for point in found if point.weights}
-    with tf.Session(graph=graph) as session:
-        values = session.run({name: (one.source + ":0", one.name + ":0") for name, one in wanted.items()})
-    return {name: _one_of_weights(wanted[name], *values[name]) for name in wanted}
+    return {
+        name: _one_of_weights(one, *session.constants([one.source, one.name])) for name, one in wanted.items()
+    }
 
 
 def _one_of_weights(quant: FakeQuant, value: np.ndarray, rounded: np.ndarray) -> OfWeights:

@@ -13,6 +13,7 @@ from od_qat.classifiers.networks import Network
 from od_qat.compat import tf
 from od_qat.errors import ExportError
 from od_qat.export import difference, input_layer, tflite, tflite_checks
+from od_qat.graph.index import op_name
 from od_qat.model_files import description, names
 from od_qat.model_files.preprocessing import Preprocessing
 
@@ -148,8 +149,8 @@ def _warn_of_difference(model: bytes, found: Frozen, mean: float, std: float, pa
     nodes = {node.name: node for node in found.graph_def.node}
     node = nodes[found.output]
     while node.op != "Softmax":
-        node = nodes[node.input[0].partition(":")[0]]
-    logits = [node.input[0].partition(":")[0]]
+        node = nodes[op_name(node.input[0])]
+    logits = [op_name(node.input[0])]
     found_difference = difference.difference(
         model, found.graph_def, names.CLASSIFIER_INPUT, logits, mean, std, last="SOFTMAX"
     )

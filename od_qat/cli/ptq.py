@@ -6,6 +6,7 @@ from typing import List, Tuple
 
 from od_qat.cli import flags, kinds
 from od_qat.errors import ConfigError
+from od_qat.model_files.names import FLOAT32, FORMS, QUANTIZED_FORMS
 
 NAME = "ptq"
 HELP = "quantize a float checkpoint in all ways without training, and score each"
@@ -24,9 +25,6 @@ Example:
 For a fair comparison the float checkpoint has been trained for as many steps as QAT was, from the same start
 and with the same schedule. Otherwise the gain of QAT is the gain of more training."""
 
-# The forms in the order of the table; the first is what the others are compared with.
-_FORMS = ("float32", "float16", "dynamic_range", "int8", "int8_per_tensor")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds its flags."""
@@ -35,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label_map", required=True, metavar="FILE", help="their label map")
     parser.add_argument(
         "--forms",
-        default=",".join(_FORMS),
+        default=",".join(FORMS),
         metavar="LIST",
         help="which forms, separated by commas (default: {}); float32, which the others are compared with, "
-        "is always made".format(",".join(_FORMS)),
+        "is always made".format(",".join(FORMS)),
     )
     parser.add_argument(
         "--qat",
@@ -116,7 +114,7 @@ def handle(arguments: argparse.Namespace) -> int:
         examples,
         label_map.read_label_map(arguments.label_map),
         [label for label, _ in arguments.qat],
-        [form for form in forms if form.startswith("int8")],
+        [form for form in forms if form in QUANTIZED_FORMS],
         arguments.processes,
     )
     if arguments.json:
@@ -127,12 +125,12 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _forms(text: str) -> List[str]:
     forms = [form for form in text.split(",") if form]
-    wrong = [form for form in forms if form not in _FORMS]
+    wrong = [form for form in forms if form not in FORMS]
     if wrong or not forms:
         raise ConfigError(
             "unknown form",
             where="--forms",
             found=", ".join(wrong) or "none",
-            allowed=", ".join(_FORMS),
+            allowed=", ".join(FORMS),
         )
-    return [_FORMS[0]] + [form for form in forms if form != _FORMS[0]]
+    return [FLOAT32] + [form for form in forms if form != FLOAT32]

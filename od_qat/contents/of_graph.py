@@ -22,6 +22,7 @@ from od_qat.contents.model import (
 )
 from od_qat.errors import DataError, OdQatError
 from od_qat.graph import allowed_ops
+from od_qat.graph.index import op_name
 from od_qat.model_files import nodes
 from od_qat.rewrite import policy
 
@@ -105,7 +106,7 @@ class _Graph(object):
         pending: List[str] = [source]
         seen: Set[str] = set()
         while pending:
-            name = pending.pop().lstrip("^").split(":")[0]
+            name = op_name(pending.pop())
             node = self._nodes.get(name)
             if node is None or name in seen:
                 continue
@@ -168,7 +169,7 @@ class _Graph(object):
 
     def _reads_fake_quant(self, node: Any) -> bool:
         """Whether the weights of a layer went through a fake quant."""
-        name = node.input[1].split(":")[0]
+        name = op_name(node.input[1])
         while name in self._nodes:
             source = self._nodes[name]
             if source.op in policy.FAKE_QUANT:
@@ -176,7 +177,7 @@ class _Graph(object):
             # (In training, and in graphs that contrib made, behind it stand a reshape or a scale.)
             if source.op not in ("Identity", "Reshape", "Mul", "RealDiv"):
                 return False
-            name = source.input[0].split(":")[0]
+            name = op_name(source.input[0])
         return False
 
 

@@ -10,9 +10,6 @@ import os
 import sys
 from typing import Any, Callable, Dict, Optional
 
-import numpy as np
-
-from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.export import difference, tflite_checks, tflite_network
 from od_qat.export.network import Network, freeze_network, with_same_channels
@@ -99,13 +96,7 @@ def _difference(model: bytes, network: Network) -> Dict[str, float]:
     """
     scores = names.OF_ROLE["scores"]
     found, pixels = difference.outputs(model)
-    with tf.Graph().as_default(), tf.Session() as session:
-        tf.import_graph_def(network.graph_def, name="")
-        expected, rounded = [
-            session.run(
-                scores + ":0",
-                {names.TFLITE_INPUT + ":0": ((one - network.mean) / network.std).astype(np.float32)},
-            )
-            for one in (pixels, difference.with_other_rounding(pixels))
-        ]
+    (expected,), (rounded,) = difference.of_graph(
+        network.graph_def, names.TFLITE_INPUT, [scores], pixels, network.mean, network.std
+    )
     return {scores: difference.relative(found[_OUTPUTS.index(scores)], expected, rounded)}

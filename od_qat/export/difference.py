@@ -29,6 +29,28 @@ def with_other_rounding(pixels: np.ndarray) -> np.ndarray:
     return pixels + np.random.RandomState(1).uniform(-0.5, 0.5, pixels.shape)
 
 
+def of_graph(
+    graph_def, input_name: str, wanted: Sequence[str], pixels: np.ndarray, mean: float, std: float
+) -> Tuple[List[np.ndarray], List[np.ndarray]]:
+    """What a graph makes of a picture, and of the picture with_other_rounding: a list of outputs for each.
+
+    Args:
+      graph_def, input_name, mean, std: as for difference.
+      wanted: op names.
+      pixels: [1, height, width, 3].
+    """
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        plain, rounded = [
+            session.run(
+                [name + ":0" for name in wanted],
+                {input_name + ":0": ((one - mean) / std).astype(np.float32)},
+            )
+            for one in (pixels, with_other_rounding(pixels))
+        ]
+    return plain, rounded
+
+
 def outputs(model: bytes) -> Tuple[List[np.ndarray], np.ndarray]:
     """Runs a .tflite on a picture of noise; returns its outputs, and the pixels, 0 to 255."""
     opened = interpreter.without_delegates(model)
@@ -87,14 +109,7 @@ def difference(
     pixels = _run_on_noise(opened)
     (reader,) = [op for op in opened._get_ops_details() if op["op_name"] == last]
     details = {detail["index"]: detail for detail in opened.get_tensor_details()}
-    with tf.Graph().as_default(), tf.Session() as session:
-        tf.import_graph_def(graph_def, name="")
-        wanted, rounded = [
-            session.run(
-                [name + ":0" for name in heads], {input_name + ":0": ((one - mean) / std).astype(np.float32)}
-            )
-            for one in (pixels, with_other_rounding(pixels))
-        ]
+    wanted, rounded = of_graph(graph_def, input_name, heads, pixels, mean, std)
     found = {}
     for name, expected, other, index in zip(heads, wanted, rounded, reader["inputs"]):
         value, (scale, zero_point) = opened.get_tensor(index), details[index]["quantization"]

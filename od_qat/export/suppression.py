@@ -22,6 +22,7 @@ import numpy as np
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, DataError
+from od_qat.model_files import tflite_file
 
 LARGEST = 0.05
 OF_BEST_SCORE = 0.1
@@ -32,11 +33,9 @@ OF_CONFIG = "config"
 
 
 def warning_of_threads(regular: bool, num_classes: int) -> str:
-    """What a user of a .tflite has to know of LiteRT's threads; empty if all is well with them.
-
-    See tflite_file.class_lost_to_threads.
-    """
-    if not regular or num_classes < 3:
+    """What a user of a .tflite has to know of LiteRT's threads; empty if all is well with them."""
+    options = {"use_regular_nms": regular, "num_classes": num_classes}
+    if tflite_file.class_lost_to_threads(options, threads=2) is None:
         return ""
     return (
         "warning: with several threads LiteRT detects no object of one class, with 2 threads of that of "

@@ -23,21 +23,11 @@ from od_qat.export.tflite_checks import (  # noqa: F401  (od_qat.tflite has them
     require_quantised,
     run_once,
 )
-from od_qat.model_files.names import POST_PROCESS, ROLES
+from od_qat.model_files.names import FLOAT16, FLOAT32, POST_PROCESS, ROLES
 from od_qat.quiet import native_stderr_silenced
 
 INFERENCE_TYPES = ("int8", "uint8")
 INPUT_TYPES = ("uint8", "int8")
-# What post-training quantization can make: all of it int8, with a range for each channel of the weights or
-# one for all; 8-bit or 16-bit weights, and floats between them; or nothing.
-INT8, PER_TENSOR, DYNAMIC_RANGE, FLOAT16, FLOAT32 = FORMS = (
-    "int8",
-    "int8_per_tensor",
-    "dynamic_range",
-    "float16",
-    "float32",
-)
-QUANTIZED_FORMS = (INT8, PER_TENSOR)
 
 
 class PostProcess(NamedTuple):
@@ -233,7 +223,7 @@ def convert_float(
     Args:
       graph_def: frozen GraphDef without fake quants.
       input_name, input_shape, output_names: as for `convert`.
-      form: DYNAMIC_RANGE, 8-bit weights; FLOAT16, 16-bit weights; or FLOAT32.
+      form: of names.FORMS, one that takes floats.
 
     Returns:
       the bytes of the .tflite.

@@ -7,6 +7,7 @@ import numpy as np
 
 from od_qat.compat import tf
 from od_qat.errors import ExportError
+from od_qat.graph.index import op_name
 from od_qat.model_files import interpreter
 from od_qat.model_files.names import POST_PROCESS
 from od_qat.quiet import native_stderr_silenced
@@ -99,9 +100,9 @@ def _require_symmetric(nodes: Dict[str, Any], fake_quant, where: str) -> None:
 
 
 def _producer(nodes: Dict[str, Any], name: str):
-    node = nodes[name.lstrip("^").split(":")[0]]
+    node = nodes[op_name(name)]
     while node.op in ("Identity", "Reshape"):
-        node = nodes[node.input[0].split(":")[0]]
+        node = nodes[op_name(node.input[0])]
     return node
 
 

@@ -22,22 +22,22 @@ class Options(NamedTuple):
     score_threshold: Union[float, str, None]
     ptq: bool
     calibration_images: int
-    form: str = tflite.INT8
+    form: str = names.INT8
 
     @property
     def takes_floats(self) -> bool:
         """Whether it is a .tflite with float inputs, which is not fully quantized."""
-        return self.ptq and self.form not in tflite.QUANTIZED_FORMS
+        return self.ptq and self.form not in names.QUANTIZED_FORMS
 
 
 def require_options(options: Options) -> None:
     """Raises ConfigError for types or numbers that cannot be had, before anything is read or built."""
     tflite.require_types(options.inference_type, options.input_type, options.ptq)
-    if options.form not in tflite.FORMS or (options.form != tflite.INT8 and not options.ptq):
+    if options.form not in names.FORMS or (options.form != names.INT8 and not options.ptq):
         raise ConfigError(
             "unknown form of post-training quantization",
             found=repr(options.form),
-            allowed=", ".join(tflite.FORMS) + "; with ptq only",
+            allowed=", ".join(names.FORMS) + "; with ptq only",
         )
     suppression.require_threshold(options.score_threshold)
     if options.max_detections is not None and options.max_detections < 1:
@@ -79,7 +79,7 @@ def convert(graph_def, network: Network, config, options: Options, outputs: Sequ
         network.std,
         calibration_images,
         options.input_type,
-        per_channel=options.form != tflite.PER_TENSOR,
+        per_channel=options.form != names.PER_TENSOR,
     )
 
 

@@ -5,6 +5,11 @@ from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 Consumer = Tuple[object, int]
 
 
+def op_name(source: str) -> str:
+    """The name of the op that an input of a node names: of `scope/op:1` or `^scope/op`, `scope/op`."""
+    return source.lstrip("^").partition(":")[0]
+
+
 def in_control_flow(operation) -> bool:
     """Whether an op is in a tf.cond or tf.while_loop.
 

@@ -26,3 +26,14 @@ FROZEN_EVAL_GRAPH = "frozen_eval_graph.pb"
 CLASSIFIER_INPUT = "input"
 
 POST_PROCESS = "TFLite_Detection_PostProcess"
+
+# What post-training quantization can make of a float model: nothing; 16-bit or 8-bit weights, and floats
+# between them; or all of it int8, with a range for each channel of the weights, or one for all.
+FLOAT32, FLOAT16, DYNAMIC_RANGE, INT8, PER_TENSOR = FORMS = (
+    "float32",
+    "float16",
+    "dynamic_range",
+    "int8",
+    "int8_per_tensor",
+)
+QUANTIZED_FORMS = (INT8, PER_TENSOR)

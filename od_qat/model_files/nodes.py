@@ -13,6 +13,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, TextIO, Tuple
 
 from od_qat.errors import ConfigError, DataError, ExportError, first_line
+from od_qat.graph.index import op_name
 from od_qat.model_files import names, output_nodes, tflite_file
 
 _FIX = (
@@ -218,7 +219,7 @@ def _of_graph(graph_def) -> Nodes:
     from od_qat.graph import allowed_ops
 
     answer = output_nodes.find_output_nodes(graph_def)
-    read = {source.lstrip("^").split(":")[0] for node in graph_def.node for source in node.input}
+    read = {op_name(source) for node in graph_def.node for source in node.input}
     inputs = [node for node in graph_def.node if node.op == "Placeholder" and node.name in read]
     run = allowed_ops.run_by_importing(graph_def)
     tensors = [node.name + ":0" for node in inputs] + list(answer.tensors)

@@ -14,6 +14,7 @@ The last layer of the backbone is never taken, since it has readers or is no out
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.errors import OdQatError
+from od_qat.graph.index import op_name
 from od_qat.model_files import names
 from od_qat.model_files.names import POST_PROCESS
 from od_qat.rewrite import policy
@@ -101,7 +102,7 @@ class _Finder(object):
         self._readers: Dict[str, List[str]] = {}
         for node in graph_def.node:
             for source in node.input:
-                self._readers.setdefault(_op_name(source), []).append(node.name)
+                self._readers.setdefault(op_name(source), []).append(node.name)
 
     def find(self) -> OutputNodes:
         for attempt in (
@@ -217,7 +218,7 @@ class _Finder(object):
         """The type of the op whose values a node has, in whatever shape; None if there is none."""
         node = self._nodes.get(name)
         while node is not None and node.op in _LAYOUT and node.input:
-            node = self._nodes.get(_op_name(node.input[0]))
+            node = self._nodes.get(op_name(node.input[0]))
         return None if node is None else node.op
 
     def _used(self, name: str) -> bool:
@@ -260,10 +261,6 @@ class _Finder(object):
                 }
         except (ValueError, KeyError, tf.errors.OpError):
             return {}  # this TensorFlow does not know an op; the names are still useful
-
-
-def _op_name(source: str) -> str:
-    return source.lstrip("^").split(":")[0]
 
 
 def _batch_scope(name: str) -> str:

@@ -13,9 +13,9 @@ from od_qat.model_files import tflite_file
 
 # The ops whose second input is weights, and where their inputs and outputs have channels.
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
-_INTEGERS = {"int8": "int8", "uint8": "uint8", "int16": "int16", "int32": "int32", "int64": "int64"}
-_DTYPES = dict(_INTEGERS, float32="float32", float16="float16", float64="float64", bool="bool")
-_DTYPES.update(uint16="uint16", uint32="uint32", uint64="uint64")
+_INTEGERS = frozenset(["int8", "uint8", "int16", "int32", "int64"])
+# The types that NumPy has, by the same names.
+_DTYPES = _INTEGERS | {"float16", "float32", "float64", "bool", "uint16", "uint32", "uint64"}
 
 
 class Tensor(NamedTuple):
@@ -61,8 +61,10 @@ class Tensor(NamedTuple):
                 pairs = np.frombuffer(self.data, np.int8)
                 flat = np.stack([(pairs << 4).astype(np.int8) >> 4, pairs >> 4], 1).reshape(-1)
                 return flat[: int(np.prod(self.shape))].reshape(self.shape)
-            return np.frombuffer(self.data, _DTYPES[self.dtype]).reshape(self.shape)
-        except (KeyError, TypeError, ValueError) as error:
+            if self.dtype not in _DTYPES:
+                raise ValueError(self.dtype)
+            return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+        except (TypeError, ValueError) as error:
             raise ExportError(
                 "a constant of the .tflite cannot be read",
                 where=self.name,

@@ -6,7 +6,8 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 
-from od_qat.scoring.matching import Agreement, agreement, iou_matrix, partners_of
+from od_qat.scoring import matching
+from od_qat.scoring.matching import Agreement, Partners, iou_matrix
 from od_qat.scoring.runners import Detections
 
 # Why a detection of one model is not the other's.
@@ -100,30 +101,33 @@ def disagreement(
     min_score: float = 0.3,
 ) -> Disagreement:
     """Compares the detections of two models; arguments and errors are those of scoring.agreement."""
-    total = agreement(a, b, iou, score_tolerance, min_score)
-    images = [_of_image(key, a[key], b[key], iou, score_tolerance, min_score) for key in a]
+    partners = matching.partners(a, b, iou, score_tolerance, min_score)
+    images = [_of_image(key, a[key], b[key], partners[key], iou, score_tolerance) for key in a]
     counts = collections.Counter(one.reason for image in images for one in image.alone)
     images.sort(key=lambda image: (-image.weight, str(image.image_id)))
-    return Disagreement(total, tuple(images), {reason: counts[reason] for reason in REASONS})
+    reasons = {reason: counts[reason] for reason in REASONS}
+    return Disagreement(matching.agreement_of(partners), tuple(images), reasons)
 
 
 def _of_image(
-    image_id: Any, a: Detections, b: Detections, iou: float, score_tolerance: float, min_score: float
+    image_id: Any,
+    a: Detections,
+    b: Detections,
+    partners: Tuple[Partners, Partners],
+    iou: float,
+    score_tolerance: float,
 ) -> OfImage:
-    alone, matched = [], 0
-    of_a = partners_of(a, b, iou, score_tolerance, min_score)
-    of_b = partners_of(b, a, iou, score_tolerance, min_score)
-    for model, of, among, partners in (("a", a, b, of_a), ("b", b, a, of_b)):
-        matched += sum(partner is not None for partner in partners.values())
-        alone += [
-            _alone(model, of, among, i, iou, score_tolerance)
-            for i, partner in partners.items()
-            if partner is None
-        ]
+    of_a, of_b = partners
+    alone = [
+        _alone(model, of, among, i, iou, score_tolerance)
+        for model, of, among, of_model in (("a", a, b, of_a), ("b", b, a, of_b))
+        for i, partner in of_model.items()
+        if partner is None
+    ]
     pairs = [(i, j) for i, j in of_a.items() if j is not None]
     return OfImage(
         image_id,
-        matched,
+        matching.matched(of_a) + matching.matched(of_b),
         tuple(sorted(alone, key=lambda one: -one.score)),
         tuple(float(b.scores[j]) - float(a.scores[i]) for i, j in pairs),
         tuple(float(iou_matrix(a.boxes[i], b.boxes[j])[0, 0]) for i, j in pairs),
@@ -138,7 +142,7 @@ def _alone(
         overlaps = iou_matrix(of.boxes[index], among.boxes)[0]
         same = among.classes == of.classes[index]
         # (One with this score would be its match, if it were not another's.)
-        alike = np.abs(among.scores.astype(np.float64) - of.scores[index]) <= score_tolerance
+        alike = matching.scores_agree(among.scores, of.scores[index], score_tolerance)
         for candidates, limit, why in (
             (same & alike, iou, TWICE),
             (same, iou, SCORE),

@@ -9,9 +9,9 @@ import numpy as np
 from od_qat import compat
 from od_qat.analysis import advice, of_graph, of_tflite
 from od_qat.analysis.advice import Advice
-from od_qat.analysis.results import OTHER_NUMBERS, LayerErrors, OfPoint
+from od_qat.analysis.results import LayerErrors, OfPoint
 from od_qat.errors import ConfigError, ExportError
-from od_qat.model_files import interpreter, nodes, tflite_file, tflite_graph
+from od_qat.model_files import interpreter, nodes, tflite_graph
 from od_qat.model_files.description import ModelDescription, describe_model
 from od_qat.report import table
 from od_qat.scoring import images, runners
@@ -79,14 +79,13 @@ def _of_graph(path: str, reference: Optional[str], pictures: Iterable[np.ndarray
 
 
 def _of_tflite(path: str, beside: str, pictures: Iterable[np.ndarray]) -> LayerErrors:
-    tflite_file.read(path)  # (says what is wrong with a damaged one)
+    network = _Tflite(path)
     graph_def = of_tflite.without_post_processing(nodes.read_graph(beside))
     inputs = [node.name for node in graph_def.node if node.op == "Placeholder"]
     if len(inputs) != 1:
         raise ExportError(
             "the graph does not take one image", where=beside, found="{} inputs".format(len(inputs))
         )
-    network = _Tflite(path)
     taken = [dim.size for dim in _node(graph_def, inputs[0]).attr["shape"].shape.dim]
     if taken and not _fits(taken, network.shape):
         raise ExportError(
@@ -182,7 +181,7 @@ def as_text(found: Layers, limit: int = 15) -> str:
                 errors.both.sqnr_db, errors.weights_only.sqnr_db, errors.activations_only.sqnr_db
             )
         )
-    other = [point for point in errors.points if point.unquantized and _is_other(point)]
+    other = [point for point in errors.points if point.other_steps]
     if other:
         lines.append(
             "{} of {} layers have other numbers than the reference without any fake quant: their figures are "
@@ -193,10 +192,6 @@ def as_text(found: Layers, limit: int = 15) -> str:
     for one in found.advice:
         lines += ["", one.what, "  " + one.why] + (["  " + one.config] if one.config else [])
     return "\n".join(lines)
-
-
-def _is_other(point: OfPoint) -> bool:
-    return point.unquantized is not None and (point.unquantized.steps or 0.0) > OTHER_NUMBERS
 
 
 def _row(point: OfPoint) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """The overlap of boxes, and how far two models agree."""
 
 import dataclasses
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -73,6 +73,24 @@ def agreement(
     Raises:
       DataError: if the images differ.
     """
+    return agreement_of(partners(a, b, iou, score_tolerance, min_score))
+
+
+# Index of a detection that counts -> index of its match in the other model, or None.
+Partners = Dict[int, Optional[int]]
+
+
+def partners(
+    a: Mapping[Any, Detections],
+    b: Mapping[Any, Detections],
+    iou: float,
+    score_tolerance: float,
+    min_score: float,
+) -> Dict[Any, Tuple[Partners, Partners]]:
+    """Matches the detections of two models: image_id -> partners of a's detections, and of b's.
+
+    Args, Raises: as for :func:`agreement`.
+    """
     differ = sorted(str(image_id) for image_id in set(a) ^ set(b))
     if differ:
         raise DataError(
@@ -80,11 +98,19 @@ def agreement(
             found="{} images with one of them only, {} first".format(len(differ), differ[0]),
             fix="run both on the same record, with the same max_images",
         )
-    counts = np.zeros(4, np.int64)
-    for image_id in a:
-        counts[:2] += _matches(a[image_id], b[image_id], iou, score_tolerance, min_score)
-        counts[2:] += _matches(b[image_id], a[image_id], iou, score_tolerance, min_score)
-    total_a, matched_a, total_b, matched_b = (int(count) for count in counts)
+    return {
+        image_id: (
+            _partners_of(a[image_id], b[image_id], iou, score_tolerance, min_score),
+            _partners_of(b[image_id], a[image_id], iou, score_tolerance, min_score),
+        )
+        for image_id in a
+    }
+
+
+def agreement_of(found: Mapping[Any, Tuple[Partners, Partners]]) -> Agreement:
+    """Counts what :func:`partners` found."""
+    total_a, total_b = (sum(len(pair[model]) for pair in found.values()) for model in (0, 1))
+    matched_a, matched_b = (sum(matched(pair[model]) for pair in found.values()) for model in (0, 1))
     total = total_a + total_b
     return Agreement(
         share=(matched_a + matched_b) / total if total else 1.0,
@@ -92,19 +118,24 @@ def agreement(
         matched_a=matched_a,
         detections_b=total_b,
         matched_b=matched_b,
-        images=len(a),
+        images=len(found),
     )
 
 
-def _matches(of: Detections, among: Detections, iou: float, score_tolerance: float, min_score: float):
-    """The number of detections in `of` above the minimum score, and of those with a match in `among`."""
-    partners = partners_of(of, among, iou, score_tolerance, min_score)
-    return len(partners), sum(partner is not None for partner in partners.values())
+def matched(of_image: Partners) -> int:
+    """How many have a match."""
+    return sum(partner is not None for partner in of_image.values())
 
 
-def partners_of(
+def scores_agree(scores: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
+    """Whether scores differ by no more than a tolerance; of any shapes that fit each other."""
+    # A tolerance of 0.1 has to accept 0.9 and 0.8, so it gets one float32 step more.
+    return np.abs(np.asarray(scores, np.float64) - others) <= tolerance + 1e-6
+
+
+def _partners_of(
     of: Detections, among: Detections, iou: float, score_tolerance: float, min_score: float
-) -> Dict[int, Optional[int]]:
+) -> Partners:
     """Matches the detections of one image one to one, those with the best scores first.
 
     Args:
@@ -116,14 +147,12 @@ def partners_of(
       index in `of`, of each that scores at least min_score -> index in `among`, or None without a match.
     """
     chosen = np.flatnonzero(of.scores >= min_score)
-    found = {int(index): None for index in chosen}  # type: Dict[int, Optional[int]]
+    found: Partners = {int(index): None for index in chosen}
     if not len(chosen) or not len(among.scores):
         return found
     overlap = iou_matrix(of.boxes[chosen], among.boxes)
     allowed = of.classes[chosen][:, None] == among.classes[None, :]
-    # A tolerance of 0.1 has to accept 0.9 and 0.8, so it gets one float32 step more.
-    difference = np.abs(of.scores[chosen][:, None].astype(np.float64) - among.scores[None, :])
-    allowed &= difference <= score_tolerance + 1e-6
+    allowed &= scores_agree(of.scores[chosen][:, None], among.scores[None, :], score_tolerance)
     overlap = np.where(allowed & (overlap >= iou), overlap, -1.0)
     for row in np.argsort(-of.scores[chosen], kind="stable"):
         best = int(np.argmax(overlap[row]))
