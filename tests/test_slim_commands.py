@@ -158,7 +158,7 @@ def checkpoint(tmp_path_factory):
 
     folder = str(tmp_path_factory.mktemp("meta"))
 
-    def save(name, training, dropout=False):
+    def save(name, training, dropout=False, fixed_batch=False):
         from od_qat.rewrite import api
 
         with tf.Graph().as_default(), tf.Session() as session:
@@ -168,7 +168,10 @@ def checkpoint(tmp_path_factory):
                 images, 4, 3, normalizer_fn=slim.batch_norm, normalizer_params={"is_training": training}
             )
             net = slim.dropout(slim.flatten(net), is_training=dropout)
-            slim.softmax(slim.fully_connected(net, 3, activation_fn=None), scope="Predictions")
+            logits = slim.fully_connected(net, 3, activation_fn=None)
+            if fixed_batch:
+                logits = tf.reshape(tf.reshape(logits, [6]), [2, 3])
+            slim.softmax(logits, scope="Predictions")
             (api.create_training_graph if training else api.create_eval_graph)()
             session.run(tf.global_variables_initializer())
             return tf.train.Saver().save(session, os.path.join(folder, name)) + ".meta"
@@ -194,6 +197,12 @@ def test_a_meta_graph_is_frozen(checkpoint, tmp_path, capsys):
         tf.import_graph_def(graph_def, name="")
         found = session.run("Predictions/Reshape_1:0", {"input:0": [[[[0.5] * 3] * 8] * 8] * 3})
     assert found.shape == (3, 3) and found.sum(axis=1) == pytest.approx([1, 1, 1])
+
+
+def test_a_graph_that_computes_with_its_batch_keeps_it(checkpoint, tmp_path, capsys):
+    meta = checkpoint("fixed", False, fixed_batch=True)
+    status, printed, said = freeze(capsys, meta, str(tmp_path / "frozen.pb"))
+    assert (status, printed, said) == (0, "Predictions/Reshape_1", "input input [2, 8, 8, 3]")
 
 
 @pytest.mark.parametrize(

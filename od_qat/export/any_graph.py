@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
+
 from od_qat.compat import tf
 from od_qat.errors import ExportError, first_line
 from od_qat.export import freeze
@@ -20,7 +22,8 @@ class Cut(NamedTuple):
 
     Attributes:
       graph_def: from names.CLASSIFIER_INPUT, a placeholder of images, to `outputs`.
-      input_shape: of the images; None for a size that is not fixed.
+      input_shape: of the images; None for a size that is not fixed. The first is None, except where the graph
+        was built for one batch size and computes with it.
       outputs: op names.
     """
 
@@ -54,10 +57,15 @@ def freeze_graph(graph, checkpoint: str, outputs: Optional[Sequence[str]] = None
     used = with_sources(operations, stop_at=[source.op])
     _require_inference([operation for operation in graph.get_operations() if operation.name in used], where)
     frozen = freeze.freeze(checkpoint, outputs, graph=graph)
-    graph_def = tf.graph_util.extract_sub_graph(_with_placeholder(frozen, source), list(outputs))
     shape = source.shape
     sizes = tuple(shape.as_list()) if shape.ndims is not None else (None,) * 4
-    return Cut(graph_def, (None,) + sizes[1:], tuple(outputs))
+    _flatten_any_batch(frozen, graph, sizes[0])
+    images = (None,) + sizes[1:]
+    cut = tf.graph_util.extract_sub_graph(_with_placeholder(frozen, source, images), list(outputs))
+    if sizes[0] is not None and _fixes_the_batch(cut, outputs):
+        images = sizes
+        cut = tf.graph_util.extract_sub_graph(_with_placeholder(frozen, source, images), list(outputs))
+    return Cut(cut, images, tuple(outputs))
 
 
 def _source(operations: Sequence[Any], where: str):
@@ -102,17 +110,46 @@ def _require_inference(operations: Sequence[Any], where: str) -> None:
             )
 
 
-def _with_placeholder(frozen, source):
+def _flatten_any_batch(frozen, graph, batch: Optional[int]) -> None:
+    """Lets the Reshapes that keep the batch, in a graph built for `batch` images, take any number of them.
+
+    Where the size of a batch is known, slim's flatten on TensorFlow 1.15 writes it into the shape.
+    """
+    if batch is None:
+        return
+    shapes = {node.name: node for node in frozen.node if node.op == "Const"}
+    for node in [node for node in frozen.node if node.op == "Reshape" and node.input[1] in shapes]:
+        operation = graph.get_operation_by_name(node.name)
+        before, after = operation.inputs[0].shape, operation.outputs[0].shape
+        if before.ndims is None or not after.is_fully_defined() or not before[:1] == after[:1] == [batch]:
+            continue
+        shape = frozen.node.add()
+        shape.CopyFrom(shapes[node.input[1]])
+        shape.name = node.name + "/any_batch"
+        dtype = tf.as_dtype(shape.attr["dtype"].type).as_numpy_dtype
+        sizes = np.array([-1] + after.as_list()[1:], dtype)
+        shape.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(sizes))
+        node.input[1] = shape.name
+
+
+def _fixes_the_batch(graph_def, outputs: Sequence[str]) -> bool:
+    """Whether the outputs have one batch size, however many images go in; also if they cannot be told."""
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    shapes = [graph.get_tensor_by_name(name + ":0").shape for name in outputs]
+    return any(shape.ndims is None or (shape.ndims and shape.as_list()[0] is not None) for shape in shapes)
+
+
+def _with_placeholder(frozen, source, sizes: Sequence[Optional[int]]):
     """The frozen graph with a placeholder for the images, and nothing of what stands in front of it."""
     former, result = source.op.name, tf.GraphDef()
     result.versions.CopyFrom(frozen.versions)
     placeholder = result.node.add(name=names.CLASSIFIER_INPUT, op="Placeholder")
     placeholder.attr["dtype"].type = source.dtype.as_datatype_enum
-    sizes = source.shape.as_list() if source.shape.ndims is not None else None
-    if sizes is None:
+    if source.shape.ndims is None:
         placeholder.attr["shape"].shape.unknown_rank = True
     else:
-        for size in [None] + sizes[1:]:
+        for size in sizes:
             placeholder.attr["shape"].shape.dim.add(size=-1 if size is None else size)
     for node in frozen.node:
         if node.name == former:
