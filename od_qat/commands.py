@@ -259,6 +259,7 @@ def export_tflite(
     input_type: str = "uint8",
     score_threshold: Union[float, str, None] = None,
     form: str = "int8",
+    metadata: bool = False,
 ) -> str:
     """Writes detect.tflite, fully quantized and checked, with the JSON beside it.
 
@@ -281,6 +282,8 @@ def export_tflite(
         is 0.05, or lower if the detector's scores are low (see export/suppression.py).
       form: of post-training quantization: 'int8'; 'int8_per_tensor', with one range for all weights of a
         layer; 'dynamic_range' or 'float16', 8-bit or 16-bit weights with floats between them; 'float32'.
+      metadata: put TFLite's metadata and the config's label map into the .tflite, for task libraries, and
+        write labels.txt beside it.
 
     Returns:
       path of the .tflite.
@@ -291,13 +294,18 @@ def export_tflite(
       CheckpointError, ExportError: if the checkpoint does not fit or a check fails; nothing is written then.
     """
     from od_qat.export import center_net_tflite, ssd_tflite, tflite_network
+    from od_qat.model_files import tflite_metadata
 
     options = tflite_network.Options(
         inference_type, input_type, fast_nms, max_detections, score_threshold, ptq, calibration_images, form
     )
     tflite_network.require_options(options)
+    if metadata:
+        tflite_metadata.require_possible("float32" if options.takes_floats else input_type)
     config = pipeline.load(pipeline_config_path, overrides)
     where = pipeline.place_of(pipeline_config_path)
+    if metadata:
+        options = options._replace(labels=tflite_network.labels_of(config))
     with halves.active(config):
         config_checks.check(config, where)
         if ptq:

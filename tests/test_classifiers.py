@@ -19,10 +19,10 @@ from od_qat.cli import command_line  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError  # noqa: E402
 from od_qat.export import difference  # noqa: E402
-from od_qat.model_files import interpreter, output_nodes  # noqa: E402
+from od_qat.model_files import interpreter, metadata_schema, output_nodes, tflite_metadata  # noqa: E402
 from od_qat.scoring import images  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
-from tests.helpers import sessions, tiny_classifier  # noqa: E402
+from tests.helpers import mediapipe_tasks, sessions, tiny_classifier  # noqa: E402
 
 try:
     from od_qat.classifiers import commands, config, networks, preparation, score
@@ -79,7 +79,9 @@ def road(tmp_path_factory):
     commands.train(names[False], float_dir, seed=0, overrides=["training.num_steps=40"])
     commands.train(names[True], qat_dir, overrides=["training.fine_tune_checkpoint=" + float_dir], seed=0)
     metrics = commands.evaluate(names[True], qat_dir, eval_dir, run_once=True)
-    tflite = commands.export_tflite(names[True], qat_dir, os.path.join(folder, "tflite"), INFERENCE)
+    tflite = commands.export_tflite(
+        names[True], qat_dir, os.path.join(folder, "tflite"), INFERENCE, metadata=not compat.IS_TF1
+    )
     return Road(folder, pictures, names[False], names[True], float_dir, qat_dir, metrics, eval_dir, tflite)
 
 
@@ -168,12 +170,72 @@ def test_the_json_says_how_to_use_the_tflite(road):
     assert [one["role"] for one in found["outputs"]] == ["probabilities"]
 
 
+@pytest.mark.skipif(compat.IS_TF1, reason="ai-edge-litert, which has the schema, is not for Python 3.7")
+def test_the_tflite_has_metadata(road):
+    found = tflite_metadata.read(road.tflite)
+    assert found.labels == ("blue", "green", "red")
+    with open(os.path.join(os.path.dirname(road.tflite), "labels.txt")) as stream:
+        assert stream.read() == "blue\ngreen\nred\n"
+    (graph,) = found.metadata["subgraph_metadata"]
+    (output,) = graph["output_tensor_metadata"]
+    assert output["name"] == "probability"
+    assert output["associated_files"][0]["type"] == metadata_schema.TENSOR_AXIS_LABELS
+
+
+@pytest.mark.long
+@pytest.mark.skipif(compat.IS_TF1 or not mediapipe_tasks.PYTHON, reason=mediapipe_tasks.MISSING)
+def test_mediapipe_classifies_with_it(road, tmp_path):
+    pictures = [
+        np.rint(images.central_crop_bilinear(picture, 32, 32)).astype(np.uint8)
+        for _, _, picture in list(tiny_classifier.pictures())[::4]
+    ]
+    found = mediapipe_tasks.run_task("classifier", road.tflite, pictures, tmp_path)
+    model = interpreter.without_delegates(open(road.tflite, "rb").read())
+    model.allocate_tensors()
+    (given,), (taken,) = model.get_input_details(), model.get_output_details()
+    for rows, picture in zip(found, pictures):
+        nearby = []
+        for one in (picture, np.maximum(picture, 1) - 1):  # (Its pixels may be one level lower.)
+            model.set_tensor(given["index"], one[None])
+            model.invoke()
+            scale, zero_point = taken["quantization"]
+            nearby.append((model.get_tensor(taken["index"])[0].astype(float) - zero_point) * scale)
+        here = np.array([dict(map(tuple, rows))[name] for name in ("blue", "green", "red")])
+        margin = np.abs(nearby[0] - nearby[1]) + 2 * scale
+        assert (np.abs(here - nearby[0]) <= margin).all()
+
+
 @pytest.mark.long_on_tf1
-def test_ptq_of_the_float_model(road, tmp_path):
+def test_ptq_is_what_the_converter_makes_of_the_float_graph(road, tmp_path):
+    """The converter, called here with the same pictures, makes a .tflite that computes the same."""
     path = commands.export_tflite(road.float_config, road.float_dir, str(tmp_path), ptq=True)
     of_float = commands.export(road.float_config, road.float_dir, str(tmp_path))
-    scores = [score.score(one, road.images, progress=False).accuracy for one in (path, of_float)]
-    assert scores[0] == pytest.approx(scores[1], abs=0.1)
+    cropped = [images.central_crop_bilinear(picture, 32, 32) for _, _, picture in tiny_classifier.pictures()]
+    of_calibration = [np.array(one) for one in cropped]
+    of_calibration[0][0, :2] = [[0] * 3, [255] * 3]  # (so that the input has the range of all pixels)
+
+    converter = tf.lite.TFLiteConverter.from_frozen_graph(
+        of_float, ["input"], ["MobilenetV1/Predictions/Reshape_1"], {"input": [1, 32, 32, 3]}
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        [((one[None] - 127.5) / 127.5).astype(np.float32)] for one in of_calibration
+    )
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
+    found = []
+    for model in (open(path, "rb").read(), converter.convert()):
+        model = interpreter.without_delegates(model)
+        model.allocate_tensors()
+        (given,), (taken,) = model.get_input_details(), model.get_output_details()
+        outputs = []
+        for one in cropped:
+            model.set_tensor(given["index"], np.rint(one[None]).astype(np.uint8))
+            model.invoke()
+            outputs.append(model.get_tensor(taken["index"])[0].astype(int))
+        found.append(np.array(outputs))
+    # (Both crop in their own way, to 1e-3 of a pixel.)
+    apart = np.abs(found[0] - found[1])
+    assert apart.max() <= 2 and apart.mean() < 0.1 and found[0].std() > 1
 
 
 @pytest.mark.long_on_tf1

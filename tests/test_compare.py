@@ -258,6 +258,17 @@ def test_a_published_detector():
     assert any(one.startswith("B has 25 % of the size of A") for one in found.words)
 
 
+def test_a_graph_in_which_a_node_is_missing(models, tmp_path):
+    with open(models.float_graph, "rb") as stream:
+        graph_def = tf.GraphDef.FromString(stream.read())
+    (name, *_) = [node.name for node in graph_def.node if node.op == "Conv2D"]
+    rest = tf.GraphDef(node=[node for node in graph_def.node if node.op != "Placeholder"])
+    (tmp_path / "part.pb").write_bytes(rest.SerializeToString())
+    found = contents.read(str(tmp_path / "part.pb"))
+    assert name in [layer.name for layer in found.layers]
+    assert {layer.multiply_adds for layer in found.layers} == {None}
+
+
 @pytest.mark.parametrize(
     "name, error, says",
     [

@@ -18,11 +18,11 @@ except Exception as error:  # noqa: BLE001
 from od_qat import checkpoints, scoring  # noqa: E402
 from od_qat.cli import demo  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
-from od_qat.datasets import builtin  # noqa: E402
+from od_qat.datasets import builtin, label_map  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
 from od_qat.export import difference, freeze, suppression, tflite_checks  # noqa: E402
 from od_qat.files import write_atomically  # noqa: E402
-from od_qat.model_files import output_nodes, tflite_file  # noqa: E402
+from od_qat.model_files import output_nodes, tflite_file, tflite_metadata  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
 from od_qat.scoring.matching import iou_matrix  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
@@ -330,9 +330,13 @@ def test_the_image_of_an_int8_network_is_uint8_or_int8_and_the_detections_are_th
             overrides=road.small,
             input_type=input_type,
             score_threshold="config",
+            metadata=input_type == "uint8",
         )
         for input_type in ("uint8", "int8")
     }
+    names = label_map.read_label_map(road.data.label_map)
+    assert tflite_metadata.read(paths["uint8"]).labels == tuple(names[key] for key in sorted(names))
+    assert tflite_metadata.read(paths["int8"]).metadata is None
     found = {}
     for input_type, path in paths.items():
         with open(os.path.splitext(path)[0] + ".json") as stream:
@@ -359,6 +363,7 @@ def test_the_image_of_an_int8_network_is_uint8_or_int8_and_the_detections_are_th
         ({"input_type": "float32"}, "unknown type: at --input_type"),
         ({"max_detections": 0}, "at --max_detections, found 0, allowed: a whole number from 1"),
         ({"score_threshold": 1.5}, "at --score_threshold, found 1.5"),
+        ({"input_type": "int8", "metadata": True}, "at --metadata, found --input_type=int8"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_at_once(road, tmp_path, types, says):

@@ -11,6 +11,7 @@ from od_qat.classifiers.task import ClassifierTask
 from od_qat.compat import tf
 from od_qat.export import tflite
 from od_qat.messages import graph_rewriter
+from od_qat.model_files import tflite_metadata
 from od_qat.training import cluster
 from od_qat.training import train as training
 from od_qat.training.loop import TrainResult
@@ -154,6 +155,7 @@ def export_tflite(
     ptq: bool = False,
     calibration_images: int = 100,
     input_type: str = "uint8",
+    metadata: bool = False,
 ) -> str:
     """Writes classifier.tflite, fully quantized and checked, with the JSON beside it.
 
@@ -166,6 +168,8 @@ def export_tflite(
       ptq: quantize a float checkpoint without training, calibrated on training images.
       calibration_images: number of those images.
       input_type: type of the image, and of the probabilities: 'uint8', or 'int8' for an int8 network.
+      metadata: put TFLite's metadata and the names of the classes into the .tflite, for task libraries, and
+        write labels.txt beside it.
 
     Returns:
       path of the .tflite.
@@ -176,13 +180,15 @@ def export_tflite(
     tflite.require_types(inference_type, input_type, ptq)
     config, network = _checked(config_path, overrides)
     where = configs.place_of(config_path)
+    if metadata:
+        tflite_metadata.require_possible(input_type)
     graph_rewriter.prepare_for_tflite(config, ptq, where)
     return to_tflite.export(
         network,
         configs.rewrite_fn(config, is_training=False),
         checkpoints.named_by(trained_checkpoint_prefix),
         output_directory,
-        to_tflite.Options(inference_type, input_type, ptq, calibration_images),
+        to_tflite.Options(inference_type, input_type, ptq, calibration_images, metadata),
         inputs.open_source(config.train_input, network.num_classes, "train_input"),
         where,
     )

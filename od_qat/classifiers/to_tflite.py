@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional
+from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from od_qat.compat import tf
 from od_qat.errors import ExportError
 from od_qat.export import difference, input_layer, tflite, tflite_checks
 from od_qat.graph.index import op_name
-from od_qat.model_files import description, names
+from od_qat.model_files import description, names, tflite_metadata
 from od_qat.model_files.preprocessing import Preprocessing
 
 NAME = "classifier.tflite"
@@ -27,6 +27,7 @@ class Options(NamedTuple):
     input_type: str
     ptq: bool
     calibration_images: int
+    metadata: bool = False
 
 
 def export(
@@ -102,7 +103,11 @@ def export(
         options.input_type,
         of_image,
     )
-    description.write(path, model, beside, tflite_graph=found.graph_def.SerializeToString())
+    others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": found.graph_def.SerializeToString()}
+    if options.metadata:
+        model = tflite_metadata.attach(model, beside, source.classes.names)
+        others[tflite_metadata.LABELS] = tflite_metadata.text_of(source.classes.names)
+    description.write(path, model, beside, others)
     return path
 
 

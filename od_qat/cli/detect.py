@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds its flags."""
     parser.add_argument("model", metavar="MODEL", help="a .tflite or a frozen .pb")
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="a JPEG or PNG, or a folder of these")
-    parser.add_argument("--label_map", metavar="FILE", help="the label map, for the names of the classes")
+    parser.add_argument(
+        "--label_map",
+        metavar="FILE",
+        help="the label map, for the names of the classes; by default those in the metadata of a .tflite",
+    )
     parser.add_argument("--output_dir", metavar="DIR", help="draw into this folder, as PNG")
     parser.add_argument(
         "--min_score",
@@ -40,7 +44,7 @@ def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     from od_qat import files
     from od_qat.datasets import label_map
-    from od_qat.model_files import description
+    from od_qat.model_files import description, tflite_metadata
     from od_qat.report import found_in_pictures
     from od_qat.scoring import workers
 
@@ -57,6 +61,9 @@ def handle(arguments: argparse.Namespace) -> int:
     names = label_map.read_label_map(arguments.label_map) if arguments.label_map else {}
     if described.is_classifier:
         names = dict(enumerate(described.labels, described.class_id_offset)) or names
+    if not names and described.is_tflite:
+        labels = tflite_metadata.read(arguments.model).labels
+        names = dict(enumerate(labels, described.class_id_offset))
     with workers.Pool(described) as pool:
         photographs = (found_in_pictures.Photograph.read(path) for path in paths)
         results = pool.detect(photographs, len(paths), arguments.processes, True)

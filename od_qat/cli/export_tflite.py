@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.switch(
         parser, "--ptq", "quantize a float checkpoint without training, calibrated on training images"
     )
+    flags.switch(
+        parser,
+        "--metadata",
+        "put TFLite's metadata and the labels into the .tflite, for task libraries (MediaPipe's), and write "
+        "labels.txt beside it",
+    )
 
 
 def handle(arguments: argparse.Namespace) -> int:
@@ -66,6 +72,7 @@ def handle(arguments: argparse.Namespace) -> int:
         overrides=arguments.override,
         ptq=arguments.ptq,
         input_type=arguments.input_type,
+        metadata=arguments.metadata,
     )
     of_detections = dict(
         fast_nms=arguments.fast_nms,

@@ -206,7 +206,7 @@ def _shapes(graph_def: Any) -> Dict[str, Tuple[Optional[int], ...]]:
         allowed_ops.require_harmless(part, "")
         with graph.as_default():
             tf.import_graph_def(part, name="")
-    except (OdQatError, ValueError, AssertionError, TypeError, tf.errors.OpError):
+    except (OdQatError, KeyError, ValueError, AssertionError, TypeError, tf.errors.OpError):
         return {}
     found = {}
     for name in layers:

@@ -65,7 +65,7 @@ def export(
         path, network, checkpoint, options.input_type, _OUTPUTS, center.max_box_predictions
     )
     beside["float_post_processing"] = floats
-    tflite_network.write(path, network.graph_def, model, beside)
+    tflite_network.write(path, network.graph_def, model, beside, options.labels)
     text = "int8 up to the heads; what finds the best {} peaks behind them is float: {}"
     print(text.format(center.max_box_predictions, ", ".join(floats)), file=sys.stderr)
     return path

@@ -72,7 +72,7 @@ def export(
         post_process.max_detections,
         nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
     )
-    tflite_network.write(path, graph_def, model, beside)
+    tflite_network.write(path, graph_def, model, beside, options.labels)
     warning = suppression.warning_of_threads(post_process.regular_nms, post_process.num_classes)
     if warning:
         print(warning, file=sys.stderr)

@@ -2,18 +2,24 @@
 
 import functools
 import os
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 from od_qat import checkpoints
 from od_qat.errors import ConfigError
 from od_qat.export import suppression, tflite
 from od_qat.export.network import Network
-from od_qat.model_files import description, names
-from od_qat.od_api import pipeline
+from od_qat.model_files import description, names, tflite_metadata
+from od_qat.od_api import models, pipeline
+
+# The label map id of the class with index 0: upstream puts the background before it.
+CLASS_ID_OFFSET = 1
 
 
 class Options(NamedTuple):
-    """What the user asks for; see commands.export_tflite."""
+    """What the user asks for; see commands.export_tflite.
+
+    `labels` are those of labels_of, for metadata; None for a file without.
+    """
 
     inference_type: str
     input_type: str
@@ -23,6 +29,7 @@ class Options(NamedTuple):
     ptq: bool
     calibration_images: int
     form: str = names.INT8
+    labels: Optional[Tuple[str, ...]] = None
 
     @property
     def takes_floats(self) -> bool:
@@ -114,7 +121,7 @@ def describe(
             "std": network.std,
             "channels": "RGB",
         },
-        class_id_offset=1,
+        class_id_offset=CLASS_ID_OFFSET,
         checkpoint=os.path.basename(checkpoint),
         global_step=checkpoints.global_step(checkpoint),
         quantized=input_type != "float32",
@@ -123,6 +130,31 @@ def describe(
     )
 
 
-def write(path: str, graph_def, model: bytes, beside: Dict[str, Any]) -> None:
-    """Writes a .tflite, the JSON beside it, and tflite_graph.pb, from which it was converted; all or none."""
-    description.write(path, model, beside, tflite_graph=graph_def.SerializeToString())
+def labels_of(config: Any) -> Tuple[str, ...]:
+    """The labels of a detector's classes, in the order of their indices, from the config's label map.
+
+    Raises:
+      DataError, ConfigError: see models.class_names.
+    """
+    readers = list(config.eval_input_reader)[:1] + [config.train_input_reader]
+    named = [reader for reader in readers if reader.label_map_path] or readers
+    return tflite_metadata.labels_by_index(models.class_names(config, named[0]), CLASS_ID_OFFSET)
+
+
+def write(
+    path: str, graph_def: Any, model: bytes, beside: Dict[str, Any], labels: Optional[Sequence[str]]
+) -> None:
+    """Writes a .tflite, the JSON beside it, tflite_graph.pb, which it was made from, and labels; all or none.
+
+    Args:
+      path: of the .tflite.
+      graph_def: from which it was converted.
+      model: its bytes.
+      beside: of describe.
+      labels: of its classes: the .tflite then gets metadata, and labels.txt is beside it. None for neither.
+    """
+    others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": graph_def.SerializeToString()}
+    if labels is not None:
+        model = tflite_metadata.attach(model, beside, labels)
+        others[tflite_metadata.LABELS] = tflite_metadata.text_of(labels)
+    description.write(path, model, beside, others)

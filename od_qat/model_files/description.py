@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from od_qat import files
 from od_qat.errors import ExportError
@@ -105,16 +105,18 @@ def content(
     return found
 
 
-def write(path: str, model: bytes, beside: Dict[str, Any], **more: bytes) -> None:
-    """Writes a model and the JSON beside it, both or neither.
+def write(
+    path: str, model: bytes, beside: Dict[str, Any], others: Optional[Mapping[str, Union[bytes, str]]] = None
+) -> None:
+    """Writes a model, the JSON beside it and other files, all or none.
 
     Args:
       path: of the model.
       model: its bytes.
       beside: of :func:`content`.
-      **more: name of another file in the same folder, without its extension .pb -> its bytes.
+      others: name of another file in the same folder -> its content.
     """
-    contents = {os.path.join(os.path.dirname(path), name + ".pb"): data for name, data in more.items()}
+    contents = {os.path.join(os.path.dirname(path), name): data for name, data in (others or {}).items()}
     files.write_together(dict(contents, **{path: model, json_path(path): files.json_text(beside)}))
 
 

@@ -5,8 +5,9 @@ is followed. The layout is that of tensorflow/compiler/mlir/lite/schema/schema.f
 options of TFLite_Detection_PostProcess are a FlexBuffers map.
 """
 
+import functools
 import struct
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from od_qat.errors import ExportError
 from od_qat.model_files.names import POST_PROCESS, ROLES
@@ -92,13 +93,26 @@ def read(path: str) -> TfliteFile:
     Raises:
       ExportError: if the file cannot be read or is no .tflite.
     """
+    return _parsed(path, parse)
+
+
+def attached(path: str, name: str) -> Optional[bytes]:
+    """The bytes that are attached to a .tflite under a name; None if there are none.
+
+    Raises:
+      ExportError: if the file cannot be read or is no .tflite.
+    """
+    return _parsed(path, functools.partial(_attached, name=name))
+
+
+def _parsed(path: str, parser: Callable[[bytes], Any]) -> Any:
     try:
         with open(path, "rb") as stream:
             data = stream.read()
     except OSError as error:
         raise ExportError("cannot read the .tflite", where=path, found=error.strerror) from error
     try:
-        return parse(data)
+        return parser(data)
     except _Damaged as error:
         raise ExportError(
             "the .tflite is damaged, or is none",
@@ -111,10 +125,7 @@ def read(path: str) -> TfliteFile:
 
 def parse(data: bytes) -> TfliteFile:
     """Reads a .tflite from its bytes. Raises _Damaged."""
-    buffer = _Buffer(data)
-    if data[4:8] != IDENTIFIER:
-        raise _Damaged("{} bytes that begin with {!r}".format(len(data), data[:8]))
-    model = buffer.root()
+    model = _model(data)
     codes = [code.text(1) for code in model.tables(1)]  # names of custom ops; empty for other ops
     subgraphs = model.tables(2)
     if not subgraphs:
@@ -140,6 +151,23 @@ def parse(data: bytes) -> TfliteFile:
         tuple(made.get(index) for index in outputs),
         options,
     )
+
+
+def _model(data: bytes) -> "_Table":
+    if data[4:8] != IDENTIFIER:
+        raise _Damaged("{} bytes that begin with {!r}".format(len(data), data[:8]))
+    return _Buffer(data).root()
+
+
+def _attached(data: bytes, name: str) -> Optional[bytes]:
+    model = _model(data)
+    for entry in model.tables(6):
+        if entry.text(0) == name:
+            buffers, number = model.tables(4), entry.scalar(1, "<I", 0)
+            if number >= len(buffers):
+                raise _Damaged("buffer {} of {}".format(number, len(buffers)))
+            return buffers[number].bytes(0)
+    return None
 
 
 def _signature(model: "_Table") -> Tuple[Dict[int, str], Dict[int, str]]:

@@ -1,7 +1,7 @@
 """Builds the model and the inputs of a pipeline config, and checks the inputs."""
 
 import sys
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List
 
 from od_qat import compat
 from od_qat.errors import ConfigError, OdQatError, quoted
@@ -69,18 +69,14 @@ def categories(label_map_path: str) -> List[dict]:
     return label_map_util.create_categories_from_labelmap(label_map_path)
 
 
-def check_inputs(config, reader) -> Dict[str, int]:
-    """Reads every record and the label map before a graph is built.
-
-    Returns:
-      path of each record file -> its number of examples.
+def class_names(config: Any, reader: Any) -> Dict[int, str]:
+    """The display names of a model's classes, by label map id, from the label map of an input reader.
 
     Raises:
-      DataError: for a record or label map that is missing, damaged or does not fit the other, with its path.
-      ConfigError: if the reader has no label map or no records, or if the label map has an id above the
-        model's num_classes.
+      DataError: for a label map that is missing or damaged.
+      ConfigError: if the reader has none, or one with an id above the model's num_classes.
     """
-    from od_qat.datasets import label_map, records
+    from od_qat.datasets import label_map
 
     if not reader.label_map_path:
         raise ConfigError(
@@ -99,6 +95,24 @@ def check_inputs(config, reader) -> Dict[str, int]:
             allowed="ids up to the model's num_classes, {}".format(expected),
             fix="pass --override model.{}.num_classes={}".format(kind, max(names)),
         )
+    return names
+
+
+def check_inputs(config, reader) -> Dict[str, int]:
+    """Reads every record and the label map before a graph is built.
+
+    Returns:
+      path of each record file -> its number of examples.
+
+    Raises:
+      DataError: for a record or label map that is missing, damaged or does not fit the other, with its path.
+      ConfigError: if the reader has no records; and see class_names.
+    """
+    from od_qat.datasets import records
+
+    names = class_names(config, reader)
+    kind = config.model.WhichOneof("model")
+    expected = getattr(config.model, kind).num_classes
     if max(names) < expected:
         print(
             "warning: model.{}.num_classes is {}, and the highest id of {} is {}: no image teaches the model "
