@@ -1,7 +1,6 @@
 """od_qat.report: numbers arrive unchanged in every form, and pictures show the boxes where they are."""
 
 import dataclasses
-import html.parser
 import io
 import json
 import os
@@ -14,7 +13,7 @@ from PIL import Image
 
 from od_qat.datasets.records import Example
 from od_qat.errors import ConfigError, DataError, OdQatError
-from od_qat.report import page, pictures, table
+from od_qat.report import pictures, table
 from od_qat.scoring import Detections, ModelScore, Score
 
 ROWS = (
@@ -74,32 +73,20 @@ def test_a_pipe_gets_plain_text_and_a_terminal_a_table(capsys, monkeypatch):
         assert expected in plain
 
 
-def test_markdown():
-    lines = page.to_markdown(ROWS).splitlines()
-    assert lines[0].startswith("| model | mAP |") and lines[1].count("---") == 7
-    assert lines[3] == "| int8 .tflite | 43.9 | -0.3 | 78.0 | +0.0 | 4.8 MB | 6.5 ms |"
-    assert "post-training [int8] \\| raw" in lines[4]
-
-
-def test_another_row_than_the_first_can_be_what_is_compared_with(tmp_path):
+def test_another_row_than_the_first_can_be_what_is_compared_with():
     lines = table.to_text(ROWS, "int8 .tflite").splitlines()
     assert lines[2].split() == "float .pb 44.1 +0.3 78.0 +0.0 18.9 MB 14.4 ms".split()
     assert lines[3].split() == "int8 .tflite 43.9 78.0 4.8 MB 6.5 ms".split()
     assert "points against int8 .tflite" in lines[-1]
-    value = page.to_json(ROWS, "int8 .tflite")
+    value = table.as_json(ROWS, "int8 .tflite")
     assert value["baseline"] == "int8 .tflite"
     assert [row["map_points"] for row in value["rows"]] == [0.27, 0.0, -13.64]
-    paths = page.write_report(str(tmp_path), ROWS, baseline="int8 .tflite", conclusion="QAT costs < 1 point.")
-    for path, conclusion in zip(paths[1:], ("QAT costs < 1 point.", "<p>QAT costs &lt; 1 point.</p>")):
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
-        assert conclusion in text and "points against int8 .tflite" in text
     with pytest.raises(ConfigError, match="'int9'.*float .pb, int8"):
         table.to_text(ROWS, "int9")
 
 
 def test_json_keeps_all_digits():
-    value = json.loads(json.dumps(page.to_json(ROWS)))
+    value = json.loads(json.dumps(table.as_json(ROWS)))
     assert value["format"] == "od_qat_report/1" and value["baseline"] == "float .pb"
     first, second, third = value["rows"]
     assert first["map"] == 0.4412 and first["map_points"] == 0 and first["size_ratio"] == 1
@@ -117,56 +104,9 @@ def test_a_row_from_a_model_score():
 
 
 def test_no_rows():
-    for render in (table.to_text, page.to_markdown, page.to_json, page.to_html, table.print_table):
+    for render in (table.to_text, table.as_json, table.print_table):
         with pytest.raises(DataError, match="at least one"):
             render([])
-
-
-class Parsed(html.parser.HTMLParser):
-    def __init__(self, text):
-        super(Parsed, self).__init__()
-        self.cells, self.sources, self.links, self.open, self.inside = [], [], [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        self.inside = tag == "td"
-        if self.inside:
-            self.cells.append("")
-        self.links += [attributes[key] for key in ("href", "src") if key in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.inside = False
-
-    def handle_data(self, data):
-        if self.inside:
-            self.cells[-1] += data
-
-
-def test_report_files(tmp_path):
-    picture = str(tmp_path / "a<b.png")
-    Image.new("RGB", (4, 4)).save(picture)
-    folder = str(tmp_path / "made" / "here")
-    rows = ROWS + (table.Row("<script>alert(1)</script>", 0.5, 0.9, 5, 1.0),)
-    paths = page.write_report(folder, rows, [picture], title="Red & blue")
-    assert sorted(os.listdir(folder)) == ["report.html", "report.json", "report.md"]
-    with open(paths[0]) as stream:
-        assert json.load(stream) == page.to_json(rows)
-    with open(os.path.join(folder, "report.html"), encoding="utf-8") as stream:
-        text = stream.read()
-    parsed = Parsed(text)
-    assert parsed.open == []
-    assert len(parsed.cells) == 7 * len(rows) and parsed.cells[21] == "<script>alert(1)</script>"
-    assert "<script" not in text and "Red &amp; blue" in text
-    # Nothing is loaded from anywhere.
-    assert len(parsed.links) == 1 and parsed.links[0].startswith("data:image/png;base64,")
-    assert "http" not in text and "url(" not in text
-    with pytest.raises(DataError, match="cannot read the picture"):
-        page.write_report(str(tmp_path / "other"), rows, [str(tmp_path / "none.png")])
-    assert not (tmp_path / "other").exists()
 
 
 def scene(image_id="folder/one image.jpg", width=120, height=80):
@@ -274,7 +214,7 @@ def test_what_cannot_be_drawn(tmp_path):
 
 def test_importing_is_light():
     program = (
-        "import sys; from od_qat.report import page, pictures, table; "
+        "import sys; from od_qat.report import page_parts, pictures, plots, table; "
         "print(sorted({m.split('.')[0] for m in sys.modules}))"
     )
     environment = dict(os.environ, PYTHONPATH=REPOSITORY)

@@ -32,6 +32,7 @@ from od_qat.cli import (
     nodes,
     patch,
     ptq,
+    report,
     run,
     score,
     targets,
@@ -53,6 +54,7 @@ The steps from photographs to an int8 .tflite:
   od-qat eval ...        prints COCO metrics of a checkpoint and freezes it
   od-qat export-tflite   converts a checkpoint to detect.tflite and checks it
   od-qat score ...       prints COCO metrics, size and latency of the .tflite itself
+  od-qat report ...      shows on one page whether it is right, what it lost, and where
 
 `od-qat demo` runs all steps on a built-in data set. `od-qat COMMAND --help` has an example of each
 command. docs/guide.md explains them in order."""
@@ -72,6 +74,7 @@ _COMMANDS = (
     export_tflite,
     ptq,
     score,
+    report,
     nodes,
     compare,
     agree,

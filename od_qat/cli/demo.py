@@ -145,7 +145,7 @@ def run(
     skip_invalid: bool = False,
     detector: str = "tf1",
 ) -> Dict[str, Any]:
-    """Runs the demo. Its report (`report.html`, `.md`, `.json`), `demo.json` and `pictures/` are in work_dir.
+    """Runs the demo. work_dir then has report.html, report.txt, report.json, demo.json and pictures/.
 
     Args:
       data: 'builtin', 'voc:FOLDER' or 'coco:FOLDER'.
@@ -173,9 +173,9 @@ def run(
     settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
     del settings["multiple"]  # It follows from the configs.
     _keep_to_one_run(work_dir, settings)
-    _say("1/7 data")
+    _say("1/8 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
-    _say("1/7 data: " + dataset.summary())
+    _say("1/8 data: " + dataset.summary())
     # This is not done earlier, so that a folder without data can be used again with other settings.
     write_json(os.path.join(work_dir, _SETTINGS), settings)
     # (The trainer is imported once the data is known to be good.)
@@ -183,17 +183,17 @@ def run(
 
     paths = _Paths(work_dir)
     _write_configs(dataset, schedule, paths)
-    _say("2/7 float training, {} steps".format(schedule.float_steps))
+    _say("2/8 float training, {} steps".format(schedule.float_steps))
     commands.train(paths.float_config, paths.float_train, seed=seed, save_interval_secs=120)
-    _say("3/7 quantization-aware training from its checkpoint, {} steps".format(schedule.qat_steps))
+    _say("3/8 quantization-aware training from its checkpoint, {} steps".format(schedule.qat_steps))
     commands.train(paths.qat_config, paths.qat_train, seed=seed, save_interval_secs=120)
-    _say("4/7 the same training without quantization, {} steps".format(schedule.qat_steps))
+    _say("4/8 the same training without quantization, {} steps".format(schedule.qat_steps))
     commands.train(paths.float_on_config, paths.float_on_train, seed=seed, save_interval_secs=120)
-    _say("5/7 evaluation of the three checkpoints")
+    _say("5/8 evaluation of the three checkpoints")
     float_metrics = commands.evaluate(paths.float_config, paths.float_train, paths.float_eval, run_once=True)
     commands.evaluate(paths.float_on_config, paths.float_on_train, paths.float_on_eval, run_once=True)
     qat_metrics = commands.evaluate(paths.qat_config, paths.qat_train, paths.qat_eval, run_once=True)
-    _say("6/7 export")
+    _say("6/8 export")
     models = {
         FLOAT_FROZEN: os.path.join(paths.float_eval, evaluator.FROZEN_NAME),
         PTQ: commands.export_tflite(paths.float_config, paths.float_train, paths.ptq, ptq=True),
@@ -202,7 +202,7 @@ def run(
         QAT_FROZEN: os.path.join(paths.qat_eval, evaluator.FROZEN_NAME),
         QAT: commands.export_tflite(paths.qat_config, paths.qat_train, paths.qat),
     }
-    _say("7/7 scoring")
+    _say("7/8 scoring")
     checkpoints = {
         FLOAT: _of_checkpoint(float_metrics, paths.float_train),
         EVAL_GRAPH: _of_checkpoint(qat_metrics, paths.qat_train),
@@ -390,7 +390,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     """
     from od_qat import scoring
     from od_qat.datasets import records
-    from od_qat.report import page, pictures, table
+    from od_qat.report import page, pictures, table, whole
 
     examples = list(records.read_examples(dataset.val_record))
     scores = {
@@ -407,23 +407,34 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
         iou=_AGREEMENT_IOU,
         score_tolerance=2 * _SCORE_STEP,
     )
-    drawn = pictures.side_by_side(
+    pictures.side_by_side(
         examples[:_PICTURES],
         {"float": scores[FLOAT_ON].detections, "int8": scores[QAT].detections},
         dataset.names_by_id(),
         paths.pictures,
     )
     cost = what_quantization_cost(*[scores[label].score.map for label in (FLOAT_ON, PTQ_ON, QAT)])
-    page.write_report(paths.work_dir, rows, drawn, title="od_qat demo", baseline=FLOAT_ON, conclusion=cost)
+    _say("8/8 report")
+    given = whole.Given(models[QAT], models[FLOAT_ON], models[QAT_FROZEN], {"PTQ": models[PTQ_ON]}, {})
+    of_given = {whole.FLOAT: FLOAT_ON, whole.GRAPH: QAT_FROZEN, whole.MODEL: QAT, "PTQ": PTQ_ON}
+    found = whole.measure(
+        given,
+        examples,
+        dataset.names_by_id(),
+        whole.Options(processes=processes),
+        {label: scores[of].detections for label, of in of_given.items()},
+    )
+    page.write(paths.work_dir, found, "od_qat demo")
     result = {
         "seed": seed,
         "minutes": round((time.time() - started) / 60.0, 1),
         "validation_images": len(examples),
-        "rows": page.to_json(rows, FLOAT_ON),
+        "rows": table.as_json(rows, FLOAT_ON),
         "agreement": dataclasses.asdict(agreement),
     }
     write_json(os.path.join(paths.work_dir, "demo.json"), result)
     table.print_table(rows, baseline=FLOAT_ON)
+    print("\n{}\n".format(page.summary(found)))
     print(
         "the .tflite and the frozen .pb agree on {:.1f} % of their detections (IoU {}, 2 score steps)".format(
             100 * agreement.share, _AGREEMENT_IOU

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from typing import Any
+from typing import Any, Tuple
 
 from od_qat.errors import ConfigError
 
@@ -129,6 +129,12 @@ def add_tree(parser: argparse.ArgumentParser) -> None:
         help="the models/research folder (default: the environment variable OD_API)",
     )
     switch(parser, "--check", "only say what would be done")
+
+
+def labelled(text: str) -> Tuple[str, str]:
+    """The label, which may be empty, and the path of [LABEL=]FILE."""
+    label, equals, path = text.partition("=")
+    return (label, path) if equals and not os.path.exists(text) else ("", text)
 
 
 def require_file(path: str, what: str) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from typing import List, Tuple
+from typing import List
 
 from od_qat.cli import flags, kinds
 from od_qat.errors import ConfigError
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--qat",
         action="append",
         default=[],
-        type=_labelled,
+        type=flags.labelled,
         metavar="[LABEL=]FILE",
         help="a .tflite or .pb of the same detector trained with QAT; may be given several times",
     )
@@ -54,18 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file, by class too")
 
 
-def _labelled(text: str) -> Tuple[str, str]:
-    label, equals, path = text.partition("=")
-    if os.path.exists(text):
-        return ("QAT", text)
-    return (label, path) if equals else ("QAT", text)
-
-
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     forms = _forms(arguments.forms)
     labels = list(forms)
-    for label, path in arguments.qat:
+    trained = [(label or "QAT", path) for label, path in arguments.qat]
+    for label, path in trained:
         flags.require_file(path, "model")
         if label in labels:
             raise ConfigError(
@@ -108,14 +102,14 @@ def handle(arguments: argparse.Namespace) -> int:
             calibration_images=arguments.calibration_images,
             form=form,
         )
-    paths.update(arguments.qat)
+    paths.update(trained)
     found = quantizations.compare(
         paths,
         examples,
         label_map.read_label_map(arguments.label_map),
-        [label for label, _ in arguments.qat],
+        [label for label, _ in trained],
         [form for form in forms if form in QUANTIZED_FORMS],
-        arguments.processes,
+        processes=arguments.processes,
     )
     if arguments.json:
         files.write_json(arguments.json, quantizations.as_json(found))

@@ -1,7 +1,7 @@
 """Compares what two models hold, and says in words what users ask about them."""
 
 import dataclasses
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -244,12 +244,17 @@ def _changed(change: Change) -> str:
 
 
 def _table(found: Comparison) -> List[str]:
-    both = (found.a, found.b)
-    rows = [("", "A", "B"), ("kind", found.a.kind, found.b.kind)]
+    rows = [("", "A", "B")] + rows_of((found.a, found.b))
+    return ["A  {}".format(found.a.path), "B  {}".format(found.b.path), ""] + table.aligned(rows)
+
+
+def rows_of(both: Sequence[Contents]) -> List[Tuple[str, ...]]:
+    """Kind, sizes and quantized shares of models, as the rows of a table with a column for each."""
+    rows = [("kind",) + tuple(one.kind for one in both)]
     rows.append(("size",) + tuple(size(one.size_bytes) for one in both))
     sizes = [one.sizes() for one in both]
     for kind in KINDS_OF_ARRAYS + (STRUCTURE,):
-        if kind not in sizes[0] and kind not in sizes[1]:
+        if not any(kind in of for of in sizes):
             continue
         rows.append(("  " + kind,) + tuple(size(of.get(kind, 0)) for of in sizes))
     if any(one.layers for one in both):
@@ -258,7 +263,7 @@ def _table(found: Comparison) -> List[str]:
         rows.append(
             ("  multiply-adds quantized",) + tuple(_percent(one.quantized_multiply_adds()) for one in both)
         )
-    return ["A  {}".format(found.a.path), "B  {}".format(found.b.path), ""] + table.aligned(rows)
+    return rows
 
 
 def _percent(share: Optional[float]) -> str:
@@ -268,8 +273,8 @@ def _percent(share: Optional[float]) -> str:
 def as_json(found: Comparison) -> Dict[str, Any]:
     """The whole comparison, for json.dumps."""
     return {
-        "a": _summary(found.a),
-        "b": _summary(found.b),
+        "a": summary(found.a),
+        "b": summary(found.b),
         "compared_by_name": found.by_name,
         "only_a": [_array(array) for array in found.only_a],
         "only_b": [_array(array) for array in found.only_b],
@@ -280,7 +285,8 @@ def as_json(found: Comparison) -> Dict[str, Any]:
     }
 
 
-def _summary(contents: Contents) -> Dict[str, Any]:
+def summary(contents: Contents) -> Dict[str, Any]:
+    """What a model holds, for json.dumps, without its arrays."""
     return {
         "path": contents.path,
         "kind": contents.kind,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import textwrap
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -158,6 +159,10 @@ class _Tflite(object):
 
 # As text and as JSON.
 
+LEGEND = (
+    "own: what the layer adds, with inputs of the reference; piled up: what arrives there. In steps of which "
+    "a range has 255 (0.29 is rounding alone), and as a signal-to-noise ratio."
+)
 _HEADERS = ("layer", "range", "clipped", "own", "piled up", "weights")
 
 
@@ -169,11 +174,7 @@ def as_text(found: Layers, limit: int = 15) -> str:
     lines += table.aligned(rows)
     if len(errors.points) > limit:
         lines.append("... and {} more (--all, --json)".format(len(errors.points) - limit))
-    lines += [
-        "",
-        "own: what the layer adds, with inputs of the reference; piled up: what arrives there. In steps of",
-        "which a range has 255 (0.29 is rounding alone), and as a signal-to-noise ratio.",
-    ]
+    lines += [""] + textwrap.wrap(LEGEND, 96)
     if errors.weights_only is not None and errors.activations_only is not None and errors.both is not None:
         lines.append(
             "at the worst output: {:.1f} dB; {:.1f} dB with weights alone quantized, {:.1f} dB with "

@@ -1,179 +1,273 @@
-"""Writes a comparison of models as report.json, report.md and report.html, a page that loads nothing else."""
+"""Shows what whole.measure found as report.html, report.json and report.txt."""
 
-import base64
-import dataclasses
-import html
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Sequence
 
-from od_qat.errors import DataError
-from od_qat.files import write_atomically, write_json
-from od_qat.report.table import HEADERS, Row, baseline_of, cells_of, note_of, tone_of
-
-FORMAT = "od_qat_report/1"
-TITLE = "Quantization report"
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; margin: 2rem auto;
-       max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; font-weight: 600; margin: 0 0 1rem; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem 1rem .4rem 0; text-align: right; border-bottom: 1px solid #d8dee4;
-         white-space: nowrap; }
-th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-td.loss { color: #b3261e; }
-td.gain { color: #1a7f37; }
-.note { color: #57606a; font-size: .9rem; }
-figure { margin: 2rem 0; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: #57606a; font-size: .9rem; margin-bottom: .4rem; }
-"""
-_PAGE = (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-    '<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n'
-    "<tbody>\n{body}\n</tbody>\n</table></div>\n"
-    '<p class="note">{note}</p>\n{conclusion}{figures}\n</body>\n</html>\n'
+from od_qat import files
+from od_qat.analysis.results import OfPoint
+from od_qat.report import (
+    answers,
+    comparison,
+    disagreement,
+    layers,
+    page_parts,
+    plots,
+    quantizations,
+    table,
+    target_report,
 )
-# The CSS class of a cell, by tone_of.
-_CLASSES = {"red": "loss", "green": "gain"}
+from od_qat.report.layers import Layers
+from od_qat.report.page_parts import Cell, number, text
+from od_qat.report.target_report import OfTarget
+from od_qat.report.whole import Pair, Whole
+
+FORMAT = "od_qat_report/2"
+TITLE = "Quantization report"
+_TONES = {"red": "loss", "green": "gain"}
 
 
-def to_markdown(rows: Sequence[Row], baseline: Optional[str] = None, conclusion: str = "") -> str:
-    """The comparison as a Markdown table.
-
-    Args:
-      rows: the models.
-      baseline: as for to_text.
-      conclusion: a sentence below the table.
+def write(folder: str, whole: Whole, title: str = TITLE) -> List[str]:
+    """Writes the three files; returns their paths.
 
     Raises:
-      DataError: if there are no rows.
-      ConfigError: if no row has the baseline's label.
+      OdQatError: if the folder cannot be written; no file is changed then.
     """
-    cells = [
-        [cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in cells_of(rows, baseline)
+    contents = {
+        "report.html": as_html(whole, title),
+        "report.json": files.json_text(as_json(whole)),
+        "report.txt": as_text(whole) + "\n",
+    }
+    paths = {os.path.join(folder, name): content for name, content in contents.items()}
+    files.write_together(paths)
+    return list(paths)
+
+
+def as_json(whole: Whole) -> Dict[str, Any]:
+    """The whole, for json.dumps; without the pictures."""
+    return {
+        "format": FORMAT,
+        "given": whole.given.paths(),
+        "answers": [one._asdict() for one in answers.answers(whole)],
+        "models": quantizations.as_json(whole.models),
+        "agreement": [dict(a=one.a, b=one.b, **disagreement.as_json(one.found)) for one in whole.pairs],
+        "layers": [layers.as_json(one) for one in whole.layers],
+        "targets": [target_report.as_json(one) for one in whole.targets],
+        "contents": None if whole.contents is None else comparison.summary(whole.contents),
+        "comparison": None if whole.comparison is None else comparison.as_json(whole.comparison),
+        "missing": list(whole.missing),
+    }
+
+
+def as_text(whole: Whole) -> str:
+    """The whole for a terminal."""
+    parts = [summary(whole), quantizations.as_text(whole.models)]
+    parts += ["{} and {}: {}".format(one.a, one.b, disagreement.as_text(one.found)) for one in whole.pairs]
+    parts += [layers.as_text(one) for one in whole.layers]
+    parts += [target_report.as_text(one) for one in whole.targets]
+    if whole.comparison is not None:
+        parts.append(comparison.as_text(whole.comparison))
+    return ("\n\n" + 78 * "-" + "\n\n").join(parts)
+
+
+def summary(whole: Whole) -> str:
+    """The questions and answers, and what is missing, for a terminal."""
+    lines: List[str] = []
+    for one in answers.answers(whole):
+        lines += [one.question] + ["  " + line for line in one.answer.splitlines()]
+    for one in whole.missing:
+        lines += ["not in this report: " + one]
+    return "\n".join(lines)
+
+
+def as_html(whole: Whole, title: str = TITLE) -> str:
+    """The whole as one document that loads nothing else."""
+    sections = [
+        (answers.ACCURACY, "Accuracy, size and latency", _accuracy(whole)),
+        (answers.AGREEMENT, "Where detections differ", _agreement(whole)),
+        (answers.LAYERS, "Layers", _layers(whole)),
+        (answers.DEVICES, "Devices", _devices(whole.targets)),
+        (answers.CONTENTS, "What is in the file", _contents(whole)),
     ]
-    lines = ["| " + " | ".join(HEADERS) + " |", "| --- |" + " ---: |" * (len(HEADERS) - 1)]
-    lines += ["| " + " | ".join(line) + " |" for line in cells]
-    text = "\n".join(lines) + "\n\n" + note_of(rows, baseline) + "\n"
-    return text + ("\n" + conclusion + "\n" if conclusion else "")
-
-
-def to_json(rows: Sequence[Row], baseline: Optional[str] = None) -> Dict[str, Any]:
-    """The comparison as a value for JSON, with its differences in points.
-
-    Args:
-      rows: the models.
-      baseline: as for to_text.
-
-    Raises:
-      DataError: if there are no rows.
-      ConfigError: if no row has the baseline's label.
-    """
-    compared = baseline_of(rows, baseline)
-    values = []
-    for item in rows:
-        value = dataclasses.asdict(item)  # type: Dict[str, Any]
-        value["map_points"] = round(100.0 * (item.map - compared.map), 4)
-        value["map50_points"] = round(100.0 * (item.map50 - compared.map50), 4)
-        value["size_ratio"] = round(item.size_bytes / compared.size_bytes, 4) if compared.size_bytes else None
-        measured = item.latency_ms is not None and compared.latency_ms
-        value["latency_ratio"] = round(item.latency_ms / compared.latency_ms, 4) if measured else None
-        values.append(value)
-    return {"format": FORMAT, "baseline": compared.label, "rows": values}
-
-
-def write_report(
-    output_dir: str,
-    rows: Sequence[Row],
-    pictures: Sequence[str] = (),
-    title: str = TITLE,
-    baseline: Optional[str] = None,
-    conclusion: str = "",
-) -> List[str]:
-    """Writes report.json, report.md and report.html.
-
-    Args:
-      output_dir: folder for the files; it is made if it is missing.
-      rows: the models.
-      pictures: PNG files for the HTML.
-      title: title of the HTML.
-      baseline: label of the model that the others are compared with; by default the first.
-      conclusion: a sentence below the table.
-
-    Returns:
-      the paths written.
-
-    Raises:
-      DataError: if there are no rows, or if a picture cannot be read; nothing is written then.
-      ConfigError: if no row has the baseline's label.
-      OdQatError: if the folder cannot be written.
-    """
-    contents = (
-        ("report.md", to_markdown(rows, baseline, conclusion)),
-        ("report.html", to_html(rows, pictures, title, baseline, conclusion)),
-    )
-    json_file = os.path.join(output_dir, "report.json")
-    write_json(json_file, to_json(rows, baseline))
-    paths = [json_file]
-    for name, content in contents:
-        paths.append(os.path.join(output_dir, name))
-        write_atomically(paths[-1], content)
-    return paths
-
-
-def to_html(
-    rows: Sequence[Row],
-    pictures: Sequence[str] = (),
-    title: str = TITLE,
-    baseline: Optional[str] = None,
-    conclusion: str = "",
-) -> str:
-    """The comparison and pictures as one HTML document that loads nothing else.
-
-    Args:
-      rows: the models.
-      pictures: PNG files, taken into the document.
-      title: heading.
-      baseline: as for to_text.
-      conclusion: a sentence below the table.
-
-    Raises:
-      DataError: if there are no rows, or if a picture cannot be read.
-      ConfigError: if no row has the baseline's label.
-    """
-    return _PAGE.format(
-        title=html.escape(title),
-        style=_STYLE,
-        head="".join("<th>{}</th>".format(html.escape(header)) for header in HEADERS),
-        body="\n".join(map(_html_row, cells_of(rows, baseline))),
-        note=html.escape(note_of(rows, baseline)),
-        conclusion="<p>{}</p>\n".format(html.escape(conclusion)) if conclusion else "",
-        figures="\n".join(map(_html_figure, pictures)),
+    shown = [(name, heading, list(parts)) for name, heading, parts in sections]
+    shown = [one for one in shown if one[2]]
+    links = " ".join(page_parts.link(name, heading) for name, heading, _ in shown)
+    head = [text("h1", title), text("p", whole.given.model, "quiet"), "<nav>{}</nav>".format(links)]
+    return page_parts.page(
+        title,
+        head
+        + [_answers(whole)]
+        + [page_parts.section(name, heading, parts) for name, heading, parts in shown]
+        + list(_missing(whole)),
     )
 
 
-def _html_row(cells: Sequence[str]) -> str:
-    columns = []
-    for header, cell in zip(HEADERS, cells):
-        kind = _CLASSES.get(tone_of(header, cell))
-        columns.append("<td{}>{}</td>".format(' class="%s"' % kind if kind else "", html.escape(cell)))
-    return "<tr>{}</tr>".format("".join(columns))
+def _answers(whole: Whole) -> str:
+    items = [text("dt", one.question) + text("dd", one.answer) for one in answers.answers(whole)]
+    return '<dl class="answers">\n{}\n</dl>'.format("\n".join(items))
 
 
-def _html_figure(path: str) -> str:
+def _missing(whole: Whole) -> Iterable[str]:
+    if whole.missing:
+        items = "\n".join(text("li", one) for one in whole.missing)
+        yield page_parts.section("missing", "Not in this report", ["<ul>{}</ul>".format(items)])
+
+
+def _accuracy(whole: Whole) -> Iterable[str]:
+    found = whole.models
+    rows = []
+    for cells in quantizations.cells_of(found):
+        rows.append([_toned(header, cell) for header, cell in zip(quantizations.HEADERS, cells)])
+    yield page_parts.table(quantizations.HEADERS, rows, "models")
+    yield text("p", quantizations.note_of(found), "quiet")
+    measured = [one for one in found.models if one.latency_ms]
+    if measured:
+        threads = min(measured[0].latency_ms)
+        title = "milliseconds for an image, {} thread{}".format(threads, "" if threads == 1 else "s")
+        yield page_parts.scrolls(plots.bubbles([_bubble(one, threads) for one in measured], title, "mAP"))
+        yield text("p", "The area of a model is the size of its file.", "quiet")
+    names = sorted({name for one in found.models for name in one.per_class})
+    rows = [[name] + [_percent(one.per_class.get(name)) for one in found.models] for name in names]
+    by_class = page_parts.table(["class"] + [one.label for one in found.models], rows, "classes", tall=True)
+    yield page_parts.details("mAP of each of {} classes".format(len(names)), [by_class])
+
+
+def _bubble(one: quantizations.Model, threads: int) -> plots.Bubble:
+    milliseconds, percent = one.latency_ms[threads], 100 * one.map
+    says = "{}: mAP {:.1f}, {:.1f} ms, {}".format(
+        one.label, percent, milliseconds, table.size(one.size_bytes)
+    )
+    return plots.Bubble(one.label, milliseconds, percent, one.size_bytes, says)
+
+
+def _toned(header: str, shown: str) -> Cell:
     try:
-        with open(path, "rb") as stream:
-            data = base64.b64encode(stream.read()).decode("ascii")
-    except OSError as error:
-        raise DataError("cannot read the picture", where=path, found=error.strerror) from error
-    caption = html.escape(os.path.splitext(os.path.basename(path))[0])
-    return (
-        '<figure><figcaption>{0}</figcaption><img alt="{0}" src="data:image/png;base64,{1}"></figure>'.format(
-            caption, data
-        )
+        value = float(shown.split(" ")[0])
+    except ValueError:
+        return Cell(shown)
+    return Cell(shown, value, _TONES.get(table.tone_of(header, shown), ""))
+
+
+def _percent(value: Any) -> Cell:
+    return number(None if value is None else 100 * value, "{:.1f}")
+
+
+def _agreement(whole: Whole) -> Iterable[str]:
+    for one in whole.pairs:
+        yield text("h3", "{} and {}".format(one.a, one.b))
+        yield text("p", _shares(one))
+        rows = [[why, number(count, "{}")] for why, count in one.found.reasons.items() if count]
+        if rows:
+            yield page_parts.table(["why a detection has no match", "detections"], rows)
+        if one.pictures:
+            yield page_parts.details(
+                "The {} images that differ most".format(len(one.pictures)),
+                [page_parts.picture(data, image_id) for image_id, data in one.pictures],
+            )
+
+
+def _shares(pair: Pair) -> str:
+    total, quantiles = pair.found.agreement, pair.found.quantiles()
+    said = "{:.1f} % of the detections agree, in {} images: {} of {} of {} are in {}; back {} of {}.".format(
+        100.0 * total.share,
+        total.images,
+        total.matched_a,
+        total.detections_a,
+        pair.a,
+        pair.b,
+        total.matched_b,
+        total.detections_b,
     )
+    if quantiles["score"]:
+        said += " Scores of matches differ by {:.3f} (median) and {:.3f} (95 %).".format(
+            *quantiles["score"][:2]
+        )
+    return said
+
+
+_LAYER_HEADERS = (
+    "layer",
+    "range",
+    "values",
+    "clipped",
+    "own error, steps",
+    "own, dB",
+    "piled up, steps",
+    "piled up, dB",
+    "weights, dB",
+    "values against the range",
+)
+
+
+def _layers(whole: Whole) -> Iterable[str]:
+    for place, one in enumerate(whole.layers):
+        yield text("h3", "{}, against {}".format(one.path, one.reference))
+        yield text("p", _ends(one))
+        for advice in one.advice:
+            yield text("p", "{} ({})".format(advice.what, advice.why))
+            if advice.config:
+                yield text("pre", advice.config)
+        rows = [_of_point(point) for point in one.errors.worst()]
+        yield page_parts.table(
+            _LAYER_HEADERS, rows, "layers{}".format(place), "Show layers with this in their name", tall=True
+        )
+        if one.errors.unmatched:
+            yield text("p", "Not found in the .tflite: {}.".format(", ".join(one.errors.unmatched)), "quiet")
+    if whole.layers:
+        yield text("p", layers.LEGEND, "quiet")
+
+
+def _ends(found: Layers) -> str:
+    errors = found.errors
+    said = "{} layers, on {} images.".format(len(errors.points), errors.images)
+    if errors.weights_only is not None and errors.activations_only is not None and errors.both is not None:
+        said += (
+            " At the worst output the signal-to-noise ratio is {:.1f} dB: {:.1f} dB with the weights alone "
+            "quantized, {:.1f} dB with the activations alone."
+        ).format(errors.both.sqnr_db, errors.weights_only.sqnr_db, errors.activations_only.sqnr_db)
+    return said
+
+
+def _of_point(point: OfPoint) -> Sequence[Any]:
+    counts, edges = point.histogram
+    return (
+        point.name,
+        Cell("[{:.3g}, {:.3g}]".format(point.low, point.high), point.high - point.low),
+        Cell("[{:.3g}, {:.3g}]".format(*point.extent), point.extent[1] - point.extent[0]),
+        number(100 * point.clipped, "{:.2f} %"),
+        number(point.own.steps, "{:.2f}"),
+        number(point.own.sqnr_db, "{:.0f}"),
+        number(point.piled_up.steps, "{:.2f}"),
+        number(point.piled_up.sqnr_db, "{:.0f}"),
+        number(None if point.weights is None else point.weights.error.sqnr_db, "{:.0f}"),
+        Cell("", point.clipped, markup=plots.histogram(counts, edges, point.low, point.high)),
+    )
+
+
+def _devices(found: Sequence[OfTarget]) -> Iterable[str]:
+    for one in found:
+        whole_text = target_report.as_text(one, limit=1000).splitlines()
+        yield text("h3", whole_text[0])
+        yield text("p", whole_text[1].strip())
+        if whole_text[2:]:
+            yield page_parts.details("Reasons and limits", [text("pre", "\n".join(whole_text[2:]))])
+
+
+def _contents(whole: Whole) -> Iterable[str]:
+    both = [whole.contents] if whole.comparison is None else [whole.comparison.a, whole.contents]
+    both = [one for one in both if one is not None]
+    if not both:
+        return
+    headers = ["", "this model"] if len(both) == 1 else ["", "A: float", "B: this model"]
+    yield page_parts.table(headers, comparison.rows_of(both))
+    types: Dict[str, None] = {}
+    for one in both:
+        types.update(dict.fromkeys(one.op_types()))
+    counts = [one.op_types() for one in both]
+    rows = [[name] + [number(of.get(name, 0), "{:.0f}") for of in counts] for name in sorted(types)]
+    table_of_ops = page_parts.table(["op"] + headers[1:], rows, "ops", tall=True)
+    yield page_parts.details("Ops of each type", [table_of_ops])
+    for one in [] if whole.comparison is None else whole.comparison.words:
+        yield text("p", one)
+    if whole.inspection is not None and whole.inspection.float_tensors:
+        yield text("h3", "Float tensors before the post-processing")
+        yield text("p", ", ".join(whole.inspection.float_tensors))

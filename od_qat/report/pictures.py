@@ -70,9 +70,8 @@ def side_by_side(
     _require_detections(examples, detections)
     paths, taken = [], set()
     for example in examples:
-        of_image = [(title, of_model[example.image_id]) for title, of_model in detections.items()]
         stream = io.BytesIO()
-        _picture(example, of_image, names, min_score).save(stream, format="PNG")
+        sheet_of(example, detections, names, min_score).save(stream, format="PNG")
         path = output_path if one_file else os.path.join(output_path, file_name(example.image_id, taken))
         write_atomically(path, stream.getvalue())
         paths.append(path)
@@ -120,7 +119,16 @@ def file_name(image_id: Any, taken: set) -> str:
     return name + ".png"
 
 
-def _picture(example: Any, of_image: Sequence[Tuple[str, Any]], names: Mapping[int, str], min_score: float):
+def sheet_of(
+    example: Any,
+    detections: Mapping[str, Mapping[Any, Any]],
+    names: Mapping[int, str],
+    min_score: float,
+) -> Any:
+    """A PIL image with the ground truth of an example, and what each model finds, side by side.
+
+    Args and errors are those of side_by_side.
+    """
     from od_qat.scoring.images import decode
 
     photograph = _enlarged(decode(example.encoded, str(example.image_id)))
@@ -129,7 +137,8 @@ def _picture(example: Any, of_image: Sequence[Tuple[str, Any]], names: Mapping[i
         for box, class_id in zip(example.boxes, example.classes)
     ]
     panels = [("{} ({})".format(GROUND_TRUTH, len(truth)), truth)]
-    for title, found in of_image:
+    for title, of_model in detections.items():
+        found = of_model[example.image_id]
         drawn = [
             (box, int(class_id), "{} {:.2f}".format(names.get(int(class_id), str(class_id)), score))
             for box, class_id, score in zip(found.boxes, found.classes, found.scores)

@@ -76,6 +76,7 @@ def compare(
     names: Mapping[int, str],
     qat: Sequence[str] = (),
     ptq: Sequence[str] = (),
+    detections: Optional[Mapping[str, Mapping[Any, Any]]] = None,
     processes: Optional[int] = None,
     threads: Sequence[int] = (1, 2),
 ) -> Comparison:
@@ -87,6 +88,7 @@ def compare(
       names: id -> name.
       qat, ptq: labels of the models that quantization-aware training made, and of those that were quantized
         after it to the same type.
+      detections: label -> what the model was found to detect; the others are run.
       processes: as for scoring.detect.
       threads: numbers of threads for the latency.
 
@@ -97,7 +99,7 @@ def compare(
     bootstrap = Bootstrap(examples, names)
     scores, sizes = {}, {}
     for label, path in paths.items():
-        found = workers.detect(path, examples, processes)
+        found = (detections or {}).get(label) or workers.detect(path, examples, processes)
         scores[label] = metrics.coco_metrics(examples, found, names)
         sizes[label] = metrics.map_by_size(examples, found, names)
         bootstrap.add(label, found)
@@ -135,7 +137,7 @@ def _verdict(
     trained, after = (max(labels, key=lambda label: by_label[label].map) for labels in (qat, ptq))
     difference = by_label[trained].map - by_label[after].map
     interval = bootstrap.of_difference(trained, after)
-    figures = "{} less {}: {} points, 95 % interval {} to {}".format(
+    figures = "The difference, {} less {}, is {} points, 95 % interval {} to {}".format(
         trained,
         after,
         table.points(difference, 0.0),
@@ -182,13 +184,17 @@ def _percent(value: Optional[float]) -> str:
     return "-" if value is None else "{:.1f}".format(100 * value)
 
 
-def as_text(found: Comparison) -> str:
-    """The table and the verdict."""
-    lines = table.aligned([HEADERS] + cells_of(found))
-    lines.append(
+def note_of(found: Comparison) -> str:
+    """The sentence below the table."""
+    return (
         "mAP at overlaps .50 to .95 in percent, on {} images; points against {}; the interval is that of "
         "images drawn again with replacement".format(found.images, found.models[0].label)
     )
+
+
+def as_text(found: Comparison) -> str:
+    """The table and the verdict."""
+    lines = table.aligned([HEADERS] + cells_of(found)) + [note_of(found)]
     return "\n".join(lines + ([found.verdict] if found.verdict else []))
 
 

@@ -7,10 +7,11 @@ import dataclasses
 import importlib.util
 import sys
 import textwrap
-from typing import Any, List, Optional, Sequence, TextIO, Tuple
+from typing import Any, Dict, List, Optional, Sequence, TextIO, Tuple
 
 from od_qat.errors import ConfigError, DataError
 
+FORMAT = "od_qat_report/1"
 HEADERS = ("model", "mAP", "points", "mAP@.5", "points", "size", "latency")
 _COLUMNS = 80
 
@@ -102,6 +103,30 @@ def note_of(rows: Sequence[Row], label: Optional[str]) -> str:
     if len(rows) > 1:
         text += "; points against {}".format(baseline_of(rows, label).label)
     return text
+
+
+def as_json(rows: Sequence[Row], baseline: Optional[str] = None) -> Dict[str, Any]:
+    """The comparison as a value for JSON, with its differences in points.
+
+    Args:
+      rows: the models.
+      baseline: as for to_text.
+
+    Raises:
+      DataError: if there are no rows.
+      ConfigError: if no row has the baseline's label.
+    """
+    compared = baseline_of(rows, baseline)
+    values = []
+    for item in rows:
+        value = dataclasses.asdict(item)  # type: Dict[str, Any]
+        value["map_points"] = round(100.0 * (item.map - compared.map), 4)
+        value["map50_points"] = round(100.0 * (item.map50 - compared.map50), 4)
+        value["size_ratio"] = round(item.size_bytes / compared.size_bytes, 4) if compared.size_bytes else None
+        measured = item.latency_ms is not None and compared.latency_ms
+        value["latency_ratio"] = round(item.latency_ms / compared.latency_ms, 4) if measured else None
+        values.append(value)
+    return {"format": FORMAT, "baseline": compared.label, "rows": values}
 
 
 def to_text(rows: Sequence[Row], baseline: Optional[str] = None) -> str:

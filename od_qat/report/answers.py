@@ -1,0 +1,166 @@
+"""Answers in words what users ask of a model, from what whole.measure found."""
+
+from typing import List, NamedTuple, Optional
+
+import numpy as np
+
+from od_qat.contents.model import GRAPH as GRAPH_KIND
+from od_qat.contents.model import STRUCTURE, TFLITE, WEIGHTS
+from od_qat.report import table
+from od_qat.report.whole import GRAPH, MODEL, Pair, Whole
+from od_qat.targets.rules import NOT_KNOWN, TAKEN
+
+# Sections of the page.
+ACCURACY, AGREEMENT, LAYERS, DEVICES, CONTENTS = "accuracy", "agreement", "layers", "devices", "contents"
+# Names of tensors that a sentence lists.
+_LISTED = 3
+
+
+class Answer(NamedTuple):
+    """A question with its answer.
+
+    Attributes:
+      question, answer: sentences.
+      section: where the figures are.
+    """
+
+    question: str
+    answer: str
+    section: str
+
+
+def answers(whole: Whole) -> List[Answer]:
+    """All questions that what was measured can answer."""
+    found = [
+        Answer("Is it fully quantized?", _is_quantized(whole), CONTENTS),
+        Answer("Is it as accurate as the float model?", _is_accurate(whole), ACCURACY),
+        Answer("Was quantization-aware training worth it?", whole.models.verdict or "", ACCURACY),
+        Answer("Does it compute what was trained?", _computes_the_same(whole), AGREEMENT),
+        Answer("Which layer hurts most?", _hurts(whole), LAYERS),
+        Answer("Will my device take it?", _is_taken(whole), DEVICES),
+        Answer("Why is it this big?", _is_big(whole), CONTENTS),
+    ]
+    return [one for one in found if one.answer]
+
+
+def _is_quantized(whole: Whole) -> str:
+    if whole.inspection is None:
+        share = None if whole.contents is None else whole.contents.quantized_weights()
+        if not share:
+            return ""
+        return (
+            "{:.0f} % of its weights go through fake quants. It computes in float32 what its .tflite will "
+            "compute with integers."
+        ).format(100 * share)
+    floats = whole.inspection.float_tensors
+    if not floats:
+        return "Yes. No tensor before the post-processing is float."
+    return "No. {} are float: {}.".format(_count(len(floats), "tensor"), _some(floats))
+
+
+def _is_accurate(whole: Whole) -> str:
+    this = whole.models.models[-1]
+    first = whole.models.models[0]
+    if first is this:
+        return "mAP {:.1f}, with nothing to compare it with.".format(100 * this.map)
+    difference = this.difference
+    text = "mAP {:.1f}, where {} has {:.1f}: {} points".format(
+        100 * this.map, first.label, 100 * first.map, table.points(this.map, first.map)
+    )
+    if difference is None or not np.isfinite(difference.low):
+        return text + ". These are too few images for an interval."
+    interval = "{} to {}".format(table.points(difference.low, 0.0), table.points(difference.high, 0.0))
+    if difference.low <= 0 <= difference.high:
+        return "As far as these images can tell, yes. {} (95 % interval {}).".format(text, interval)
+    return "{}. {} (95 % interval {}).".format("It is better" if difference.low > 0 else "No", text, interval)
+
+
+def _computes_the_same(whole: Whole) -> str:
+    sentences = []
+    pair = _pair(whole, GRAPH)
+    if pair is not None:
+        sentences.append(
+            "{:.1f} % of the detections of the graph and of the .tflite agree.".format(
+                100 * pair.found.agreement.share
+            )
+        )
+    for one in whole.layers:
+        if not one.path.endswith(".tflite"):
+            continue
+        worst = one.errors.worst()[:1]
+        if one.advice:
+            sentences.append(one.advice[0].what)
+        elif worst:
+            sentences.append(
+                "With the same inputs, no op of the .tflite is further than {:.2f} steps from its "
+                "graph.".format(worst[0].own.steps or 0.0)
+            )
+    return " ".join(sentences)
+
+
+def _hurts(whole: Whole) -> str:
+    for one in whole.layers:
+        if one.path.endswith(".tflite") or not one.errors.points:
+            continue
+        worst = one.errors.worst()[0]
+        text = "{} adds most: {:.2f} steps, where rounding alone makes 0.29 ({:.0f} dB).".format(
+            worst.name, worst.own.steps or 0.0, worst.own.sqnr_db
+        )
+        return text + (" " + one.advice[0].what if one.advice else " No layer needs another treatment.")
+    return ""
+
+
+def _is_taken(whole: Whole) -> str:
+    sentences = []
+    for one in whole.targets:
+        if one.target.describes:  # (a specification is no device)
+            continue
+        counts = one.counts()
+        sentences.append(
+            "{}: {} of {} ops{}.".format(
+                one.target.title,
+                counts.get(TAKEN, 0),
+                len(one.verdicts),
+                ", and {} more that only the device or its compiler can tell".format(counts[NOT_KNOWN])
+                if counts.get(NOT_KNOWN)
+                else "",
+            )
+        )
+    return "\n".join(sentences)
+
+
+def _is_big(whole: Whole) -> str:
+    contents = whole.contents
+    if contents is None:
+        return ""
+    parts = ["{} {}".format(table.size(count), _kind(kind)) for kind, count in contents.sizes().items()]
+    sentences = ["{}: {}.".format(table.size(contents.size_bytes), ", ".join(parts))]
+    if whole.comparison is not None:
+        other = whole.comparison.a.size_bytes
+        sentences.append(
+            "That is {:.0f} % of the float model's {}.".format(
+                100.0 * contents.size_bytes / other, table.size(other)
+            )
+        )
+    if contents.kind == TFLITE and contents.quantized_weights() == 1:
+        sentences.append("Each weight takes one byte; in float it takes four.")
+    elif contents.kind == GRAPH_KIND and contents.quantized_weights():
+        sentences.append("Its weights are float32 still, four bytes each; a .tflite has one byte for each.")
+    return " ".join(sentences)
+
+
+def _kind(kind: str) -> str:
+    return {WEIGHTS: "of weights", STRUCTURE: "of graph"}.get(kind, "of " + kind)
+
+
+def _pair(whole: Whole, a: str) -> Optional[Pair]:
+    return next((pair for pair in whole.pairs if (pair.a, pair.b) == (a, MODEL)), None)
+
+
+def _count(number: int, noun: str) -> str:
+    return "{} {}{}".format(number, noun, "" if number == 1 else "s")
+
+
+def _some(names: List[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (" and {} more".format(more) if more > 0 else "")

@@ -1,0 +1,254 @@
+"""Measures what `od-qat report` shows of a detector: all other reports in one, each scored model run once."""
+
+import dataclasses
+import io
+import sys
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from od_qat.contents import read as read_contents
+from od_qat.contents.model import Contents
+from od_qat.errors import OdQatError
+from od_qat.export import tflite_checks
+from od_qat.model_files import tflite_graph
+from od_qat.report import comparison, disagreement, layers, pictures, quantizations, target_report
+from od_qat.report.comparison import Comparison
+from od_qat.report.disagreement import Disagreement
+from od_qat.report.layers import Layers
+from od_qat.report.target_report import OfTarget
+from od_qat.scoring import images, workers
+from od_qat.scoring.runners import Detections
+from od_qat.targets import rules
+
+# Labels of the models that a report is given by their role.
+FLOAT, GRAPH, MODEL = "float", "QAT graph", "this model"
+# Of the drawn pictures, for the page: the greatest width and height in pixels, and JPEG's quality.
+_PIXELS, _QUALITY = 1600, 80
+
+FoundIn = Mapping[Any, Detections]
+
+
+class Given(NamedTuple):
+    """The models of a report.
+
+    Attributes:
+      model: path of the .tflite or frozen .pb that the report is about.
+      float_model: path of the float detector; None if it is not there.
+      graph: path of the frozen graph with fake quants that the model was made from; None as above.
+      ptq: label -> path of what post-training quantization made of the float detector.
+      others: label -> path of further models, which stand in the table.
+    """
+
+    model: str
+    float_model: Optional[str] = None
+    graph: Optional[str] = None
+    ptq: Mapping[str, str] = {}
+    others: Mapping[str, str] = {}
+
+    def paths(self) -> Dict[str, str]:
+        """Label -> path; the first is what the others are compared with."""
+        found = {} if self.float_model is None else {FLOAT: self.float_model}
+        found.update(self.others)
+        found.update(self.ptq)
+        if self.graph is not None:
+            found[GRAPH] = self.graph
+        return dict(found, **{MODEL: self.model})
+
+
+class Options(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+      layer_images: how many images the layers are measured on.
+      worst: how many images with the largest disagreement are drawn.
+      processes: for scoring; None for one for each core.
+      min_score: detections from this score on are compared and drawn.
+    """
+
+    layer_images: int = 8
+    worst: int = 6
+    processes: Optional[int] = None
+    min_score: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two models' detections.
+
+    Attributes:
+      a, b: labels.
+      found: where they differ.
+      pictures: (image id, JPEG) of those that differ most.
+    """
+
+    a: str
+    b: str
+    found: Disagreement
+    pictures: Tuple[Tuple[str, bytes], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """What was measured.
+
+    Attributes:
+      given: the models.
+      models: their accuracy, size and latency.
+      contents: what this model holds.
+      comparison: that beside what the float model holds; None without one.
+      inspection: the tensors of a .tflite; None of a .pb.
+      layers: of the graph against itself in float, and of the .tflite against its graph.
+      pairs: float and this model; the graph and this model.
+      targets: what devices do with a .tflite.
+      missing: what could not be measured, and what to give for it.
+    """
+
+    given: Given
+    models: quantizations.Comparison
+    contents: Optional[Contents]
+    comparison: Optional[Comparison]
+    inspection: Optional[tflite_checks.Inspection]
+    layers: Tuple[Layers, ...]
+    pairs: Tuple[Pair, ...]
+    targets: Tuple[OfTarget, ...]
+    missing: Tuple[str, ...]
+
+
+def measure(
+    given: Given,
+    examples: Sequence[Any],
+    names: Mapping[int, str],
+    options: Optional[Options] = None,
+    detections: Optional[Mapping[str, FoundIn]] = None,
+) -> Whole:
+    """Measures everything.
+
+    Args:
+      given: the models.
+      examples: datasets.records.Example of all validation images.
+      names: label map id -> name.
+      options: how much.
+      detections: label -> what was found already, of models that have been run on these images.
+
+    Raises:
+      OdQatError: if a model cannot be read or run. What a model does not have is left out and said in
+        `missing`.
+    """
+    options = options or Options()
+    paths = given.paths()
+    missing: List[str] = []
+    found = dict(detections or {})
+    for label, path in paths.items():
+        if label not in found:
+            _say("running {} on {} images".format(path, len(examples)))
+            found[label] = workers.detect(path, examples, options.processes)
+    _say("accuracy and latency")
+    of_model = [MODEL] if given.ptq else []
+    models = quantizations.compare(paths, examples, names, of_model, list(given.ptq), found)
+    pairs = [
+        _pair(a, b, found, examples, names, options)
+        for a, b in ((FLOAT, MODEL), (GRAPH, MODEL))
+        if a in paths and b in paths
+    ]
+    if given.float_model is None:
+        missing.append(
+            "what quantization changed, and what it cost: give the float detector with --float (a frozen "
+            ".pb, or a float .tflite)"
+        )
+    _say("layers, on {} images".format(min(options.layer_images, len(examples))))
+    of_layers = _layers(given, examples[: options.layer_images], missing)
+    contents = _contents(given.model, missing)
+    of_float = None if given.float_model is None else _contents(given.float_model, missing)
+    return Whole(
+        given,
+        models,
+        contents,
+        comparison.compare(of_float, contents) if of_float and contents else None,
+        _inspection(given, missing),
+        of_layers,
+        tuple(pairs),
+        _targets(given, missing),
+        tuple(missing),
+    )
+
+
+def _say(text: str) -> None:
+    print("== " + text, file=sys.stderr, flush=True)
+
+
+def _pair(
+    a: str,
+    b: str,
+    found: Mapping[str, FoundIn],
+    examples: Sequence[Any],
+    names: Mapping[int, str],
+    options: Options,
+) -> Pair:
+    result = disagreement.disagreement(found[a], found[b], min_score=options.min_score)
+    by_id = {example.image_id: example for example in examples}
+    drawn = tuple(
+        (
+            str(image.image_id),
+            _jpeg(
+                pictures.sheet_of(by_id[image.image_id], {a: found[a], b: found[b]}, names, options.min_score)
+            ),
+        )
+        for image in result.images[: options.worst]
+        if image.alone
+    )
+    return Pair(a, b, result, drawn)
+
+
+def _jpeg(picture: Any) -> bytes:
+    picture.thumbnail((_PIXELS, _PIXELS))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=_QUALITY)
+    return stream.getvalue()
+
+
+def _layers(given: Given, examples: Sequence[Any], missing: List[str]) -> Tuple[Layers, ...]:
+    decoded = [images.decode(example.encoded, str(example.image_id)) for example in examples]
+    found = []
+    graph = given.graph or (given.model if given.model.endswith(".pb") else None)
+    if graph is None:
+        missing.append(
+            "which layer loses most by quantization: give the graph with fake quants with --graph "
+            "(frozen_eval_graph.pb of an evaluation)"
+        )
+    for path in filter(None, (graph, given.model if given.model.endswith(".tflite") else None)):
+        try:
+            found.append(layers.measure(path, decoded))
+        except OdQatError as error:
+            missing.append("the layers of {}: {}".format(path, error))
+    return tuple(found)
+
+
+def _contents(path: str, missing: List[str]) -> Optional[Contents]:
+    try:
+        return read_contents(path)
+    except OdQatError as error:
+        missing.append("what {} holds: {}".format(path, error))
+        return None
+
+
+def _inspection(given: Given, missing: List[str]) -> Optional[tflite_checks.Inspection]:
+    if not given.model.endswith(".tflite"):
+        return None
+    with open(given.model, "rb") as stream:
+        model = stream.read()
+    try:
+        return tflite_checks.inspect(model)
+    except OdQatError as error:
+        missing.append("its tensors: {}".format(error))
+        return None
+
+
+def _targets(given: Given, missing: List[str]) -> Tuple[OfTarget, ...]:
+    if not given.model.endswith(".tflite"):
+        missing.append("what devices do with it: they take a .tflite (od-qat export-tflite)")
+        return ()
+    try:
+        graph = tflite_graph.read(given.model)
+    except OdQatError as error:
+        missing.append("what devices do with it: {}".format(error))
+        return ()
+    return tuple(target_report.OfTarget(graph, rules.load(name)) for name in rules.NAMES)
