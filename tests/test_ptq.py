@@ -86,9 +86,9 @@ def model(label, value):
     "of_float, of_ptq, of_qat, says",
     [
         (1.0, 0.5, 1.0, "QAT paid. The difference, qat less ptq, is +"),
-        (1.0, 1.0, 0.5, "QAT did not pay: post-training quantization is better. The difference, qat less ptq, is -"),
+        (1.0, 1.0, 0.5, "QAT did not pay: post-training quantization is better. The difference, qat less"),
         (0.5, 0.5, 0.5, "QAT was not needed, as far as these images can tell"),
-        (1.0, 0.5, 0.5, "These images cannot tell whether QAT paid. The difference, qat less ptq, is +0.0 points"),
+        (1.0, 0.5, 0.5, "These images cannot tell whether QAT paid. The difference, qat less ptq, is +0.0"),
     ],
 )
 def test_whether_qat_paid(of_float, of_ptq, of_qat, says):

@@ -5,7 +5,7 @@ import zipfile
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from od_qat.errors import ConfigError, EnvironmentProblem, ExportError, first_line
-from od_qat.model_files import metadata_schema, tflite_file, tflite_graph
+from od_qat.model_files import metadata_schema, tflite_edits, tflite_file, tflite_graph
 from od_qat.model_files.description import PROBABILITIES
 
 LABELS = "labels.txt"
@@ -104,7 +104,7 @@ def attach(model: bytes, beside: Mapping[str, Any], labels: Sequence[str]) -> by
     text = text_of(labels)
     roles = _roles(described, beside)
     metadata = metadata_schema.pack(_content(described, roles, beside, len(labels)))
-    return _with_file(_with_buffer(model, metadata), LABELS, text)
+    return _with_file(tflite_edits.with_attached(model, metadata_schema.BUFFER_NAME, metadata), LABELS, text)
 
 
 def read(path: str) -> Attached:
@@ -246,22 +246,6 @@ def _probabilities(classes: int) -> Dict[str, Any]:
             }
         ],
     }
-
-
-def _with_buffer(model: bytes, metadata: bytes) -> bytes:
-    """The same model with the metadata in a buffer of its own."""
-    import flatbuffers
-
-    schema = tflite_graph.schema()
-    content = schema.ModelT.InitFromPackedBuf(model, 0)
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = list(metadata)
-    entry.name, entry.buffer = metadata_schema.BUFFER_NAME, len(content.buffers)
-    content.buffers.append(buffer)
-    content.metadata = list(content.metadata or []) + [entry]
-    builder = flatbuffers.Builder(len(model) + len(metadata) + 4096)
-    builder.Finish(content.Pack(builder), tflite_file.IDENTIFIER)
-    return bytes(builder.Output())
 
 
 def _with_file(model: bytes, name: str, text: str) -> bytes:

@@ -24,6 +24,7 @@ HEADERS = (
     "size",
     "1 thread",
     "2 threads",
+    "network",
 )
 
 
@@ -41,6 +42,7 @@ class Model:
       per_class: name -> mAP; None without objects.
       size_bytes: of the file.
       latency_ms: number of threads -> median milliseconds.
+      network_ms: with the first of these, without the post-processing of a .tflite; None of another model.
     """
 
     label: str
@@ -53,6 +55,7 @@ class Model:
     per_class: Dict[str, Optional[float]]
     size_bytes: int
     latency_ms: Dict[int, float]
+    network_ms: Optional[float] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,8 @@ def compare(
     first_image = images.decode(examples[0].encoded, str(examples[0].image_id))
     print("measuring latency, in turns", file=sys.stderr)
     latencies = {number: latency_pairs.medians(paths, first_image, number) for number in threads}
+    with latency_pairs.of_networks(paths) as networks:
+        alone = latency_pairs.medians(networks, first_image, threads[0])
     first = next(iter(paths))
     models = tuple(
         Model(
@@ -119,6 +124,7 @@ def compare(
             scores[label].per_class,
             os.path.getsize(path),
             {number: latencies[number][label] for number in threads},
+            alone.get(label),
         )
         for label, path in paths.items()
     )
@@ -174,10 +180,15 @@ def cells_of(found: Comparison) -> List[Tuple[str, ...]]:
             "" if model is first else table.points(model.map, first.map),
             *(_percent(model.by_size.get(size)) for size in ("small", "medium", "large")),
             table.size(model.size_bytes),
-            *("{:.1f} ms".format(value) for _, value in sorted(model.latency_ms.items())),
+            *(_milliseconds(value) for _, value in sorted(model.latency_ms.items())),
+            _milliseconds(model.network_ms),
         )
         for model in found.models
     ]
+
+
+def _milliseconds(value: Optional[float]) -> str:
+    return "-" if value is None else "{:.1f} ms".format(value)
 
 
 def _percent(value: Optional[float]) -> str:
@@ -188,7 +199,9 @@ def note_of(found: Comparison) -> str:
     """The sentence below the table."""
     return (
         "mAP at overlaps .50 to .95 in percent, on {} images; points against {}; the interval is that of "
-        "images drawn again with replacement".format(found.images, found.models[0].label)
+        "images drawn again with replacement; network: without the post-processing, with 1 thread".format(
+            found.images, found.models[0].label
+        )
     )
 
 
