@@ -18,16 +18,18 @@ except Exception as error:  # noqa: BLE001
 from od_qat import checkpoints, scoring  # noqa: E402
 from od_qat.cli import demo  # noqa: E402
 from od_qat.compat import tf  # noqa: E402
-from od_qat.datasets import builtin, label_map  # noqa: E402
+from od_qat.datasets import builtin, label_map, records  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError, OdQatError  # noqa: E402
 from od_qat.export import difference, freeze, suppression, tflite_checks  # noqa: E402
 from od_qat.files import write_atomically  # noqa: E402
 from od_qat.model_files import output_nodes, tflite_file, tflite_metadata  # noqa: E402
 from od_qat.od_api import models, pipeline  # noqa: E402
+from od_qat.scoring import candidates  # noqa: E402
 from od_qat.scoring.matching import iou_matrix  # noqa: E402
 from od_qat.training import graph as training_graph  # noqa: E402
 from tests import tiers  # noqa: E402
 from tests.helpers import sessions  # noqa: E402
+from tests.helpers.all_among import require_all_among  # noqa: E402
 
 STEPS = 6
 # (The op scope of slim's MobileNet V1 is doubled, that of its variables is not.)
@@ -164,6 +166,13 @@ def test_frozen_graph_scores_as_the_evaluator_did(evaluated):
     )
     # (JPEG decoders differ by a grey level between TensorFlow and Pillow)
     assert score.score.map == pytest.approx(evaluated.metrics["DetectionBoxes_Precision/mAP"], abs=0.01)
+
+
+def test_candidates_of_upstreams_graph(evaluated):
+    path = os.path.join(evaluated.paths.qat_eval, "frozen_eval_graph.pb")
+    examples = list(records.read_examples(evaluated.data.val_record))[:2]
+    detected = scoring.detect(path, examples, processes=1, progress=False)
+    require_all_among(candidates.open_reader(path), detected, examples)
 
 
 def _graph_def(path):

@@ -65,7 +65,7 @@ def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     from od_qat import files, scoring
     from od_qat.datasets import label_map, records
-    from od_qat.report import disagreement
+    from od_qat.report import before_suppression, disagreement
 
     for path in (arguments.a, arguments.b):
         flags.require_file(path, "model")
@@ -85,10 +85,26 @@ def handle(arguments: argparse.Namespace) -> int:
     result = disagreement.disagreement(
         found[0], found[1], arguments.iou, arguments.score_tolerance, arguments.min_score
     )
+    differing = {image.image_id for image in result.images if image.alone}
+    shares = before_suppression.shares(
+        result,
+        {"a": arguments.a, "b": arguments.b},
+        {
+            example.image_id: example
+            for example in records.read_examples(arguments.record)
+            if example.image_id in differing
+        },
+        arguments.iou,
+        arguments.score_tolerance,
+    )
     if arguments.json:
-        files.write_json(arguments.json, disagreement.as_json(result))
+        content = disagreement.as_json(result)
+        content["before_suppression"] = None if shares is None else shares._asdict()
+        files.write_json(arguments.json, content)
     print("A  {}\nB  {}\n".format(arguments.a, arguments.b))
     print(disagreement.as_text(result, arguments.worst))
+    if shares is not None:
+        print("\n" + shares.as_text())
     if arguments.pictures:
         _draw(arguments, names, found, [image.image_id for image in result.images if image.alone])
     return 0

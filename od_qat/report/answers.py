@@ -84,6 +84,12 @@ def _computes_the_same(whole: Whole) -> str:
                 100 * pair.found.agreement.share
             )
         )
+        if pair.shares is not None:
+            sentences.append(
+                "{} of the {} others are near-ties, of which the suppression kept another.".format(
+                    pair.shares.of_suppression, pair.shares.of_suppression + pair.shares.of_network
+                )
+            )
     for one in whole.layers:
         if not one.path.endswith(".tflite"):
             continue

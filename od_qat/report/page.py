@@ -49,7 +49,7 @@ def as_json(whole: Whole) -> Dict[str, Any]:
         "given": whole.given.paths(),
         "answers": [one._asdict() for one in answers.answers(whole)],
         "models": quantizations.as_json(whole.models),
-        "agreement": [dict(a=one.a, b=one.b, **disagreement.as_json(one.found)) for one in whole.pairs],
+        "agreement": [_pair_as_json(one) for one in whole.pairs],
         "layers": [layers.as_json(one) for one in whole.layers],
         "targets": [target_report.as_json(one) for one in whole.targets],
         "contents": None if whole.contents is None else comparison.summary(whole.contents),
@@ -58,10 +58,17 @@ def as_json(whole: Whole) -> Dict[str, Any]:
     }
 
 
+def _pair_as_json(one: Pair) -> Dict[str, Any]:
+    shares = None if one.shares is None else one.shares._asdict()
+    return dict(a=one.a, b=one.b, before_suppression=shares, **disagreement.as_json(one.found))
+
+
 def as_text(whole: Whole) -> str:
     """The whole for a terminal."""
     parts = [summary(whole), quantizations.as_text(whole.models)]
-    parts += ["{} and {}: {}".format(one.a, one.b, disagreement.as_text(one.found)) for one in whole.pairs]
+    for one in whole.pairs:
+        parts.append("{} and {}: {}".format(one.a, one.b, disagreement.as_text(one.found)))
+        parts += [] if one.shares is None else [one.shares.as_text()]
     parts += [layers.as_text(one) for one in whole.layers]
     parts += [target_report.as_text(one) for one in whole.targets]
     if whole.comparison is not None:
@@ -158,6 +165,8 @@ def _agreement(whole: Whole) -> Iterable[str]:
         rows = [[why, number(count, "{}")] for why, count in one.found.reasons.items() if count]
         if rows:
             yield page_parts.table(["why a detection has no match", "detections"], rows)
+        if one.shares is not None:
+            yield text("p", one.shares.as_text())
         if one.pictures:
             yield page_parts.details(
                 "The {} images that differ most".format(len(one.pictures)),

@@ -10,7 +10,16 @@ from od_qat.contents.model import Contents
 from od_qat.errors import OdQatError
 from od_qat.export import tflite_checks
 from od_qat.model_files import tflite_graph
-from od_qat.report import comparison, disagreement, layers, pictures, quantizations, target_report
+from od_qat.report import (
+    before_suppression,
+    comparison,
+    disagreement,
+    layers,
+    pictures,
+    quantizations,
+    target_report,
+)
+from od_qat.report.before_suppression import Shares
 from od_qat.report.comparison import Comparison
 from od_qat.report.disagreement import Disagreement
 from od_qat.report.layers import Layers
@@ -77,12 +86,14 @@ class Pair:
     Attributes:
       a, b: labels.
       found: where they differ.
+      shares: how many of those without a match the suppression makes; None if that cannot be told.
       pictures: (image id, JPEG) of those that differ most.
     """
 
     a: str
     b: str
     found: Disagreement
+    shares: Optional[Shares]
     pictures: Tuple[Tuple[str, bytes], ...]
 
 
@@ -145,7 +156,7 @@ def measure(
     of_model = [MODEL] if given.ptq else []
     models = quantizations.compare(paths, examples, names, of_model, list(given.ptq), found)
     pairs = [
-        _pair(a, b, found, examples, names, options)
+        _pair(a, b, given, found, examples, names, options)
         for a, b in ((FLOAT, MODEL), (GRAPH, MODEL))
         if a in paths and b in paths
     ]
@@ -178,6 +189,7 @@ def _say(text: str) -> None:
 def _pair(
     a: str,
     b: str,
+    given: Given,
     found: Mapping[str, FoundIn],
     examples: Sequence[Any],
     names: Mapping[int, str],
@@ -195,7 +207,9 @@ def _pair(
         for image in result.images[: options.worst]
         if image.alone
     )
-    return Pair(a, b, result, drawn)
+    paths = given.paths()
+    shares = before_suppression.shares(result, {"a": paths[a], "b": paths[b]}, by_id)
+    return Pair(a, b, result, shares, drawn)
 
 
 def _jpeg(picture: Any) -> bytes:

@@ -5,7 +5,7 @@ Importing this file, or running a .tflite with it, does not import TensorFlow.
 
 import contextlib
 import re
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -347,6 +347,11 @@ class FrozenGraphRunner(_Runner):
     @property
     def image_size(self) -> Optional[Tuple[int, int]]:
         return self.description.resize or self._size
+
+    def tensors(self, value: np.ndarray, names: Sequence[str]) -> List[np.ndarray]:
+        """The values of tensors of the graph, for a value of the input tensor."""
+        with self._said("the frozen graph does not run"):
+            return self._session.run(list(names), {self._input: value})
 
     def close(self) -> None:
         self._session.close()
