@@ -129,6 +129,7 @@ test-all: setup setup-tf1 setup-tf215 generations ## run all tests, in parts, wi
 	@test -d out/upstream || .venv/bin/python -m pip install -q --no-deps --target out/upstream \
 	  -r requirements/estimator.in -r requirements/tensorboard.in
 	@test -d out/official || .venv/bin/python -m pip install -q --no-deps --target out/official -r requirements/official.in
+	@test -d out/notebook || .venv/bin/python -m pip install -q --target out/notebook -r requirements/notebook.in
 	@test -d out/mediapipe || (.venv/bin/python -m venv out/mediapipe \
 	  && out/mediapipe/bin/python -m pip install -q -r requirements/mediapipe.in)
 	@.venv/bin/python -m tests.everything --generations="$(GENERATIONS)" $(PARTS)

@@ -36,6 +36,8 @@ _OF_EFFICIENT_NETS = ("test_tf2_zoo.py", "test_tf2_models.py", "test_samples_tf2
 # A Python with MediaPipe's task library, in an environment of its own.
 MEDIAPIPE = os.path.join("out", "mediapipe", "bin", "python")
 _OF_TASKS = ("test_metadata.py", "test_classifiers.py")
+# What runs a notebook.
+NOTEBOOK = os.path.join("out", "notebook")
 # What the parts write, though git knows it.
 _WRITTEN = ("tests/generations/matrix.json", "docs/commands.md")
 
@@ -61,6 +63,8 @@ def parts(generations):
                 extra["PYTHONPATH"] = OFFICIAL
             if kind == "main" and os.path.basename(path) in _OF_TASKS:
                 extra["OD_QAT_MEDIAPIPE"] = os.path.abspath(MEDIAPIPE)
+            if kind == "main" and os.path.basename(path) == "test_notebook.py":
+                extra["PYTHONPATH"] = NOTEBOOK
             found["{}/{}".format(kind, os.path.basename(path))] = (command, extra)
         extra = {"PYTHONPATH": UPSTREAMS} if kind == "main" else {}
         found[kind + "/generations"] = ([python, "-m", "tests.generations.matrix", generations], extra)
