@@ -20,6 +20,8 @@ from od_qat.compat import tf  # noqa: E402
 from od_qat.errors import CheckpointError, ConfigError, DataError, ExportError  # noqa: E402
 from od_qat.export import difference  # noqa: E402
 from od_qat.model_files import interpreter, metadata_schema, output_nodes, tflite_metadata  # noqa: E402
+from od_qat.model_files.names import FORMS  # noqa: E402
+from od_qat.report import class_disagreement  # noqa: E402
 from od_qat.scoring import images  # noqa: E402
 from tests.conftest import REPOSITORY  # noqa: E402
 from tests.helpers import mediapipe_tasks, sessions, tiny_classifier  # noqa: E402
@@ -236,6 +238,82 @@ def test_ptq_is_what_the_converter_makes_of_the_float_graph(road, tmp_path):
     # (Both crop in their own way, to 1e-3 of a pixel.)
     apart = np.abs(found[0] - found[1])
     assert apart.max() <= 2 and apart.mean() < 0.1 and found[0].std() > 1
+
+
+@pytest.mark.skipif(compat.IS_TF1, reason="ai-edge-litert, which has the schema, is not for Python 3.7")
+def test_the_report_of_a_classifier(road, tmp_path, capsys):
+    of_float = commands.export(road.float_config, road.float_dir, str(tmp_path))
+    graph = os.path.join(road.eval_dir, "frozen_eval_graph.pb")
+    flags = ["--record", road.images, "--output_dir", str(tmp_path / "report"), "--layer_images=2"]
+    assert command_line.main(["report", road.tflite, "--float", of_float, "--graph", graph] + flags) == 0
+    said = capsys.readouterr().out
+    with open(str(tmp_path / "report" / "report.json")) as stream:
+        found = json.load(stream)
+    models = {model["label"]: model for model in found["models"]["models"]}
+    assert found["models"]["measure"] == "accuracy" and list(models) == ["float", "QAT graph", "this model"]
+    scores = [score.score(path, road.images, progress=False) for path in (of_float, graph, road.tflite)]
+    assert [model["value"] for model in models.values()] == [one.accuracy for one in scores]
+    rights = [
+        np.mean([model["per_class"][name] for name in ("blue", "green", "red")]) for model in models.values()
+    ]
+    assert rights == pytest.approx([one.accuracy for one in scores])  # (each class has 12 pictures)
+    assert (
+        "accuracy {:.1f}, where float has {:.1f}".format(100 * scores[2].accuracy, 100 * scores[0].accuracy)
+        in said
+    )
+    assert len(found["layers"]) == 2 and not found["missing"]
+    assert [one["images"] for one in found["agreement"]] == [36, 36]
+
+
+def test_where_classifiers_differ():
+    images_ = [score.Image(str(number), b"", number % 2) for number in range(4)]
+    a = {"0": [0.9, 0.1], "1": [0.8, 0.2], "2": [0.6, 0.4], "3": [0.3, 0.7]}
+    b = {"0": [0.8, 0.2], "1": [0.3, 0.7], "2": [0.1, 0.9], "3": [0.4, 0.6]}
+    a, b = ({key: np.array(value, np.float32) for key, value in of.items()} for of in (a, b))
+    found = class_disagreement.compare(a, b, images_)
+    assert found.share == 0.5 and found.quantiles == pytest.approx((0.3, 0.5, 0.5), abs=0.01)
+    assert [(one.image_id, one.a, one.b) for one in found.images] == [("1", 0, 1), ("2", 0, 1)]
+    assert found.reasons() == {"A is right": 1, "B is right": 1, "neither is right": 0}
+    text = class_disagreement.as_text(found, {0: "cat", 1: "dog"})
+    assert text.startswith("50.0 % of 4 images have the same class")
+    assert text.splitlines()[-2] == "  1: dog; A says cat (0.80), B says dog (0.70)"
+
+
+def test_agree_and_its_pictures(road, tmp_path, capsys):
+    of_float = commands.export(road.float_config, road.float_dir, str(tmp_path))
+    graph, out = os.path.join(road.eval_dir, "frozen_eval_graph.pb"), str(tmp_path / "pictures")
+    flags = ["--record", road.images, "--pictures", out, "--json", str(tmp_path / "agree.json")]
+    assert command_line.main(["agree", of_float, graph] + flags) == 0
+    with open(str(tmp_path / "agree.json")) as stream:
+        found = json.load(stream)
+    share = 1 - len(found["differing"]) / 36
+    assert "{:.1f} % of 36 images have the same class".format(100 * share) in capsys.readouterr().out
+    drawn = os.listdir(out) if os.path.isdir(out) else []
+    assert len(drawn) == min(len(found["differing"]), 10)
+    assert command_line.main(["agree", of_float, graph, "--label_map=x"] + flags) == 1
+    assert "a classifier has no label map" in capsys.readouterr().err
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif(compat.IS_TF1, reason="the forms are those of TensorFlow 2's converter")
+def test_all_forms_of_post_training_quantization(road, tmp_path, capsys):
+    flags = ["--pipeline_config_path", road.float_config, "--trained_checkpoint_prefix", road.float_dir]
+    flags += ["--output_directory", str(tmp_path), "--record", road.images, "--qat", road.tflite]
+    assert command_line.main(["ptq", "--json", str(tmp_path / "ptq.json")] + flags) == 0
+    with open(str(tmp_path / "ptq.json")) as stream:
+        models = json.load(stream)["models"]
+    assert [one["label"] for one in models] == list(FORMS) + ["QAT"]
+    sizes = {one["label"]: one["size_bytes"] for one in models}
+    assert sizes["float32"] > 1.7 * sizes["float16"] > 1.7 * sizes["int8"] * 0.9
+    for form in FORMS:
+        one = score.score(str(tmp_path / form / "classifier.tflite"), road.images, progress=False)
+        assert one.accuracy == [model["value"] for model in models if model["label"] == form][0]
+    # The float forms compute what the graph does.
+    of_graph = score.score(
+        commands.export(road.float_config, road.float_dir, str(tmp_path)), road.images, progress=False
+    )
+    assert models[0]["value"] == of_graph.accuracy
+    assert "accuracy in percent, on 36 images" in capsys.readouterr().out
 
 
 @pytest.mark.long_on_tf1

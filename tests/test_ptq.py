@@ -10,6 +10,7 @@ from od_qat import cli, scoring
 from od_qat.model_files import tflite_graph
 from od_qat.report import quantizations
 from od_qat.scoring import intervals, latency_pairs, metrics
+from od_qat.scoring.measures import DetectorMeasure
 from tests import tiers
 from tests.helpers import sessions, tiny_detector
 from tests.test_agree import detections
@@ -22,6 +23,7 @@ except Exception as error:  # noqa: BLE001
     pytest.skip("the OD API cannot be imported: {}".format(error), allow_module_level=True)
 
 
+BY_ID = dict(enumerate(NAMES, 1))
 # As many as an interval needs.
 MANY = EXAMPLES + [one._replace(image_id=one.image_id + " again") for one in EXAMPLES]
 
@@ -55,7 +57,7 @@ def test_a_sample_is_scored_as_copies_of_its_images():
 
 
 def test_intervals_of_models_and_of_their_difference():
-    bootstrap = intervals.Bootstrap(MANY, NAMES, samples=50)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY, BY_ID), samples=50)
     for label, part in (("all", 1.0), ("half", 0.5), ("again", 0.5)):
         bootstrap.add(label, right(part))
     assert bootstrap.of("all") == intervals.Interval(1.0, 1.0)
@@ -79,7 +81,7 @@ def test_map_by_the_size_of_objects():
 
 def model(label, value):
     nothing = intervals.Interval(0, 0)
-    return quantizations.Model(label, "", value, value, nothing, None, {}, {}, 0, {})
+    return quantizations.Model(label, "", value, nothing, None, {}, {}, {}, 0, {})
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def model(label, value):
     ],
 )
 def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
-    bootstrap = intervals.Bootstrap(MANY, NAMES, samples=40)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY, BY_ID), samples=40)
     models = []
     for label, part in (("float", of_float), ("ptq", of_ptq), ("qat", of_qat)):
         found = right(part)
@@ -105,7 +107,7 @@ def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
 
 def test_too_few_images_for_a_verdict():
     few = MANY[: intervals.LEAST_IMAGES - 1]
-    bootstrap = intervals.Bootstrap(few, NAMES, samples=10)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(few, BY_ID), samples=10)
     models = []
     for label, part in (("float", 1.0), ("ptq", 0.5), ("qat", 1.0)):
         found = {one.image_id: right(part)[one.image_id] for one in few}

@@ -17,6 +17,7 @@ from od_qat.analysis.errors import Distribution, Error
 from od_qat.analysis.results import LayerErrors, OfPoint
 from od_qat.report import answers, page, page_parts, plots, whole
 from od_qat.report.layers import Layers
+from od_qat.scoring.measures import DetectorMeasure
 from tests.test_scoring import EXAMPLES, NAMES, write_record
 
 pytest.importorskip("ai_edge_litert")
@@ -24,6 +25,7 @@ pytest.importorskip("ai_edge_litert")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = os.environ.get("OD_QAT_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
 BY_ID = dict(enumerate(NAMES, 1))
+MEASURE = DetectorMeasure(EXAMPLES, BY_ID)
 # A name that would end a script, or an attribute, if it were not escaped.
 NASTY = "block</script><b>\"'1/act_quant"
 
@@ -75,7 +77,7 @@ def given(model_dir):
 
 @pytest.fixture(scope="module")
 def found(given):
-    return whole.measure(given, EXAMPLES, BY_ID, whole.Options(layer_images=2, worst=2))
+    return whole.measure(given, MEASURE, whole.Options(layer_images=2, worst=2))
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +90,15 @@ def test_its_figures_are_those_of_the_other_commands(found, given):
     this = found.models.models[-1]
     detected = scoring.detect(given.model, EXAMPLES, processes=1, progress=False)
     expected = scoring.coco_metrics(EXAMPLES, detected, BY_ID)
-    assert (this.map, this.map50, this.per_class) == (expected.map, expected.map50, expected.per_class)
+    assert (this.value, this.per_class) == (expected.map, expected.per_class)
+    assert this.more == {"map50": expected.map50, "map75": expected.map75}
     assert this.size_bytes == os.path.getsize(given.model)
     of_float = scoring.detect(given.float_model, EXAMPLES, processes=1, progress=False)
     agreement = scoring.agreement(of_float, detected, iou=0.9, score_tolerance=0.1, min_score=0.3)
     (pair,) = found.pairs
-    assert (pair.a, pair.b) == ("float", "this model") and pair.found.agreement == agreement
+    assert (pair.a, pair.b) == ("float", "this model") and pair.content["agreement"] == dataclasses.asdict(
+        agreement
+    )
     assert found.contents.size_bytes == this.size_bytes
     assert [one.target.name for one in found.targets] == ["xnnpack", "edge_tpu", "micro", "specification"]
 
@@ -109,15 +114,17 @@ def test_models_that_have_been_run_are_not_run_again(given, found, monkeypatch):
         raise AssertionError("run again")
 
     monkeypatch.setattr("od_qat.scoring.workers.detect", refuse)
-    again = whole.measure(given, EXAMPLES, BY_ID, whole.Options(layer_images=2), detected)
-    assert again.models.models[-1].map == found.models.models[-1].map
+    again = whole.measure(given, MEASURE, whole.Options(layer_images=2), detected)
+    assert again.models.models[-1].value == found.models.models[-1].value
     assert again.models.models[-1].label == label
 
 
 def test_what_is_missing_is_said(found, model_dir):
     assert any("--graph" in one for one in found.missing)
     assert any("tflite_graph.pb" in one and "uint8.tflite" in one for one in found.missing)
-    alone = whole.measure(whole.Given(os.path.join(model_dir, "canonical.pb")), EXAMPLES[:3], BY_ID)
+    alone = whole.measure(
+        whole.Given(os.path.join(model_dir, "canonical.pb")), DetectorMeasure(EXAMPLES[:3], BY_ID)
+    )
     said = "\n".join(alone.missing)
     assert "--float" in said and "they take a .tflite" in said and "canonical.pb" in said
     text = page.as_html(alone)
@@ -129,7 +136,7 @@ def test_answers(shown):
     assert of_question["Is it fully quantized?"].answer.startswith("Yes.")
     accurate = of_question["Is it as accurate as the float model?"].answer
     this, first = shown.models.models[-1], shown.models.models[0]
-    assert "mAP {:.1f}, where float has {:.1f}".format(100 * this.map, 100 * first.map) in accurate
+    assert "mAP {:.1f}, where float has {:.1f}".format(100 * this.value, 100 * first.value) in accurate
     hurts = of_question["Which layer hurts most?"].answer
     assert hurts.startswith("conv_10 adds most: 0.40 steps") and "Train longer & better." in hurts
     big = of_question["Why is it this big?"].answer
@@ -146,7 +153,7 @@ def test_files(shown, tmp_path):
     with open(str(tmp_path / "out" / "report.json")) as stream:
         content = json.load(stream)
     assert content["format"] == "od_qat_report/2" and content["given"] == shown.given.paths()
-    assert content["models"]["models"][-1]["map"] == shown.models.models[-1].map
+    assert content["models"]["models"][-1]["value"] == shown.models.models[-1].value
     assert content["layers"][0]["points"][0]["name"] == NASTY
     assert content["answers"][0]["question"] == "Is it fully quantized?"
     assert (
@@ -196,7 +203,7 @@ def test_the_page_is_whole_and_loads_nothing(shown):
     assert not re.search(r"url\(|@import|https?://", re.sub(r"<pre>.*?</pre>", "", text, flags=re.S))
     # Every link leads to a section.
     assert parsed.anchors and all(one[1:] in parsed.ids for one in parsed.anchors)
-    assert parsed.cells["models"][:2] == ["float", "{:.1f}".format(100 * shown.models.models[0].map)]
+    assert parsed.cells["models"][:2] == ["float", "{:.1f}".format(100 * shown.models.models[0].value)]
     layers = parsed.cells["layers0"]
     assert len(layers) == 3 * 10 and layers[::10] == ["conv_10", NASTY, "conv_9"]
     assert text.count("<script>") == 1 and "<b>" not in text
@@ -309,6 +316,7 @@ def test_the_command(model_dir, flags, tmp_path, capsys):
         (["--ptq=this model={model}"], "two models have one label: at --ptq, found this model"),
         (["--beside=x={model}", "--beside=x={model}"], "two models have one label: at --beside, found x"),
         (["--label_map=none.pbtxt"], "cannot read the label map: at none.pbtxt"),
+        (["--record=none.record"], "none.record"),
     ],
 )
 def test_wrong_input(more, says, model_dir, flags, tmp_path, capsys):

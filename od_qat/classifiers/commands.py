@@ -156,6 +156,7 @@ def export_tflite(
     calibration_images: int = 100,
     input_type: str = "uint8",
     metadata: bool = False,
+    form: str = "int8",
 ) -> str:
     """Writes classifier.tflite, fully quantized and checked, with the JSON beside it.
 
@@ -170,6 +171,7 @@ def export_tflite(
       input_type: type of the image, and of the probabilities: 'uint8', or 'int8' for an int8 network.
       metadata: put TFLite's metadata and the names of the classes into the .tflite, for task libraries, and
         write labels.txt beside it.
+      form: of post-training quantization; those of detectors (od_qat.commands.export_tflite).
 
     Returns:
       path of the .tflite.
@@ -180,15 +182,17 @@ def export_tflite(
     tflite.require_types(inference_type, input_type, ptq)
     config, network = _checked(config_path, overrides)
     where = configs.place_of(config_path)
+    options = to_tflite.Options(inference_type, input_type, ptq, calibration_images, metadata, form)
+    tflite.require_form(form, ptq)
     if metadata:
-        tflite_metadata.require_possible(input_type)
+        tflite_metadata.require_possible("float32" if options.takes_floats else input_type)
     graph_rewriter.prepare_for_tflite(config, ptq, where)
     return to_tflite.export(
         network,
         configs.rewrite_fn(config, is_training=False),
         checkpoints.named_by(trained_checkpoint_prefix),
         output_directory,
-        to_tflite.Options(inference_type, input_type, ptq, calibration_images, metadata),
+        options,
         inputs.open_source(config.train_input, network.num_classes, "train_input"),
         where,
     )

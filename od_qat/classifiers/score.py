@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from typing import Any, Iterator, NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -76,12 +76,12 @@ def score(
             fix="a detector is scored with --label_map",
         )
     with workers.Pool(description, time_limit=time_limit) as pool:
-        source = _source(description, images_path)
+        source = open_source(description, images_path)
         labels, first = {}, None
 
         def examples() -> Iterator[Image]:
             nonlocal first
-            for image in itertools.islice(_images(source), max_images):
+            for image in itertools.islice(images_of(source), max_images):
                 if first is None:
                     first = images.decode(image.encoded, image.image_id)
                 labels[image.image_id] = image.label
@@ -92,7 +92,7 @@ def score(
         latency_ms = pool.latency(first, _LATENCY_RUNS)
     right = counts.Counts()
     probabilities = np.stack([found[image_id] for image_id in labels])
-    _require_labels(labels, probabilities.shape[1], images_path)
+    require_labels(list(labels.values()), probabilities.shape[1], images_path)
     right.add(probabilities, np.array(list(labels.values())))
     metrics = right.metrics()
     return ClassifierScore(
@@ -105,7 +105,12 @@ def score(
     )
 
 
-def _source(description: ModelDescription, path: str) -> Source:
+def open_source(description: ModelDescription, path: str) -> Source:
+    """The images of a folder or of records, for a model.
+
+    Raises:
+      DataError: if their classes are not the model's.
+    """
     most = len(description.labels) or 2**31
     source = inputs.open_path(path, most, description.class_id_offset)
     if source.images and description.labels and source.classes.names != description.labels:
@@ -119,13 +124,15 @@ def _source(description: ModelDescription, path: str) -> Source:
     return source
 
 
-def _images(source: Source) -> Iterator[Image]:
+def images_of(source: Source) -> Iterator[Image]:
+    """All images of a source."""
     for number, (name, encoded, label) in enumerate(inputs.each(source)):
         yield Image("{} {}".format(number, name), encoded, label)
 
 
-def _require_labels(labels: Any, classes: int, path: str) -> None:
-    largest = max(labels.values())
+def require_labels(labels: Sequence[int], classes: int, path: str) -> None:
+    """Raises DataError for a label that a model with so many classes does not have."""
+    largest = max(labels)
     if largest >= classes:
         raise DataError(
             "a label is beyond the model's classes",

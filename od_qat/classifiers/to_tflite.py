@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Union
+from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from od_qat.classifiers import frozen, inputs, preparation
 from od_qat.classifiers.frozen import Frozen
 from od_qat.classifiers.inputs import Source
 from od_qat.classifiers.networks import Network
+from od_qat.classifiers.preparation import Preparation
 from od_qat.compat import tf
 from od_qat.errors import ExportError
 from od_qat.export import difference, input_layer, tflite, tflite_checks
@@ -28,6 +29,12 @@ class Options(NamedTuple):
     ptq: bool
     calibration_images: int
     metadata: bool = False
+    form: str = names.INT8
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether it is a .tflite with float inputs, which is not fully quantized."""
+        return self.ptq and self.form not in names.QUANTIZED_FORMS
 
 
 def export(
@@ -61,6 +68,45 @@ def export(
         tflite_checks.require_quantised(found.graph_def, checkpoint, options.inference_type, found.excluded)
         _require_no_float(found, where)
     prepared = preparation.of_network(network)
+    path = os.path.join(folder, NAME)
+    if options.takes_floats:
+        shape = [1] + list(network.input_shape)
+        model = tflite.convert_float(
+            found.graph_def, names.CLASSIFIER_INPUT, shape, [found.output], options.form
+        )
+        tflite_checks.run_once(model, path)
+        of_image = None
+    else:
+        model, found, of_image = _quantized(network, found, prepared, options, source, path, where)
+    beside = frozen.describe(
+        path,
+        network,
+        found.output,
+        source.classes,
+        checkpoint,
+        not options.takes_floats,
+        prepared,
+        "float32" if options.takes_floats else options.input_type,
+        of_image,
+    )
+    others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": found.graph_def.SerializeToString()}
+    if options.metadata:
+        model = tflite_metadata.attach(model, beside, source.classes.names)
+        others[tflite_metadata.LABELS] = tflite_metadata.text_of(source.classes.names)
+    description.write(path, model, beside, others)
+    return path
+
+
+def _quantized(
+    network: Network,
+    found: Frozen,
+    prepared: Preparation,
+    options: Options,
+    source: Source,
+    path: str,
+    where: str,
+) -> Tuple[bytes, Frozen, Preprocessing]:
+    """The bytes of the .tflite, the graph that it was made from, and what makes its image of pixels."""
     of_network = prepared.of_pixels
     images = functools.partial(_images, network, source, options.calibration_images)
     if of_network is None:
@@ -86,29 +132,13 @@ def export(
         (lambda: (_given(image, of_network, of_image) for image in images())) if options.ptq else None,
         options.input_type,
         output_type=options.input_type,
+        per_channel=options.form != names.PER_TENSOR,
     )
-    path = os.path.join(folder, NAME)
     weights = tflite_checks.count_weights(found.graph_def)
     tflite_checks.check(model, weights, path, float_layers=bool(found.excluded))
     if not options.ptq:
         _warn_of_difference(model, found, mean, std, path)
-    beside = frozen.describe(
-        path,
-        network,
-        found.output,
-        source.classes,
-        checkpoint,
-        True,
-        prepared,
-        options.input_type,
-        of_image,
-    )
-    others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": found.graph_def.SerializeToString()}
-    if options.metadata:
-        model = tflite_metadata.attach(model, beside, source.classes.names)
-        others[tflite_metadata.LABELS] = tflite_metadata.text_of(source.classes.names)
-    description.write(path, model, beside, others)
-    return path
+    return model, found, of_image
 
 
 def _require_no_float(found: Frozen, where: str) -> None:

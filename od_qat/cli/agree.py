@@ -2,15 +2,16 @@
 
 import argparse
 import os
+from typing import Any, List
 
-from od_qat.cli import flags
-from od_qat.errors import ConfigError
+from od_qat.cli import flags, measured
 
 NAME = "agree"
 HELP = "show where the detections of two models differ"
 DESCRIPTION = """\
 Runs two models on the same records, matches their detections one to one, and prints which share agrees, by
 how much scores and boxes of the others differ, what only one of them finds, and where they differ most.
+Of two classifiers it compares the classes that they find; --record may then be a folder of folders.
 
 Example:
 
@@ -23,7 +24,7 @@ first: the suppression of overlapping boxes then keeps another one of them."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds its flags."""
-    parser.add_argument("a", metavar="A", help="a .tflite or a frozen .pb of a detector")
+    parser.add_argument("a", metavar="A", help="a .tflite or a frozen .pb")
     parser.add_argument("b", metavar="B", help="another one")
     parser.add_argument(
         "--record", required=True, metavar="FILE", help="the records; for shards a pattern, 'val.record-*'"
@@ -63,13 +64,12 @@ def _share(text: str) -> float:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
+    if measured.require_one_kind([arguments.a, arguments.b]):
+        return _handle_classifiers(arguments)
     from od_qat import files, scoring
     from od_qat.datasets import label_map, records
     from od_qat.report import before_suppression, disagreement
 
-    for path in (arguments.a, arguments.b):
-        flags.require_file(path, "model")
-        _require_detector(path)
     if not records.is_pattern(arguments.record):
         flags.require_file(arguments.record, "record file")
     names = label_map.read_label_map(arguments.label_map) if arguments.label_map else {}
@@ -110,17 +110,41 @@ def handle(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_detector(path: str) -> None:
-    from od_qat.model_files import description
+def _handle_classifiers(arguments: argparse.Namespace) -> int:
+    measured.require_label_map(arguments.label_map, classifies=True)
+    from od_qat import files
+    from od_qat.report import class_disagreement
 
-    if description.is_classifiers(path):
-        raise ConfigError(
-            "detections are compared",
-            where=path,
-            found="a classifier",
-            allowed="detectors",
-            fix="compare the accuracies of classifiers, which od-qat score prints",
-        )
+    measure = measured.open_measure(arguments.a, arguments.record, None, arguments.max_images)
+    found = [measure.run(path, arguments.processes) for path in (arguments.a, arguments.b)]
+    result = class_disagreement.compare(*found, measure.examples)
+    if arguments.json:
+        files.write_json(arguments.json, class_disagreement.as_json(result))
+    print("A  {}\nB  {}\n".format(arguments.a, arguments.b))
+    print(class_disagreement.as_text(result, measure.names, arguments.worst))
+    if arguments.pictures:
+        _write(arguments, measure, [image.image_id for image in result.images])
+    return 0
+
+
+def _write(arguments: argparse.Namespace, measure: Any, order: List[str]) -> None:
+    """Writes the first images of the order as they are, named by their place in it."""
+    from od_qat import files
+    from od_qat.report import pictures
+
+    by_id = {example.image_id: example for example in measure.examples}
+    for place, image_id in enumerate(order[: arguments.worst], 1):
+        name = "{:03}-{}".format(place, pictures.file_name(image_id, set()))
+        encoded = pictures.drawn(by_id[image_id].encoded, image_id, [])
+        files.write_atomically(os.path.join(arguments.pictures, name), encoded)
+    _say_pictures(arguments, len(order))
+
+
+def _say_pictures(arguments: argparse.Namespace, count: int) -> None:
+    if not count:
+        print("no image differs, so none is drawn")
+    else:
+        print("pictures of the first {}: {}".format(min(count, arguments.worst), arguments.pictures))
 
 
 def _draw(arguments: argparse.Namespace, names, found, order) -> None:
@@ -143,7 +167,4 @@ def _draw(arguments: argparse.Namespace, names, found, order) -> None:
         )
         if not wanted:
             break
-    if not order:
-        print("no image differs, so none is drawn")
-    else:
-        print("pictures of the first {}: {}".format(min(len(order), arguments.worst), arguments.pictures))
+    _say_pictures(arguments, len(order))

@@ -391,6 +391,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     from od_qat import scoring
     from od_qat.datasets import records
     from od_qat.report import page, pictures, table, whole
+    from od_qat.scoring import measures
 
     examples = list(records.read_examples(dataset.val_record))
     scores = {
@@ -419,8 +420,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     of_given = {whole.FLOAT: FLOAT_ON, whole.GRAPH: QAT_FROZEN, whole.MODEL: QAT, "PTQ": PTQ_ON}
     found = whole.measure(
         given,
-        examples,
-        dataset.names_by_id(),
+        measures.DetectorMeasure(examples, dataset.names_by_id()),
         whole.Options(processes=processes),
         {label: scores[of].detections for label, of in of_given.items()},
     )

@@ -1,10 +1,10 @@
-"""`od-qat ptq`: all forms of post-training quantization of a float detector, scored beside QAT."""
+"""`od-qat ptq`: all forms of post-training quantization of a float model, scored beside QAT."""
 
 import argparse
 import os
-from typing import List
+from typing import Any, Dict, List
 
-from od_qat.cli import flags, kinds
+from od_qat.cli import flags, kinds, measured
 from od_qat.errors import ConfigError
 from od_qat.model_files.names import FLOAT32, FORMS, QUANTIZED_FORMS
 
@@ -13,8 +13,8 @@ HELP = "quantize a float checkpoint in all ways without training, and score each
 DESCRIPTION = """\
 Converts a float checkpoint to float32, float16, dynamic range and int8, with a range for each channel of the
 weights and with one for all. Scores each .tflite on records: mAP with its 95 % interval, mAP by the size of
-objects, file size, latency with one and two threads, measured in turns. With --qat it says whether training
-with quantization paid.
+objects (of a classifier the accuracy), file size, latency with one and two threads, measured in turns. With
+--qat it says whether training with quantization paid.
 
 Example:
 
@@ -29,8 +29,13 @@ and with the same schedule. Otherwise the gain of QAT is the gain of more traini
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds its flags."""
     flags.add_checkpoint_and_output(parser)
-    parser.add_argument("--record", required=True, metavar="FILE", help="the records to score on")
-    parser.add_argument("--label_map", required=True, metavar="FILE", help="their label map")
+    parser.add_argument(
+        "--record",
+        required=True,
+        metavar="FILE",
+        help="the records to score on; for a classifier also a folder with one sub-folder for each class",
+    )
+    parser.add_argument("--label_map", metavar="FILE", help="their label map, for a detector")
     parser.add_argument(
         "--forms",
         default=",".join(FORMS),
@@ -44,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=flags.labelled,
         metavar="[LABEL=]FILE",
-        help="a .tflite or .pb of the same detector trained with QAT; may be given several times",
+        help="a .tflite or .pb of the same network trained with QAT; may be given several times",
     )
     parser.add_argument(
         "--calibration_images", type=flags.positive, default=100, metavar="N", help="for int8 (default 100)"
@@ -66,19 +71,11 @@ def handle(arguments: argparse.Namespace) -> int:
                 "two models have one label", where="--qat", found=label, fix="give it another: LABEL=FILE"
             )
         labels.append(label)
-    flags.require_file(arguments.label_map, "label map")
     flags.require_file(arguments.pipeline_config_path, "pipeline config")
     commands = kinds.commands_for(arguments.pipeline_config_path)
-    if kinds.is_of_classifiers(commands):
-        raise ConfigError(
-            "forms of quantization are compared for detectors",
-            where=arguments.pipeline_config_path,
-            found="a classifier's config",
-            fix="export-tflite --ptq makes its int8 .tflite, and od-qat score scores it",
-        )
+    measured.require_label_map(arguments.label_map, kinds.is_of_classifiers(commands))
     from od_qat import contents, files
     from od_qat.contents.model import RANGES
-    from od_qat.datasets import label_map, records
     from od_qat.report import quantizations
 
     if contents.read(arguments.trained_checkpoint_prefix).of_kind(RANGES):
@@ -89,9 +86,15 @@ def handle(arguments: argparse.Namespace) -> int:
             fix="give the float checkpoint, and what QAT made with --qat",
         )
 
-    total = records.check_records(arguments.record, arguments.label_map, arguments.max_images)
-    examples = [one for _, one in zip(range(total), records.read_examples(arguments.record))]
-    paths = {}
+    classifies = kinds.is_of_classifiers(commands)
+    paths: Dict[str, str] = {}
+
+    def measure() -> Any:
+        found = paths.get(FLOAT32, "")
+        return measured.open_measure(found, arguments.record, arguments.label_map, arguments.max_images)
+
+    # (The classes of a classifier are in the JSON beside a model.)
+    of_detector = None if classifies else measure()
     for form in forms:
         paths[form] = commands.export_tflite(
             arguments.pipeline_config_path,
@@ -103,10 +106,10 @@ def handle(arguments: argparse.Namespace) -> int:
             form=form,
         )
     paths.update(trained)
+    measured.require_one_kind(list(paths.values()))
     found = quantizations.compare(
         paths,
-        examples,
-        label_map.read_label_map(arguments.label_map),
+        of_detector or measure(),
         [label for label, _ in trained],
         [form for form in forms if form in QUANTIZED_FORMS],
         processes=arguments.processes,

@@ -1,17 +1,18 @@
-"""`od-qat report`: everything about an exported detector, as one page."""
+"""`od-qat report`: everything about an exported model, as one page."""
 
 import argparse
 import os
 from typing import Dict, List, Tuple
 
-from od_qat.cli import flags
+from od_qat.cli import flags, measured
 from od_qat.errors import ConfigError
 
 NAME = "report"
-HELP = "show on one page whether an exported detector is right, what it lost, and where"
+HELP = "show on one page whether an exported model is right, what it lost, and where"
 DESCRIPTION = """\
-Measures a .tflite (or a frozen .pb) on records, beside the float detector, the graph with fake quants that it
-was made from, and post-training quantization. Writes report.html, a page that needs no network, report.json
+Measures a .tflite (or a frozen .pb) on records, beside the float model, the graph with fake quants that it
+was made from, and post-training quantization. Of a classifier, --record may be a folder with one sub-folder
+for each class, and accuracy stands for mAP. Writes report.html, a page that needs no network, report.json
 and report.txt: whether it is fully quantized, its mAP with a 95 % interval, latency and size, whether QAT was
 worth it, where detections differ, which layer adds the error, and what devices do with each op.
 
@@ -22,25 +23,25 @@ Example:
       --ptq=out/float_on/ptq/detect.tflite --output_dir=out/report
 
 Whatever is not given is left out, and the page says so. For a fair answer to whether QAT was worth it, the
-float detector has to be trained on for as many steps as QAT took, and --ptq has to be made of that."""
+float model has to be trained on for as many steps as QAT took, and --ptq has to be made of that."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds its flags."""
-    parser.add_argument("model", metavar="MODEL", help="a .tflite or a frozen .pb of a detector")
+    parser.add_argument("model", metavar="MODEL", help="a .tflite or a frozen .pb")
     parser.add_argument(
         "--record", required=True, metavar="FILE", help="the records; for shards a pattern, 'val.record-*'"
     )
-    parser.add_argument("--label_map", required=True, metavar="FILE", help="their label map")
+    parser.add_argument("--label_map", metavar="FILE", help="their label map, for a detector")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the three files")
     parser.add_argument(
-        "--float", metavar="FILE", dest="float_model", help="the float detector, a frozen .pb or a .tflite"
+        "--float", metavar="FILE", dest="float_model", help="the float model, a frozen .pb or a .tflite"
     )
     parser.add_argument(
         "--graph", metavar="FILE", help="the frozen graph with fake quants (frozen_eval_graph.pb)"
     )
     for flag, what in (
-        ("--ptq", "a .tflite that post-training quantization made of the float detector"),
+        ("--ptq", "a .tflite that post-training quantization made of the float model"),
         ("--beside", "another model for the table"),
     ):
         parser.add_argument(
@@ -72,8 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
-    _require_models(arguments)
-    from od_qat.datasets import label_map, records
+    others = [path for _, path in arguments.ptq + arguments.beside]
+    classifies = measured.require_one_kind([arguments.model, arguments.float_model, arguments.graph] + others)
+    measured.require_label_map(arguments.label_map, classifies)
     from od_qat.report import page, whole
 
     given = whole.Given(
@@ -84,36 +86,16 @@ def handle(arguments: argparse.Namespace) -> int:
         _named(arguments.beside, "", "--beside"),
     )
     _require_labels(given, whole)
-    total = records.check_records(arguments.record, arguments.label_map, arguments.max_images)
-    examples = [one for _, one in zip(range(total), records.read_examples(arguments.record))]
+    measure = measured.open_measure(
+        arguments.model, arguments.record, arguments.label_map, arguments.max_images
+    )
     found = whole.measure(
-        given,
-        examples,
-        label_map.read_label_map(arguments.label_map),
-        whole.Options(arguments.layer_images, arguments.worst, arguments.processes),
+        given, measure, whole.Options(arguments.layer_images, arguments.worst, arguments.processes)
     )
     paths = page.write(arguments.output_dir, found, arguments.title or page.TITLE)
     print(page.summary(found))
     print("\n" + paths[0])
     return 0
-
-
-def _require_models(arguments: argparse.Namespace) -> None:
-    from od_qat.model_files import description
-
-    others = [path for _, path in arguments.ptq + arguments.beside]
-    for path in [arguments.model, arguments.float_model, arguments.graph] + others:
-        if path is None:
-            continue
-        flags.require_file(path, "model")
-        if description.is_classifiers(path):
-            raise ConfigError(
-                "the report is of detectors",
-                where=path,
-                found="a classifier",
-                fix="od-qat score, layers, targets and compare take classifiers",
-            )
-    flags.require_file(arguments.label_map, "label map")
 
 
 def _named(given: List[Tuple[str, str]], default: str, flag: str) -> Dict[str, str]:

@@ -23,7 +23,7 @@ from od_qat.export.tflite_checks import (  # noqa: F401  (od_qat.tflite has them
     require_quantised,
     run_once,
 )
-from od_qat.model_files.names import FLOAT16, FLOAT32, POST_PROCESS, ROLES
+from od_qat.model_files.names import FLOAT16, FLOAT32, FORMS, INT8, POST_PROCESS, ROLES
 from od_qat.quiet import native_stderr_silenced
 
 INFERENCE_TYPES = ("int8", "uint8")
@@ -156,6 +156,16 @@ def require_types(inference_type: str, input_type: str, ptq: bool) -> None:
             found="int8",
             allowed="uint8",
             fix="leave --input_type out, or export with --inference_type=int8",
+        )
+
+
+def require_form(form: str, ptq: bool) -> None:
+    """Raises ConfigError for another form than names.FORMS, or one without post-training quantization."""
+    if form not in FORMS or (form != INT8 and not ptq):
+        raise ConfigError(
+            "unknown form of post-training quantization",
+            found=repr(form),
+            allowed=", ".join(FORMS) + "; with ptq only",
         )
 
 

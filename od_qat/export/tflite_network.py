@@ -40,12 +40,7 @@ class Options(NamedTuple):
 def require_options(options: Options) -> None:
     """Raises ConfigError for types or numbers that cannot be had, before anything is read or built."""
     tflite.require_types(options.inference_type, options.input_type, options.ptq)
-    if options.form not in names.FORMS or (options.form != names.INT8 and not options.ptq):
-        raise ConfigError(
-            "unknown form of post-training quantization",
-            found=repr(options.form),
-            allowed=", ".join(names.FORMS) + "; with ptq only",
-        )
+    tflite.require_form(options.form, options.ptq)
     suppression.require_threshold(options.score_threshold)
     if options.max_detections is not None and options.max_detections < 1:
         raise ConfigError(

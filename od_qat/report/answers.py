@@ -7,7 +7,8 @@ import numpy as np
 from od_qat.contents.model import GRAPH as GRAPH_KIND
 from od_qat.contents.model import STRUCTURE, TFLITE, WEIGHTS
 from od_qat.report import table
-from od_qat.report.whole import GRAPH, MODEL, Pair, Whole
+from od_qat.report.pairs import Pair
+from od_qat.report.whole import GRAPH, MODEL, Whole
 from od_qat.targets.rules import NOT_KNOWN, TAKEN
 
 # Sections of the page.
@@ -60,12 +61,12 @@ def _is_quantized(whole: Whole) -> str:
 
 def _is_accurate(whole: Whole) -> str:
     this = whole.models.models[-1]
-    first = whole.models.models[0]
+    first, measure = whole.models.models[0], whole.models.measure
     if first is this:
-        return "mAP {:.1f}, with nothing to compare it with.".format(100 * this.map)
+        return "{} {:.1f}, with nothing to compare it with.".format(measure, 100 * this.value)
     difference = this.difference
-    text = "mAP {:.1f}, where {} has {:.1f}: {} points".format(
-        100 * this.map, first.label, 100 * first.map, table.points(this.map, first.map)
+    text = "{} {:.1f}, where {} has {:.1f}: {} points".format(
+        measure, 100 * this.value, first.label, 100 * first.value, table.points(this.value, first.value)
     )
     if difference is None or not np.isfinite(difference.low):
         return text + ". These are too few images for an interval."
@@ -80,9 +81,7 @@ def _computes_the_same(whole: Whole) -> str:
     pair = _pair(whole, GRAPH)
     if pair is not None:
         sentences.append(
-            "{:.1f} % of the detections of the graph and of the .tflite agree.".format(
-                100 * pair.found.agreement.share
-            )
+            "In {:.1f} % of the {} the graph and this model agree.".format(100 * pair.share, pair.noun)
         )
         if pair.shares is not None:
             sentences.append(

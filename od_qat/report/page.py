@@ -8,7 +8,6 @@ from od_qat.analysis.results import OfPoint
 from od_qat.report import (
     answers,
     comparison,
-    disagreement,
     layers,
     page_parts,
     plots,
@@ -19,7 +18,7 @@ from od_qat.report import (
 from od_qat.report.layers import Layers
 from od_qat.report.page_parts import Cell, number, text
 from od_qat.report.target_report import OfTarget
-from od_qat.report.whole import Pair, Whole
+from od_qat.report.whole import Whole
 
 FORMAT = "od_qat_report/2"
 TITLE = "Quantization report"
@@ -49,7 +48,7 @@ def as_json(whole: Whole) -> Dict[str, Any]:
         "given": whole.given.paths(),
         "answers": [one._asdict() for one in answers.answers(whole)],
         "models": quantizations.as_json(whole.models),
-        "agreement": [_pair_as_json(one) for one in whole.pairs],
+        "agreement": [dict(one.content, a=one.a, b=one.b) for one in whole.pairs],
         "layers": [layers.as_json(one) for one in whole.layers],
         "targets": [target_report.as_json(one) for one in whole.targets],
         "contents": None if whole.contents is None else comparison.summary(whole.contents),
@@ -58,17 +57,11 @@ def as_json(whole: Whole) -> Dict[str, Any]:
     }
 
 
-def _pair_as_json(one: Pair) -> Dict[str, Any]:
-    shares = None if one.shares is None else one.shares._asdict()
-    return dict(a=one.a, b=one.b, before_suppression=shares, **disagreement.as_json(one.found))
-
-
 def as_text(whole: Whole) -> str:
     """The whole for a terminal."""
     parts = [summary(whole), quantizations.as_text(whole.models)]
     for one in whole.pairs:
-        parts.append("{} and {}: {}".format(one.a, one.b, disagreement.as_text(one.found)))
-        parts += [] if one.shares is None else [one.shares.as_text()]
+        parts.append("{} and {}: {}".format(one.a, one.b, one.text))
     parts += [layers.as_text(one) for one in whole.layers]
     parts += [target_report.as_text(one) for one in whole.targets]
     if whole.comparison is not None:
@@ -90,7 +83,7 @@ def as_html(whole: Whole, title: str = TITLE) -> str:
     """The whole as one document that loads nothing else."""
     sections = [
         (answers.ACCURACY, "Accuracy, size and latency", _accuracy(whole)),
-        (answers.AGREEMENT, "Where detections differ", _agreement(whole)),
+        (answers.AGREEMENT, "Where results differ", _agreement(whole)),
         (answers.LAYERS, "Layers", _layers(whole)),
         (answers.DEVICES, "Devices", _devices(whole.targets)),
         (answers.CONTENTS, "What is in the file", _contents(whole)),
@@ -122,27 +115,27 @@ def _missing(whole: Whole) -> Iterable[str]:
 def _accuracy(whole: Whole) -> Iterable[str]:
     found = whole.models
     rows = []
+    headers = quantizations.headers_of(found)
     for cells in quantizations.cells_of(found):
-        rows.append([_toned(header, cell) for header, cell in zip(quantizations.HEADERS, cells)])
-    yield page_parts.table(quantizations.HEADERS, rows, "models")
+        rows.append([_toned(header, cell) for header, cell in zip(headers, cells)])
+    yield page_parts.table(headers, rows, "models")
     yield text("p", quantizations.note_of(found), "quiet")
     measured = [one for one in found.models if one.latency_ms]
     if measured:
         threads = min(measured[0].latency_ms)
         title = "milliseconds for an image, {} thread{}".format(threads, "" if threads == 1 else "s")
-        yield page_parts.scrolls(plots.bubbles([_bubble(one, threads) for one in measured], title, "mAP"))
+        items = [_bubble(one, threads) for one in measured]
+        yield page_parts.scrolls(plots.bubbles(items, title, found.measure))
         yield text("p", "The area of a model is the size of its file.", "quiet")
     names = sorted({name for one in found.models for name in one.per_class})
     rows = [[name] + [_percent(one.per_class.get(name)) for one in found.models] for name in names]
     by_class = page_parts.table(["class"] + [one.label for one in found.models], rows, "classes", tall=True)
-    yield page_parts.details("mAP of each of {} classes".format(len(names)), [by_class])
+    yield page_parts.details("{} of each of {} classes".format(found.measure, len(names)), [by_class])
 
 
 def _bubble(one: quantizations.Model, threads: int) -> plots.Bubble:
-    milliseconds, percent = one.latency_ms[threads], 100 * one.map
-    says = "{}: mAP {:.1f}, {:.1f} ms, {}".format(
-        one.label, percent, milliseconds, table.size(one.size_bytes)
-    )
+    milliseconds, percent = one.latency_ms[threads], 100 * one.value
+    says = "{}: {:.1f} %, {:.1f} ms, {}".format(one.label, percent, milliseconds, table.size(one.size_bytes))
     return plots.Bubble(one.label, milliseconds, percent, one.size_bytes, says)
 
 
@@ -161,36 +154,17 @@ def _percent(value: Any) -> Cell:
 def _agreement(whole: Whole) -> Iterable[str]:
     for one in whole.pairs:
         yield text("h3", "{} and {}".format(one.a, one.b))
-        yield text("p", _shares(one))
-        rows = [[why, number(count, "{}")] for why, count in one.found.reasons.items() if count]
+        yield text("p", one.said)
+        rows = [[why, number(count, "{}")] for why, count in one.reasons.items() if count]
         if rows:
-            yield page_parts.table(["why a detection has no match", "detections"], rows)
+            yield page_parts.table(["where they differ", one.noun], rows)
         if one.shares is not None:
             yield text("p", one.shares.as_text())
         if one.pictures:
             yield page_parts.details(
                 "The {} images that differ most".format(len(one.pictures)),
-                [page_parts.picture(data, image_id) for image_id, data in one.pictures],
+                [page_parts.picture(data, caption) for caption, data in one.pictures],
             )
-
-
-def _shares(pair: Pair) -> str:
-    total, quantiles = pair.found.agreement, pair.found.quantiles()
-    said = "{:.1f} % of the detections agree, in {} images: {} of {} of {} are in {}; back {} of {}.".format(
-        100.0 * total.share,
-        total.images,
-        total.matched_a,
-        total.detections_a,
-        pair.a,
-        pair.b,
-        total.matched_b,
-        total.detections_b,
-    )
-    if quantiles["score"]:
-        said += " Scores of matches differ by {:.3f} (median) and {:.3f} (95 %).".format(
-            *quantiles["score"][:2]
-        )
-    return said
 
 
 _LAYER_HEADERS = (

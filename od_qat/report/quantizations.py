@@ -1,4 +1,4 @@
-"""Several models of one detector side by side: accuracy, size and latency; and whether QAT paid."""
+"""Several models side by side: accuracy, size and latency; and whether QAT paid."""
 
 import dataclasses
 import os
@@ -8,24 +8,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from od_qat.report import table
-from od_qat.scoring import images, intervals, latency_pairs, metrics, workers
+from od_qat.scoring import intervals, latency_pairs
 from od_qat.scoring.intervals import Bootstrap, Interval
 
 # A difference that no user would see.
 _NOTHING = 0.001
-HEADERS = (
-    "model",
-    "mAP",
-    "95 % interval",
-    "points",
-    "small",
-    "medium",
-    "large",
-    "size",
-    "1 thread",
-    "2 threads",
-    "network",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +22,10 @@ class Model:
     Attributes:
       label: what to call it.
       path: of the file.
-      map, map50: COCO's, 0 to 1.
-      interval: of the mAP, from samples of the images.
-      difference: interval of the mAP less the first model's, on the same samples; None of the first model.
-      by_size: 'small', 'medium', 'large' -> mAP; None without such objects.
-      per_class: name -> mAP; None without objects.
+      value: the mAP of a detector, the accuracy of a classifier, 0 to 1.
+      interval: of that, from samples of the images.
+      difference: interval of that less the first model's, on the same samples; None of the first model.
+      by_column, per_class, more: see scoring.measures.Quality.
       size_bytes: of the file.
       latency_ms: number of threads -> median milliseconds.
       network_ms: with the first of these, without the post-processing of a .tflite; None of another model.
@@ -47,12 +33,12 @@ class Model:
 
     label: str
     path: str
-    map: float
-    map50: float
+    value: float
     interval: Interval
     difference: Optional[Interval]
-    by_size: Dict[str, Optional[float]]
+    by_column: Dict[str, Optional[float]]
     per_class: Dict[str, Optional[float]]
+    more: Dict[str, Optional[float]]
     size_bytes: int
     latency_ms: Dict[int, float]
     network_ms: Optional[float] = None
@@ -63,11 +49,15 @@ class Comparison:
     """All models, and what follows.
 
     Attributes:
+      measure: name of what they are measured by; its note and its columns follow.
       models: the first is what the others are compared with.
       images: how many were scored.
       verdict: whether QAT paid, in a sentence; None without QAT and PTQ.
     """
 
+    measure: str
+    note: str
+    columns: Tuple[str, ...]
     models: Tuple[Model, ...]
     images: int
     verdict: Optional[str]
@@ -75,11 +65,10 @@ class Comparison:
 
 def compare(
     paths: Mapping[str, str],
-    examples: Sequence[Any],
-    names: Mapping[int, str],
+    measure: Any,
     qat: Sequence[str] = (),
     ptq: Sequence[str] = (),
-    detections: Optional[Mapping[str, Mapping[Any, Any]]] = None,
+    found: Optional[Mapping[str, Mapping[Any, Any]]] = None,
     processes: Optional[int] = None,
     threads: Sequence[int] = (1, 2),
 ) -> Comparison:
@@ -87,26 +76,23 @@ def compare(
 
     Args:
       paths: label -> path of a .tflite or frozen .pb, as for scoring.score; the first is the float model.
-      examples: datasets.records.Example of every image.
-      names: id -> name.
+      measure: a scoring.measures.DetectorMeasure or classifiers.measure.ClassifierMeasure.
       qat, ptq: labels of the models that quantization-aware training made, and of those that were quantized
         after it to the same type.
-      detections: label -> what the model was found to detect; the others are run.
+      found: label -> what the model's run found; the others are run.
       processes: as for scoring.detect.
       threads: numbers of threads for the latency.
 
     Raises:
       as scoring.score.
     """
-    examples = list(examples)
-    bootstrap = Bootstrap(examples, names)
-    scores, sizes = {}, {}
+    bootstrap = Bootstrap(measure)
+    qualities = {}
     for label, path in paths.items():
-        found = (detections or {}).get(label) or workers.detect(path, examples, processes)
-        scores[label] = metrics.coco_metrics(examples, found, names)
-        sizes[label] = metrics.map_by_size(examples, found, names)
-        bootstrap.add(label, found)
-    first_image = images.decode(examples[0].encoded, str(examples[0].image_id))
+        of_model = (found or {}).get(label) or measure.run(path, processes)
+        qualities[label] = measure.quality(of_model)
+        bootstrap.add(label, of_model)
+    first_image = measure.first_image()
     print("measuring latency, in turns", file=sys.stderr)
     latencies = {number: latency_pairs.medians(paths, first_image, number) for number in threads}
     with latency_pairs.of_networks(paths) as networks:
@@ -116,19 +102,20 @@ def compare(
         Model(
             label,
             path,
-            scores[label].map,
-            scores[label].map50,
+            qualities[label].value,
             bootstrap.of(label),
             None if label == first else bootstrap.of_difference(label, first),
-            sizes[label],
-            scores[label].per_class,
+            qualities[label].by_column,
+            qualities[label].per_class,
+            qualities[label].more,
             os.path.getsize(path),
             {number: latencies[number][label] for number in threads},
             alone.get(label),
         )
         for label, path in paths.items()
     )
-    return Comparison(models, len(examples), _verdict(models, bootstrap, qat, ptq))
+    verdict = _verdict(models, bootstrap, qat, ptq)
+    return Comparison(measure.name, measure.note, measure.columns, models, len(measure.examples), verdict)
 
 
 def _verdict(
@@ -140,8 +127,8 @@ def _verdict(
         return None
     if not ptq:
         return "No int8 form was made, so nothing says whether QAT paid."
-    trained, after = (max(labels, key=lambda label: by_label[label].map) for labels in (qat, ptq))
-    difference = by_label[trained].map - by_label[after].map
+    trained, after = (max(labels, key=lambda label: by_label[label].value) for labels in (qat, ptq))
+    difference = by_label[trained].value - by_label[after].value
     interval = bootstrap.of_difference(trained, after)
     figures = "The difference, {} less {}, is {} points, 95 % interval {} to {}".format(
         trained,
@@ -159,7 +146,7 @@ def _verdict(
     if interval.high < 0:
         return "QAT did not pay: post-training quantization is better. {}.".format(figures)
     loss = bootstrap.of_difference(after, models[0].label)
-    if abs(by_label[after].map - models[0].map) <= _NOTHING or loss.high >= 0:
+    if abs(by_label[after].value - models[0].value) <= _NOTHING or loss.high >= 0:
         return (
             "QAT was not needed, as far as these images can tell: post-training quantization loses nothing "
             "that they show. {}.".format(figures)
@@ -167,22 +154,32 @@ def _verdict(
     return "These images cannot tell whether QAT paid. {}. Score on more images.".format(figures)
 
 
+def headers_of(found: Comparison) -> Tuple[str, ...]:
+    """The titles of the columns."""
+    threads = sorted(found.models[0].latency_ms)
+    of_threads = ["{} thread{}".format(number, "" if number == 1 else "s") for number in threads]
+    alone = ["network"] if any(model.network_ms is not None for model in found.models) else []
+    return tuple(
+        ["model", found.measure, "95 % interval", "points", *found.columns, "size"] + of_threads + alone
+    )
+
+
 def cells_of(found: Comparison) -> List[Tuple[str, ...]]:
-    """The cells as text, in the order of HEADERS."""
+    """The cells as text, in the order of headers_of."""
     first = found.models[0]
     return [
         (
             model.label,
-            "{:.1f}".format(100 * model.map),
+            "{:.1f}".format(100 * model.value),
             "{:.1f} to {:.1f}".format(100 * model.interval.low, 100 * model.interval.high)
             if np.isfinite(model.interval.low)
             else "-",
-            "" if model is first else table.points(model.map, first.map),
-            *(_percent(model.by_size.get(size)) for size in ("small", "medium", "large")),
+            "" if model is first else table.points(model.value, first.value),
+            *(_percent(model.by_column.get(column)) for column in found.columns),
             table.size(model.size_bytes),
             *(_milliseconds(value) for _, value in sorted(model.latency_ms.items())),
             _milliseconds(model.network_ms),
-        )
+        )[: len(headers_of(found))]
         for model in found.models
     ]
 
@@ -197,17 +194,14 @@ def _percent(value: Optional[float]) -> str:
 
 def note_of(found: Comparison) -> str:
     """The sentence below the table."""
-    return (
-        "mAP at overlaps .50 to .95 in percent, on {} images; points against {}; the interval is that of "
-        "images drawn again with replacement; network: without the post-processing, with 1 thread".format(
-            found.images, found.models[0].label
-        )
-    )
+    said = "{}, on {} images; points against {}; the interval is that of images drawn again with replacement"
+    alone = "; network: without the post-processing, with 1 thread" if "network" in headers_of(found) else ""
+    return said.format(found.note, found.images, found.models[0].label) + alone
 
 
 def as_text(found: Comparison) -> str:
     """The table and the verdict."""
-    lines = table.aligned([HEADERS] + cells_of(found)) + [note_of(found)]
+    lines = table.aligned([headers_of(found)] + cells_of(found)) + [note_of(found)]
     return "\n".join(lines + ([found.verdict] if found.verdict else []))
 
 

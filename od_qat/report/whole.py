@@ -1,39 +1,28 @@
-"""Measures what `od-qat report` shows of a detector: all other reports in one, each scored model run once."""
+"""Measures what `od-qat report` shows: all other reports in one, each scored model run once."""
 
 import dataclasses
-import io
 import sys
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from od_qat.contents import read as read_contents
 from od_qat.contents.model import Contents
 from od_qat.errors import OdQatError
 from od_qat.export import tflite_checks
 from od_qat.model_files import tflite_graph
-from od_qat.report import (
-    before_suppression,
-    comparison,
-    disagreement,
-    layers,
-    pictures,
-    quantizations,
-    target_report,
-)
-from od_qat.report.before_suppression import Shares
+from od_qat.model_files.description import describe_model
+from od_qat.report import comparison, layers, pairs, quantizations, target_report
 from od_qat.report.comparison import Comparison
-from od_qat.report.disagreement import Disagreement
 from od_qat.report.layers import Layers
+from od_qat.report.pairs import Pair
 from od_qat.report.target_report import OfTarget
-from od_qat.scoring import images, workers
-from od_qat.scoring.runners import Detections
+from od_qat.scoring import images
 from od_qat.targets import rules
 
 # Labels of the models that a report is given by their role.
 FLOAT, GRAPH, MODEL = "float", "QAT graph", "this model"
-# Of the drawn pictures, for the page: the greatest width and height in pixels, and JPEG's quality.
-_PIXELS, _QUALITY = 1600, 80
 
-FoundIn = Mapping[Any, Detections]
+# Image id -> Detections, or probabilities.
+FoundIn = Mapping[Any, Any]
 
 
 class Given(NamedTuple):
@@ -80,24 +69,6 @@ class Options(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two models' detections.
-
-    Attributes:
-      a, b: labels.
-      found: where they differ.
-      shares: how many of those without a match the suppression makes; None if that cannot be told.
-      pictures: (image id, JPEG) of those that differ most.
-    """
-
-    a: str
-    b: str
-    found: Disagreement
-    shares: Optional[Shares]
-    pictures: Tuple[Tuple[str, bytes], ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Whole:
     """What was measured.
 
@@ -126,19 +97,17 @@ class Whole:
 
 def measure(
     given: Given,
-    examples: Sequence[Any],
-    names: Mapping[int, str],
+    measure_of: Any,
     options: Optional[Options] = None,
-    detections: Optional[Mapping[str, FoundIn]] = None,
+    known: Optional[Mapping[str, FoundIn]] = None,
 ) -> Whole:
     """Measures everything.
 
     Args:
       given: the models.
-      examples: datasets.records.Example of all validation images.
-      names: label map id -> name.
+      measure_of: a scoring.measures.DetectorMeasure of all validation images, or a ClassifierMeasure.
       options: how much.
-      detections: label -> what was found already, of models that have been run on these images.
+      known: label -> what was found already, of models that have been run on these images.
 
     Raises:
       OdQatError: if a model cannot be read or run. What a model does not have is left out and said in
@@ -147,22 +116,18 @@ def measure(
     options = options or Options()
     paths = given.paths()
     missing: List[str] = []
-    found = dict(detections or {})
+    examples, found = measure_of.examples, dict(known or {})
     for label, path in paths.items():
         if label not in found:
             _say("running {} on {} images".format(path, len(examples)))
-            found[label] = workers.detect(path, examples, options.processes)
+            found[label] = measure_of.run(path, options.processes)
     _say("accuracy and latency")
     of_model = [MODEL] if given.ptq else []
-    models = quantizations.compare(paths, examples, names, of_model, list(given.ptq), found)
-    pairs = [
-        _pair(a, b, given, found, examples, names, options)
-        for a, b in ((FLOAT, MODEL), (GRAPH, MODEL))
-        if a in paths and b in paths
-    ]
+    models = quantizations.compare(paths, measure_of, of_model, list(given.ptq), found)
+    compared = tuple(_pairs(given, found, measure_of, options))
     if given.float_model is None:
         missing.append(
-            "what quantization changed, and what it cost: give the float detector with --float (a frozen "
+            "what quantization changed, and what it cost: give the float model with --float (a frozen "
             ".pb, or a float .tflite)"
         )
     _say("layers, on {} images".format(min(options.layer_images, len(examples))))
@@ -176,7 +141,7 @@ def measure(
         comparison.compare(of_float, contents) if of_float and contents else None,
         _inspection(given, missing),
         of_layers,
-        tuple(pairs),
+        compared,
         _targets(given, missing),
         tuple(missing),
     )
@@ -186,37 +151,15 @@ def _say(text: str) -> None:
     print("== " + text, file=sys.stderr, flush=True)
 
 
-def _pair(
-    a: str,
-    b: str,
-    given: Given,
-    found: Mapping[str, FoundIn],
-    examples: Sequence[Any],
-    names: Mapping[int, str],
-    options: Options,
-) -> Pair:
-    result = disagreement.disagreement(found[a], found[b], min_score=options.min_score)
-    by_id = {example.image_id: example for example in examples}
-    drawn = tuple(
-        (
-            str(image.image_id),
-            _jpeg(
-                pictures.sheet_of(by_id[image.image_id], {a: found[a], b: found[b]}, names, options.min_score)
-            ),
-        )
-        for image in result.images[: options.worst]
-        if image.alone
-    )
+def _pairs(given: Given, found: Mapping[str, FoundIn], measure: Any, options: Options) -> Iterator[Pair]:
     paths = given.paths()
-    shares = before_suppression.shares(result, {"a": paths[a], "b": paths[b]}, by_id)
-    return Pair(a, b, result, shares, drawn)
-
-
-def _jpeg(picture: Any) -> bytes:
-    picture.thumbnail((_PIXELS, _PIXELS))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_QUALITY)
-    return stream.getvalue()
+    for a, b in ((FLOAT, MODEL), (GRAPH, MODEL)):
+        if a in paths and b in paths:
+            sides = [pairs.Side(label, paths[label], found[label]) for label in (a, b)]
+            if describe_model(given.model).is_classifier:
+                yield pairs.of_classifiers(*sides, measure, options.worst)
+            else:
+                yield pairs.of_detectors(*sides, measure, options.worst, options.min_score)
 
 
 def _layers(given: Given, examples: Sequence[Any], missing: List[str]) -> Tuple[Layers, ...]:

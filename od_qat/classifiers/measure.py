@@ -1,0 +1,63 @@
+"""What classifiers are measured by, as scoring/measures.py has it for detectors."""
+
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from od_qat.classifiers import counts, score
+from od_qat.model_files.description import describe_model
+from od_qat.scoring import images, workers
+from od_qat.scoring.measures import Quality
+
+
+class ClassifierMeasure(object):
+    """The share of images whose class a model finds.
+
+    Attributes:
+      name, note, columns, names: as of scoring.measures.DetectorMeasure.
+      examples: score.Image of every image.
+    """
+
+    name = "accuracy"
+    note = "accuracy in percent"
+    columns: Tuple[str, ...] = ()
+
+    def __init__(self, examples: Sequence[score.Image], names: Mapping[int, str]) -> None:
+        self.examples, self.names = list(examples), names
+        self._labels = np.array([image.label for image in self.examples])
+
+    def first_image(self) -> np.ndarray:
+        """Its pixels."""
+        return images.decode(self.examples[0].encoded, self.examples[0].image_id)
+
+    def run(self, path: str, processes: Optional[int]) -> Dict[Any, np.ndarray]:
+        """Image id -> probabilities, float32 [classes]; errors are those of scoring.detect."""
+        with workers.Pool(describe_model(path)) as pool:
+            found = pool.detect(iter(self.examples), len(self.examples), processes, True)
+        score.require_labels(self._labels, len(next(iter(found.values()))), path)
+        return found
+
+    def quality(self, found: Mapping[Any, np.ndarray]) -> Quality:
+        """Of a model that found this."""
+        probabilities = self._stacked(found)
+        right = counts.Counts()
+        right.add(probabilities, self._labels)
+        metrics = right.metrics()
+        of_class: Dict[str, Optional[float]] = {}
+        hits = self._hits(found)
+        for label in sorted(set(self._labels)):
+            name = self.names.get(int(label), str(label))
+            of_class[name] = float(hits[self._labels == label].mean())
+        return Quality(metrics[counts.ACCURACY], {}, of_class, {"recall_5": metrics.get(counts.RECALL_5)})
+
+    def samples(self, found: Mapping[Any, np.ndarray], draws: Sequence[np.ndarray]) -> np.ndarray:
+        """The accuracy of each draw of images, which are numbered from 0."""
+        hits = self._hits(found)
+        return np.array([hits[draw].mean() for draw in draws])
+
+    def _stacked(self, found: Mapping[Any, np.ndarray]) -> np.ndarray:
+        return np.stack([found[image.image_id] for image in self.examples])
+
+    def _hits(self, found: Mapping[Any, np.ndarray]) -> np.ndarray:
+        # (Of equal scores the first counts, as in np.argmax.)
+        return self._stacked(found).argmax(1) == self._labels

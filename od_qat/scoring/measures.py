@@ -1,0 +1,61 @@
+"""What detectors are measured by. (classifiers/measure.py has the same of classifiers.)"""
+
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from od_qat.scoring import images, metrics, workers
+from od_qat.scoring.runners import Detections
+
+
+class Quality(NamedTuple):
+    """How good a model is.
+
+    Attributes:
+      value: the measure, 0 to 1.
+      by_column: a column of the measure's -> value; None without such objects.
+      per_class: name -> value; None without objects.
+      more: name -> other measures.
+    """
+
+    value: float
+    by_column: Dict[str, Optional[float]]
+    per_class: Dict[str, Optional[float]]
+    more: Dict[str, Optional[float]]
+
+
+class DetectorMeasure(object):
+    """COCO's mAP.
+
+    Attributes:
+      name: of the measure.
+      note: what it is, for a sentence.
+      columns: the parts that it is also given for.
+      examples: datasets.records.Example of every image.
+      names: label map id -> name.
+    """
+
+    name = "mAP"
+    note = "mAP at overlaps .50 to .95 in percent"
+    columns = ("small", "medium", "large")
+
+    def __init__(self, examples: Sequence[Any], names: Mapping[int, str]) -> None:
+        self.examples, self.names = list(examples), names
+
+    def first_image(self) -> np.ndarray:
+        """Its pixels."""
+        return images.decode(self.examples[0].encoded, str(self.examples[0].image_id))
+
+    def run(self, path: str, processes: Optional[int]) -> Dict[Any, Detections]:
+        """Runs a model on all images; see scoring.detect."""
+        return workers.detect(path, self.examples, processes)
+
+    def quality(self, found: Mapping[Any, Detections]) -> Quality:
+        """Of a model that found this."""
+        score = metrics.coco_metrics(self.examples, found, self.names)
+        sizes = metrics.map_by_size(self.examples, found, self.names)
+        return Quality(score.map, sizes, score.per_class, {"map50": score.map50, "map75": score.map75})
+
+    def samples(self, found: Mapping[Any, Detections], draws: Sequence[np.ndarray]) -> np.ndarray:
+        """The mAP of each draw of images, which are numbered from 0."""
+        return metrics.resampled_maps(self.examples, found, self.names, draws)
