@@ -121,7 +121,7 @@ def test_models_that_have_been_run_are_not_run_again(given, found, monkeypatch):
 
 def test_what_is_missing_is_said(found, model_dir):
     assert any("--graph" in one for one in found.missing)
-    assert any("tflite_graph.pb" in one and "uint8.tflite" in one for one in found.missing)
+    assert any("tflite_graph.pb" in one and "beside it" in one for one in found.missing)
     alone = whole.measure(
         whole.Given(os.path.join(model_dir, "canonical.pb")), DetectorMeasure(EXAMPLES[:3], BY_ID)
     )
@@ -137,6 +137,10 @@ def test_answers(shown):
     accurate = of_question["Is it as accurate as the float model?"].answer
     this, first = shown.models.models[-1], shown.models.models[0]
     assert "mAP {:.1f}, where float has {:.1f}".format(100 * this.value, 100 * first.value) in accurate
+    left_out = of_question["What does its post-processing leave out?"].answer
+    assert (
+        left_out.startswith("It has regular NMS, score threshold 0.2, at most") and "COCO's mAP" in left_out
+    )
     hurts = of_question["Which layer hurts most?"].answer
     assert hurts.startswith("conv_10 adds most: 0.40 steps") and "Train longer & better." in hurts
     big = of_question["Why is it this big?"].answer

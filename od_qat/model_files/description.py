@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from od_qat import files
 from od_qat.errors import ExportError
@@ -18,6 +18,8 @@ DEFAULT_MEAN = DEFAULT_STD = 127.5
 
 _FIX_EXPORT = "export the model again, so that its JSON is written beside it"
 _log = logging.getLogger("od_qat")
+# Paths of models for which it was said that their JSON is missing. (A report reads a model several times.)
+_warned: Set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ def describe_model(
 
     It assumes that a .pb has the OD API's names, takes pixels and returns label map ids. It assumes that a
     .tflite takes an image of the input tensor's size, normalised with mean 127.5 and std 127.5, and returns
-    class ids from 0; that is logged, unless mean, std or class_id_offset is given.
+    class ids from 0; that is logged, once for each model, unless mean, std or class_id_offset is given.
 
     Args:
       model_path: a .tflite or a frozen GraphDef (.pb).
@@ -147,7 +149,8 @@ def describe_model(
     else:
         description = _assumed(model_path, is_tflite)
         given = [value for value in (mean, std, class_id_offset) if value is not None]
-        if is_tflite and not given:
+        if is_tflite and not given and model_path not in _warned:
+            _warned.add(model_path)
             _log.warning(
                 "%s is missing: assuming mean %g, std %g and class ids from 0 for %s",
                 beside,

@@ -6,6 +6,7 @@ import numpy as np
 
 from od_qat.contents.model import GRAPH as GRAPH_KIND
 from od_qat.contents.model import STRUCTURE, TFLITE, WEIGHTS
+from od_qat.model_files import tflite_file
 from od_qat.report import table
 from od_qat.report.pairs import Pair
 from od_qat.report.whole import GRAPH, MODEL, Whole
@@ -13,6 +14,8 @@ from od_qat.targets.rules import NOT_KNOWN, TAKEN
 
 # Sections of the page.
 ACCURACY, AGREEMENT, LAYERS, DEVICES, CONTENTS = "accuracy", "agreement", "layers", "devices", "contents"
+# Detections of an image that COCO's mAP counts.
+_COUNTED = 100
 # Names of tensors that a sentence lists.
 _LISTED = 3
 
@@ -35,6 +38,7 @@ def answers(whole: Whole) -> List[Answer]:
     found = [
         Answer("Is it fully quantized?", _is_quantized(whole), CONTENTS),
         Answer("Is it as accurate as the float model?", _is_accurate(whole), ACCURACY),
+        Answer("What does its post-processing leave out?", _leaves_out(whole), ACCURACY),
         Answer("Was quantization-aware training worth it?", whole.models.verdict or "", ACCURACY),
         Answer("Does it compute what was trained?", _computes_the_same(whole), AGREEMENT),
         Answer("Which layer hurts most?", _hurts(whole), LAYERS),
@@ -76,6 +80,17 @@ def _is_accurate(whole: Whole) -> str:
     return "{}. {} (95 % interval {}).".format("It is better" if difference.low > 0 else "No", text, interval)
 
 
+def _leaves_out(whole: Whole) -> str:
+    if not whole.suppression:
+        return ""
+    text = "It has {}.".format(tflite_file.suppression(whole.suppression))
+    if whole.suppression.get("max_detections", _COUNTED) < _COUNTED:
+        text += " COCO's mAP counts {} detections of an image, so fewer lower it.".format(_COUNTED)
+    if not whole.suppression.get("use_regular_nms") and whole.suppression.get("num_classes", 1) > 1:
+        text += " The fast NMS suppresses boxes of all classes at once, which lowers it too."
+    return text
+
+
 def _computes_the_same(whole: Whole) -> str:
     sentences = []
     pair = _pair(whole, GRAPH)
@@ -85,8 +100,10 @@ def _computes_the_same(whole: Whole) -> str:
         )
         if pair.shares is not None:
             sentences.append(
-                "{} of the {} others are near-ties, of which the suppression kept another.".format(
-                    pair.shares.of_suppression, pair.shares.of_suppression + pair.shares.of_network
+                "Of {} others, in {} images, {} are near-ties, of which the suppression kept another.".format(
+                    pair.shares.of_suppression + pair.shares.of_network,
+                    pair.shares.images,
+                    pair.shares.of_suppression,
                 )
             )
     for one in whole.layers:

@@ -53,7 +53,7 @@ def measure(path: str, pictures: Iterable[np.ndarray], reference: Optional[str] 
     """
     compat.quiet_logging()
     if path.endswith(".tflite"):
-        beside = reference or os.path.join(os.path.dirname(path), GRAPH_BESIDE)
+        beside = reference or graph_beside(path)
         if not os.path.isfile(beside):
             raise ConfigError(
                 "a .tflite is compared with the graph that it was made from",
@@ -66,6 +66,11 @@ def measure(path: str, pictures: Iterable[np.ndarray], reference: Optional[str] 
     found = _of_graph(path, reference, pictures)
     said = "the float graph " + reference if reference else "itself without fake quants"
     return Layers(path, said, found, tuple(advice.of_graph(found)))
+
+
+def graph_beside(path: str) -> str:
+    """The path of the graph that a .tflite was made from, where the export wrote both."""
+    return os.path.join(os.path.dirname(path), GRAPH_BESIDE)
 
 
 def _of_graph(path: str, reference: Optional[str], pictures: Iterable[np.ndarray]) -> LayerErrors:

@@ -1,6 +1,7 @@
 """Measures what `od-qat report` shows: all other reports in one, each scored model run once."""
 
 import dataclasses
+import os
 import sys
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -8,7 +9,7 @@ from od_qat.contents import read as read_contents
 from od_qat.contents.model import Contents
 from od_qat.errors import OdQatError
 from od_qat.export import tflite_checks
-from od_qat.model_files import tflite_graph
+from od_qat.model_files import tflite_file, tflite_graph
 from od_qat.model_files.description import describe_model
 from od_qat.report import comparison, layers, pairs, quantizations, target_report
 from od_qat.report.comparison import Comparison
@@ -78,6 +79,7 @@ class Whole:
       contents: what this model holds.
       comparison: that beside what the float model holds; None without one.
       inspection: the tensors of a .tflite; None of a .pb.
+      suppression: the options of a .tflite's TFLite_Detection_PostProcess; empty without it.
       layers: of the graph against itself in float, and of the .tflite against its graph.
       pairs: float and this model; the graph and this model.
       targets: what devices do with a .tflite.
@@ -89,6 +91,7 @@ class Whole:
     contents: Optional[Contents]
     comparison: Optional[Comparison]
     inspection: Optional[tflite_checks.Inspection]
+    suppression: Dict[str, Any]
     layers: Tuple[Layers, ...]
     pairs: Tuple[Pair, ...]
     targets: Tuple[OfTarget, ...]
@@ -140,6 +143,7 @@ def measure(
         contents,
         comparison.compare(of_float, contents) if of_float and contents else None,
         _inspection(given, missing),
+        tflite_file.read(given.model).options if given.model.endswith(".tflite") else {},
         of_layers,
         compared,
         _targets(given, missing),
@@ -171,7 +175,14 @@ def _layers(given: Given, examples: Sequence[Any], missing: List[str]) -> Tuple[
             "which layer loses most by quantization: give the graph with fake quants with --graph "
             "(frozen_eval_graph.pb of an evaluation)"
         )
-    for path in filter(None, (graph, given.model if given.model.endswith(".tflite") else None)):
+    with_graph = [given.model] if given.model.endswith(".tflite") else []
+    if with_graph and not os.path.isfile(layers.graph_beside(given.model)):
+        missing.append(
+            "whether each op of the .tflite computes what it should: put {}, from which od-qat export-tflite "
+            "made it, beside it".format(layers.GRAPH_BESIDE)
+        )
+        with_graph = []
+    for path in ([] if graph is None else [graph]) + with_graph:
         try:
             found.append(layers.measure(path, decoded))
         except OdQatError as error:
