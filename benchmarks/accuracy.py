@@ -16,7 +16,7 @@ uint8, per tensor: its weight ranges, each end by itself, fit no int8 kernel.
 import argparse
 import math
 import os
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 # 97.5 % quantiles of Student's t by degrees of freedom.
 _STUDENTS_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -36,18 +36,23 @@ def differences(results: Sequence[dict]) -> Dict[str, Dict[str, Optional[float]]
     found = {}
     for one, other in _DIFFERENCES:
         points = [100 * (result[one] - result[other]) for result in results]
-        count, mean = len(points), sum(points) / len(points)
-        deviation = half_width = None
-        if count > 1:
-            deviation = math.sqrt(sum((value - mean) ** 2 for value in points) / (count - 1))
-            quantile = _STUDENTS_T[count - 2] if count - 2 < len(_STUDENTS_T) else 2.0
-            half_width = quantile * deviation / math.sqrt(count)
+        mean, deviation, half_width = statistics(points)
         found["{} - {}".format(one, other)] = {
             "mean": mean,
             "deviation": deviation,
             "half_width": half_width,
         }
     return found
+
+
+def statistics(points: Sequence[float]) -> Tuple[float, Optional[float], Optional[float]]:
+    """Mean, sample deviation, half the width of the mean's interval of 95 %; both None with one point."""
+    count, mean = len(points), sum(points) / len(points)
+    if count < 2:
+        return mean, None, None
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in points) / (count - 1))
+    quantile = _STUDENTS_T[count - 2] if count - 2 < len(_STUDENTS_T) else 2.0
+    return mean, deviation, quantile * deviation / math.sqrt(count)
 
 
 def with_contrib_placement(work_dir: str, seed: int) -> dict:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import od_qat
 from od_qat.cli import flags
@@ -144,6 +144,8 @@ def run(
     processes: Optional[int] = None,
     skip_invalid: bool = False,
     detector: str = "tf1",
+    overrides: Sequence[str] = (),
+    schedule: Optional[Schedule] = None,
 ) -> Dict[str, Any]:
     """Runs the demo. work_dir then has report.html, report.txt, report.json, demo.json and pictures/.
 
@@ -158,6 +160,8 @@ def run(
       skip_invalid: leave unreadable images out too; invalid objects (public sets have a few boxes without
         area) are left out, listed and counted in any case.
       detector: 'tf1' or 'tf2', the half of the OD API that the detector is of.
+      overrides: `dotted.path=value` edits of all configs, for another detector.
+      schedule: in place of the one for the data and the detector.
 
     Returns:
       the content of demo.json.
@@ -166,12 +170,14 @@ def run(
       OdQatError: from any step.
     """
     started = time.time()
-    schedule = (BUILTIN_SCHEDULES if data == "builtin" else FOLDER_SCHEDULES)[detector]
+    schedule = schedule or (BUILTIN_SCHEDULES if data == "builtin" else FOLDER_SCHEDULES)[detector]
     schedule = schedule._replace(
         float_steps=float_steps or schedule.float_steps, qat_steps=qat_steps or schedule.qat_steps
     )
     settings = dict(schedule._asdict(), data=data, seed=seed, train_list=train_list, val_list=val_list)
     del settings["multiple"]  # It follows from the configs.
+    if overrides:
+        settings["overrides"] = list(overrides)
     _keep_to_one_run(work_dir, settings)
     _say("1/8 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
@@ -182,7 +188,7 @@ def run(
     from od_qat import commands, evaluator
 
     paths = _Paths(work_dir)
-    _write_configs(dataset, schedule, paths)
+    _write_configs(dataset, schedule, paths, overrides)
     _say("2/8 float training, {} steps".format(schedule.float_steps))
     commands.train(paths.float_config, paths.float_train, seed=seed, save_interval_secs=120)
     _say("3/8 quantization-aware training from its checkpoint, {} steps".format(schedule.qat_steps))
@@ -337,7 +343,7 @@ def fit_to_boxes(examples, pixels: int, multiple: int = 16) -> Tuple[int, int, L
     return height, width, [round(scale, 4) for scale in (first, second, third, last)]
 
 
-def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
+def _write_configs(dataset, schedule: Schedule, paths: _Paths, overrides: Sequence[str] = ()) -> None:
     """The configs of the three trainings; float_on.config is qat.config without its graph_rewriter block."""
     from od_qat.datasets import records
     from od_qat.od_api import halves, pipeline
@@ -359,6 +365,7 @@ def _write_configs(dataset, schedule: Schedule, paths: _Paths) -> None:
         ]
         text = "input {}x{}, anchor scales {}".format(height, width, " ".join(str(s) for s in scales))
         print(text, file=sys.stderr)
+    common += overrides
     source = os.path.join(CONFIG_FOLDER, schedule.configs)
     config = pipeline.load(source + "_float.config", common)
     _set_steps(config.train_config, schedule.float_steps)

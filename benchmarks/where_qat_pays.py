@@ -1,0 +1,123 @@
+"""Where does QAT pay? Float, PTQ and QAT of several detectors at equal training, over seeds.
+
+    python benchmarks/where_qat_pays.py [--data builtin voc:FOLDER] [--detectors v1 v2 v3 edgetpu fpnlite]
+        [--seeds 0 1 2] [--work_dir where_qat_pays_out] [--float_steps N] [--qat_steps N]
+
+For each data set, detector and seed it trains a float detector, and from its checkpoint for equally many more
+steps: in float, with QAT with a range for each channel of the weights, and with QAT with one range for all
+(what uint8 devices take). The float detector that was trained on is quantized after training, per channel and
+per tensor. It scores each .tflite, and the float detector as a frozen graph.
+
+Prints a Markdown table: mAP of the float detector, and what the others have more, in points: the mean over
+the seeds and the half width of its interval of 95 % (Student's t). What is finished is not repeated.
+"""
+
+import argparse
+import json
+import os
+from typing import Any, Dict, List, Sequence
+
+import accuracy
+
+TYPE = "model.ssd.feature_extractor.type="
+# What upstream's MobileNet V3 and EdgeTPU have: six feature maps, for which the anchors are spread evenly.
+SIX_MAPS = [
+    "model.ssd.feature_extractor.num_layers=",
+    "model.ssd.anchor_generator.ssd_anchor_generator.num_layers=6",
+    "model.ssd.anchor_generator.ssd_anchor_generator.scales=",
+]
+# Name -> the half of the OD API, and what differs from the demo's detector of that half.
+DETECTORS = {
+    "v1": ("tf1", [TYPE + "ssd_mobilenet_v1"]),
+    "v2": ("tf1", [TYPE + "ssd_mobilenet_v2"]),
+    "v3": ("tf1", [TYPE + "ssd_mobilenet_v3_small"] + SIX_MAPS),
+    "edgetpu": ("tf1", [TYPE + "ssd_mobilenet_edgetpu"] + SIX_MAPS),
+    "fpnlite": ("tf2", []),
+}
+FLOAT = "float"
+FORMS = ("PTQ per channel", "PTQ per tensor", "QAT per channel", "QAT per tensor")
+PER_TENSOR = ["graph_rewriter.[od_qat.layers].per_channel=false"]
+
+
+def run(data: str, detector: str, seed: int, folder: str, steps: Dict[str, Any]) -> Dict[str, float]:
+    """Trains and scores all of one seed; returns model -> mAP, 0 to 1."""
+    from od_qat import commands, scoring
+    from od_qat.cli import demo
+    from od_qat.datasets import DatasetInfo
+
+    half, overrides = DETECTORS[detector]
+    schedule = demo.FOLDER_SCHEDULES[half]
+    report = demo.run(data, folder, seed=seed, detector=half, overrides=overrides, schedule=schedule, **steps)
+    rows = {row["label"]: row["map"] for row in report["rows"]["rows"]}
+    found = {
+        FLOAT: rows[demo.FLOAT_ON],
+        "PTQ per channel": rows[demo.PTQ_ON],
+        "QAT per channel": rows[demo.QAT],
+    }
+    dataset = DatasetInfo.load(os.path.join(folder, "data"))
+    names = dataset.names_by_id()
+
+    def score(path: str) -> float:
+        return scoring.score(path, dataset.val_record, class_names=names, progress=False).score.map
+
+    float_on = os.path.join(folder, "float_on.config"), os.path.join(folder, "float_on", "train")
+    out = os.path.join(folder, "per_tensor")
+    path = commands.export_tflite(*float_on, os.path.join(out, "ptq"), ptq=True, form="int8_per_tensor")
+    found["PTQ per tensor"] = score(path)
+    config, train_dir = os.path.join(folder, "qat.config"), os.path.join(out, "train")
+    commands.train(config, train_dir, overrides=PER_TENSOR, seed=seed)
+    found["QAT per tensor"] = score(commands.export_tflite(config, train_dir, out, overrides=PER_TENSOR))
+    return found
+
+
+def kept(path: str, make: Any) -> Dict[str, float]:
+    """The content of a JSON file, which is made if it is missing."""
+    from od_qat.files import write_json
+
+    if not os.path.exists(path):
+        write_json(path, make())
+    with open(path) as stream:
+        return json.load(stream)
+
+
+def cells(results: Sequence[Dict[str, float]]) -> List[str]:
+    """The float mAP, and what each other model has more, in points."""
+    values = [100 * one[FLOAT] for one in results]
+    found = ["{:.1f}".format(sum(values) / len(values))]
+    for form in FORMS:
+        mean, _, half_width = accuracy.statistics([100 * (one[form] - one[FLOAT]) for one in results])
+        found.append("{:+.1f}{}".format(mean, "" if half_width is None else " ± {:.1f}".format(half_width)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", default=["builtin"], help="as of od-qat demo")
+    parser.add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work_dir", default="where_qat_pays_out")
+    parser.add_argument("--float_steps", type=int, help="another length of the float training")
+    parser.add_argument("--qat_steps", type=int, help="another length of QAT and of float training beside it")
+    arguments = parser.parse_args()
+    steps = {"float_steps": arguments.float_steps, "qat_steps": arguments.qat_steps}
+    print("| data | detector | float | " + " | ".join(FORMS) + " |")
+    print("| --- |" + " --- |" * (2 + len(FORMS)), flush=True)
+    for data in arguments.data:
+        for detector in arguments.detectors:
+            results = []
+            for seed in arguments.seeds:
+                name = os.path.basename(data.rstrip("/")).replace(":", "_")
+                folder = os.path.join(arguments.work_dir, name, detector, "seed{}".format(seed))
+                results.append(
+                    kept(
+                        os.path.join(folder, "map.json"),
+                        lambda: run(data, detector, seed, folder, steps),  # noqa: B023  (called at once)
+                    )
+                )
+            print("| {} | {} | {} |".format(data, detector, " | ".join(cells(results))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
