@@ -100,9 +100,18 @@ def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
         found = right(part)
         bootstrap.add(label, found)
         models.append(model(label, scoring.coco_metrics(MANY, found, NAMES).map))
-    assert quantizations._verdict(models, bootstrap, ["qat"], ["ptq"]).startswith(says)
-    assert quantizations._verdict(models, bootstrap, [], ["ptq"]) is None
-    assert "No int8 form was made" in quantizations._verdict(models, bootstrap, ["qat"], [])
+    assert quantizations._verdict(models, bootstrap, ["qat"], ["ptq"], "float").startswith(says)
+    assert quantizations._verdict(models, bootstrap, [], ["ptq"], "float") is None
+    assert "No int8 form was made" in quantizations._verdict(models, bootstrap, ["qat"], [], "float")
+
+
+def test_without_the_float_model_nothing_says_what_ptq_lost():
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY, BY_ID), samples=40)
+    for label in ("ptq", "qat"):
+        bootstrap.add(label, right(0.5))
+    models = [model(label, 0.5) for label in ("ptq", "qat")]
+    says = quantizations._verdict(models, bootstrap, ["qat"], ["ptq"], None)
+    assert says.startswith("These images cannot tell whether QAT paid.")
 
 
 def test_too_few_images_for_a_verdict():
@@ -114,7 +123,9 @@ def test_too_few_images_for_a_verdict():
         bootstrap.add(label, found)
         models.append(model(label, scoring.coco_metrics(few, found, NAMES).map))
     assert np.isnan(bootstrap.of("qat").low)
-    assert quantizations._verdict(models, bootstrap, ["qat"], ["ptq"]).startswith("Too few images to say")
+    assert quantizations._verdict(models, bootstrap, ["qat"], ["ptq"], "float").startswith(
+        "Too few images to say"
+    )
 
 
 def test_latency_in_turns(model_dir):

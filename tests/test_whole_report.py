@@ -127,6 +127,8 @@ def test_what_is_missing_is_said(found, model_dir):
     )
     said = "\n".join(alone.missing)
     assert "--float" in said and "they take a .tflite" in said and "canonical.pb" in said
+    accuracy = next(one for one in answers.answers(alone) if one.section == answers.ACCURACY)
+    assert accuracy.question == "How accurate is it?" and "is not given" in accuracy.answer
     text = page.as_html(alone)
     assert 'id="missing"' in text and "--float" in text and 'id="devices"' not in text
 

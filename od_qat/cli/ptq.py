@@ -112,6 +112,7 @@ def handle(arguments: argparse.Namespace) -> int:
         of_detector or measure(),
         [label for label, _ in trained],
         [form for form in forms if form in QUANTIZED_FORMS],
+        of_float=FLOAT32,
         processes=arguments.processes,
     )
     if arguments.json:

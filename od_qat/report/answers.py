@@ -37,7 +37,13 @@ def answers(whole: Whole) -> List[Answer]:
     """All questions that what was measured can answer."""
     found = [
         Answer("Is it fully quantized?", _is_quantized(whole), CONTENTS),
-        Answer("Is it as accurate as the float model?", _is_accurate(whole), ACCURACY),
+        Answer(
+            "How accurate is it?"
+            if whole.given.float_model is None
+            else "Is it as accurate as the float model?",
+            _is_accurate(whole),
+            ACCURACY,
+        ),
         Answer("What does its post-processing leave out?", _leaves_out(whole), ACCURACY),
         Answer("Was quantization-aware training worth it?", whole.models.verdict or "", ACCURACY),
         Answer("Does it compute what was trained?", _computes_the_same(whole), AGREEMENT),
@@ -66,9 +72,9 @@ def _is_quantized(whole: Whole) -> str:
 def _is_accurate(whole: Whole) -> str:
     this = whole.models.models[-1]
     first, measure = whole.models.models[0], whole.models.measure
-    if first is this:
-        return "{} {:.1f}, with nothing to compare it with.".format(measure, 100 * this.value)
     difference = this.difference
+    if whole.given.float_model is None:
+        return "{} {:.1f}; the float model is not given.".format(measure, 100 * this.value)
     text = "{} {:.1f}, where {} has {:.1f}: {} points".format(
         measure, 100 * this.value, first.label, 100 * first.value, table.points(this.value, first.value)
     )

@@ -69,17 +69,20 @@ def compare(
     qat: Sequence[str] = (),
     ptq: Sequence[str] = (),
     found: Optional[Mapping[str, Mapping[Any, Any]]] = None,
+    of_float: Optional[str] = None,
     processes: Optional[int] = None,
     threads: Sequence[int] = (1, 2),
 ) -> Comparison:
     """Scores models on the same images, and measures their latency in turns.
 
     Args:
-      paths: label -> path of a .tflite or frozen .pb, as for scoring.score; the first is the float model.
+      paths: label -> path of a .tflite or frozen .pb, as for scoring.score; the others are compared with the
+        first.
       measure: a scoring.measures.DetectorMeasure or classifiers.measure.ClassifierMeasure.
       qat, ptq: labels of the models that quantization-aware training made, and of those that were quantized
         after it to the same type.
       found: label -> what the model's run found; the others are run.
+      of_float: label of the float model, without which nothing says what quantization lost.
       processes: as for scoring.detect.
       threads: numbers of threads for the latency.
 
@@ -114,12 +117,16 @@ def compare(
         )
         for label, path in paths.items()
     )
-    verdict = _verdict(models, bootstrap, qat, ptq)
+    verdict = _verdict(models, bootstrap, qat, ptq, of_float)
     return Comparison(measure.name, measure.note, measure.columns, models, len(measure.examples), verdict)
 
 
 def _verdict(
-    models: Sequence[Model], bootstrap: Bootstrap, qat: Sequence[str], ptq: Sequence[str]
+    models: Sequence[Model],
+    bootstrap: Bootstrap,
+    qat: Sequence[str],
+    ptq: Sequence[str],
+    of_float: Optional[str],
 ) -> Optional[str]:
     """Whether the best QAT model is better than the best PTQ model, as far as these images can tell."""
     by_label = {model.label: model for model in models}
@@ -145,12 +152,13 @@ def _verdict(
         return "QAT paid. " + figures + "."
     if interval.high < 0:
         return "QAT did not pay: post-training quantization is better. {}.".format(figures)
-    loss = bootstrap.of_difference(after, models[0].label)
-    if abs(by_label[after].value - models[0].value) <= _NOTHING or loss.high >= 0:
-        return (
-            "QAT was not needed, as far as these images can tell: post-training quantization loses nothing "
-            "that they show. {}.".format(figures)
-        )
+    if of_float is not None:
+        loss = bootstrap.of_difference(after, of_float)
+        if abs(by_label[after].value - by_label[of_float].value) <= _NOTHING or loss.high >= 0:
+            return (
+                "QAT was not needed, as far as these images can tell: post-training quantization loses "
+                "nothing that they show. {}.".format(figures)
+            )
     return "These images cannot tell whether QAT paid. {}. Score on more images.".format(figures)
 
 

@@ -126,7 +126,8 @@ def measure(
             found[label] = measure_of.run(path, options.processes)
     _say("accuracy and latency")
     of_model = [MODEL] if given.ptq else []
-    models = quantizations.compare(paths, measure_of, of_model, list(given.ptq), found)
+    of_float = None if given.float_model is None else FLOAT
+    models = quantizations.compare(paths, measure_of, of_model, list(given.ptq), found, of_float)
     compared = tuple(_pairs(given, found, measure_of, options))
     if given.float_model is None:
         missing.append(
@@ -136,12 +137,12 @@ def measure(
     _say("layers, on {} images".format(min(options.layer_images, len(examples))))
     of_layers = _layers(given, examples[: options.layer_images], missing)
     contents = _contents(given.model, missing)
-    of_float = None if given.float_model is None else _contents(given.float_model, missing)
+    float_contents = None if given.float_model is None else _contents(given.float_model, missing)
     return Whole(
         given,
         models,
         contents,
-        comparison.compare(of_float, contents) if of_float and contents else None,
+        comparison.compare(float_contents, contents) if float_contents and contents else None,
         _inspection(given, missing),
         tflite_file.read(given.model).options if given.model.endswith(".tflite") else {},
         of_layers,
