@@ -94,8 +94,8 @@ def _leaves_out(whole: Whole) -> str:
         text += " COCO's mAP counts {} detections of an image, so fewer lower it.".format(_COUNTED)
     if not whole.suppression.get("use_regular_nms") and whole.suppression.get("num_classes", 1) > 1:
         text += (
-            " Fast NMS suppresses boxes of all classes at once; where the float model does it class by class, "
-            "that lowers the mAP."
+            " Fast NMS suppresses boxes of all classes at once; where the float model does it class by "
+            "class, that lowers the mAP."
         )
     return text
 
