@@ -50,12 +50,8 @@ def parts(generations):
         for path in sorted(glob.glob("tests/test_*.py")):
             command = [python, "-m", "pytest", path, "--timeout={}".format(TIMEOUT)]
             command += ["-m", "tf1"] if kind == "tf1" else []
-            # (2.15 is between the two ends: it is spared the models that are like others.)
-            tier = (
-                "zoo"
-                if kind == "tf215" and os.path.basename(path) in ("test_parity.py", "test_coverage.py")
-                else "all"
-            )
+            # (2.15 is between the two ends: there, each capability once.)
+            tier = "quick" if kind == "tf215" else "all"
             extra = {"OD_QAT_TESTS": tier}
             if kind == "main" and os.path.basename(path) in _NEEDING:
                 extra["PYTHONPATH"] = UPSTREAMS
