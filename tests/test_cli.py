@@ -166,6 +166,21 @@ class TestErrors(object):
         assert cli.main(["train", "--pipeline_config_path", str(tmp_path), "--train_dir=x"]) == 1
         assert "found a folder" in one_error(capsys)
 
+    @pytest.mark.parametrize(
+        "holds, told",
+        [
+            ([], "found a folder. Fix: correct the path"),
+            (["a.txt", "b.pb", "detect.tflite"], "Fix: name a file in it: b.pb, detect.tflite"),
+            (["checkpoint"], "a folder of checkpoints. Fix: export it first, with od-qat export-tflite"),
+            (["ckpt-1.index"], "found a folder of checkpoints. Fix: export it first"),
+        ],
+    )
+    def test_a_folder_is_not_a_model(self, holds, told, tmp_path, capsys):
+        for name in holds:
+            (tmp_path / name).write_text("x")
+        assert cli.main(["report", str(tmp_path), "--record=x", "--output_dir=x"]) == 1
+        assert told in one_error(capsys)
+
     def test_an_unknown_data_set_of_the_demo(self, tmp_path, capsys):
         assert (
             cli.main(["demo", "--data=voc:" + str(tmp_path / "none"), "--work_dir", str(tmp_path / "w")]) == 1

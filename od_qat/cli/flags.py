@@ -142,6 +142,22 @@ def require_file(path: str, what: str) -> None:
 
     Paths such as gs:// are left to TensorFlow.
     """
-    if "://" not in path and not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "no such file"
-        raise ConfigError("cannot read the {}".format(what), where=path, found=found, fix="correct the path")
+    if "://" in path or os.path.isfile(path):
+        return
+    found, fix = "no such file", "correct the path"
+    if os.path.isdir(path):
+        found, fix = _of_folder(path, what)
+    raise ConfigError("cannot read the {}".format(what), where=path, found=found, fix=fix)
+
+
+def _of_folder(path: str, what: str) -> Tuple[str, str]:
+    """What was found, and the way on, where a folder was given in place of a file."""
+    if what != "model":
+        return "a folder", "correct the path"
+    names = sorted(os.listdir(path))
+    models = [name for name in names if name.endswith((".tflite", ".pb"))]
+    if models:
+        return "a folder", "name a file in it: {}".format(", ".join(models))
+    if any(name == "checkpoint" or name.endswith(".index") for name in names):
+        return "a folder of checkpoints", "export it first, with od-qat export-tflite"
+    return "a folder", "correct the path"
