@@ -57,7 +57,7 @@ def test_a_sample_is_scored_as_copies_of_its_images():
 
 
 def test_intervals_of_models_and_of_their_difference():
-    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY, BY_ID), samples=50)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY.__iter__, BY_ID), samples=50)
     for label, part in (("all", 1.0), ("half", 0.5), ("again", 0.5)):
         bootstrap.add(label, right(part))
     assert bootstrap.of("all") == intervals.Interval(1.0, 1.0)
@@ -94,7 +94,7 @@ def model(label, value):
     ],
 )
 def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
-    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY, BY_ID), samples=40)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY.__iter__, BY_ID), samples=40)
     models = []
     for label, part in (("float", of_float), ("ptq", of_ptq), ("qat", of_qat)):
         found = right(part)
@@ -106,7 +106,7 @@ def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
 
 
 def test_without_the_float_model_nothing_says_what_ptq_lost():
-    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY, BY_ID), samples=40)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY.__iter__, BY_ID), samples=40)
     for label in ("ptq", "qat"):
         bootstrap.add(label, right(0.5))
     models = [model(label, 0.5) for label in ("ptq", "qat")]
@@ -116,7 +116,7 @@ def test_without_the_float_model_nothing_says_what_ptq_lost():
 
 def test_too_few_images_for_a_verdict():
     few = MANY[: intervals.LEAST_IMAGES - 1]
-    bootstrap = intervals.Bootstrap(DetectorMeasure(few, BY_ID), samples=10)
+    bootstrap = intervals.Bootstrap(DetectorMeasure(few.__iter__, BY_ID), samples=10)
     models = []
     for label, part in (("float", 1.0), ("ptq", 0.5), ("qat", 1.0)):
         found = {one.image_id: right(part)[one.image_id] for one in few}

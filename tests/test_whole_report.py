@@ -25,7 +25,7 @@ pytest.importorskip("ai_edge_litert")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = os.environ.get("OD_QAT_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
 BY_ID = dict(enumerate(NAMES, 1))
-MEASURE = DetectorMeasure(EXAMPLES, BY_ID)
+MEASURE = DetectorMeasure(EXAMPLES.__iter__, BY_ID)
 # A name that would end a script, or an attribute, if it were not escaped.
 NASTY = "block</script><b>\"'1/act_quant"
 
@@ -123,7 +123,7 @@ def test_what_is_missing_is_said(found, model_dir):
     assert any("--graph" in one for one in found.missing)
     assert any("tflite_graph.pb" in one and "beside it" in one for one in found.missing)
     alone = whole.measure(
-        whole.Given(os.path.join(model_dir, "canonical.pb")), DetectorMeasure(EXAMPLES[:3], BY_ID)
+        whole.Given(os.path.join(model_dir, "canonical.pb")), DetectorMeasure(EXAMPLES[:3].__iter__, BY_ID)
     )
     said = "\n".join(alone.missing)
     assert "--float" in said and "they take a .tflite" in said and "canonical.pb" in said

@@ -1,13 +1,14 @@
 """What classifiers are measured by, as scoring/measures.py has it for detectors."""
 
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from od_qat.classifiers import counts, score
 from od_qat.model_files.description import describe_model
-from od_qat.scoring import images, workers
+from od_qat.scoring import workers
 from od_qat.scoring.measures import Quality
+from od_qat.scoring.stored_images import StoredImages
 
 
 class ClassifierMeasure(object):
@@ -15,25 +16,24 @@ class ClassifierMeasure(object):
 
     Attributes:
       name, note, columns, names: as of scoring.measures.DetectorMeasure.
-      examples: score.Image of every image.
+      images: with their score.Image.
+      examples: those, without the images.
     """
 
     name = "accuracy"
     note = "accuracy in percent"
     columns: Tuple[str, ...] = ()
 
-    def __init__(self, examples: Sequence[score.Image], names: Mapping[int, str]) -> None:
-        self.examples, self.names = list(examples), names
+    def __init__(self, read: Callable[[], Iterator[score.Image]], names: Mapping[int, str]) -> None:
+        """Reads the labels; `read` is that of StoredImages."""
+        self.images, self.names = StoredImages(read), names
+        self.examples = self.images.examples
         self._labels = np.array([image.label for image in self.examples])
-
-    def first_image(self) -> np.ndarray:
-        """Its pixels."""
-        return images.decode(self.examples[0].encoded, self.examples[0].image_id)
 
     def run(self, path: str, processes: Optional[int]) -> Dict[Any, np.ndarray]:
         """Image id -> probabilities, float32 [classes]; errors are those of scoring.detect."""
         with workers.Pool(describe_model(path)) as pool:
-            found = pool.detect(iter(self.examples), len(self.examples), processes, True)
+            found = pool.detect(iter(self.images), len(self.images), processes, True)
         score.require_labels(self._labels, len(next(iter(found.values()))), path)
         return found
 

@@ -85,14 +85,14 @@ def handle(arguments: argparse.Namespace) -> int:
     result = disagreement.disagreement(
         found[0], found[1], arguments.iou, arguments.score_tolerance, arguments.min_score
     )
-    differing = {image.image_id for image in result.images if image.alone}
+    differing = [image.image_id for image in result.images if image.alone][: before_suppression.MOST_IMAGES]
     shares = before_suppression.shares(
         result,
         {"a": arguments.a, "b": arguments.b},
         {
             example.image_id: example
             for example in records.read_examples(arguments.record)
-            if example.image_id in differing
+            if example.image_id in set(differing)
         },
         arguments.iou,
         arguments.score_tolerance,
@@ -132,7 +132,7 @@ def _write(arguments: argparse.Namespace, measure: Any, order: List[str]) -> Non
     from od_qat import files
     from od_qat.report import pictures
 
-    by_id = {example.image_id: example for example in measure.examples}
+    by_id = measure.images.by_id(order[: arguments.worst])
     for place, image_id in enumerate(order[: arguments.worst], 1):
         name = "{:03}-{}".format(place, pictures.file_name(image_id, set()))
         encoded = pictures.drawn(by_id[image_id].encoded, image_id, [])

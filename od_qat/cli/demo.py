@@ -6,6 +6,7 @@ after the other, fits its configs to the data, and skips what an earlier run has
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -400,7 +401,9 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     from od_qat.report import page, pictures, table, whole
     from od_qat.scoring import measures
 
-    examples = list(records.read_examples(dataset.val_record))
+    measure = measures.DetectorMeasure(
+        lambda: records.read_examples(dataset.val_record), dataset.names_by_id()
+    )
     scores = {
         label: scoring.score(path, dataset.val_record, class_names=dataset.names_by_id(), processes=processes)
         for label, path in models.items()
@@ -416,7 +419,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
         score_tolerance=2 * _SCORE_STEP,
     )
     pictures.side_by_side(
-        examples[:_PICTURES],
+        itertools.islice(measure.images, _PICTURES),
         {"float": scores[FLOAT_ON].detections, "int8": scores[QAT].detections},
         dataset.names_by_id(),
         paths.pictures,
@@ -427,7 +430,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     of_given = {whole.FLOAT: FLOAT_ON, whole.GRAPH: QAT_FROZEN, whole.MODEL: QAT, "PTQ": PTQ_ON}
     found = whole.measure(
         given,
-        measures.DetectorMeasure(examples, dataset.names_by_id()),
+        measure,
         whole.Options(processes=processes),
         {label: scores[of].detections for label, of in of_given.items()},
     )
@@ -435,7 +438,7 @@ def _report(dataset, paths, checkpoints, models, seed, processes, started) -> Di
     result = {
         "seed": seed,
         "minutes": round((time.time() - started) / 60.0, 1),
-        "validation_images": len(examples),
+        "validation_images": len(measure.images),
         "rows": table.as_json(rows, FLOAT_ON),
         "agreement": dataclasses.asdict(agreement),
     }

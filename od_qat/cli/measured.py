@@ -76,8 +76,10 @@ def _of_detector(record: str, label_map_path: str, max_images: Optional[int]) ->
     from od_qat.scoring.measures import DetectorMeasure
 
     total = records.check_records(record, label_map_path, max_images)
-    examples = itertools.islice(records.read_examples(record), total)
-    return DetectorMeasure(list(examples), label_map.read_label_map(label_map_path))
+    return DetectorMeasure(
+        lambda: itertools.islice(records.read_examples(record), total),
+        label_map.read_label_map(label_map_path),
+    )
 
 
 def _of_classifier(model: str, record: str, max_images: Optional[int]) -> Any:
@@ -88,4 +90,4 @@ def _of_classifier(model: str, record: str, max_images: Optional[int]) -> Any:
     description = describe_model(model)
     source = score.open_source(description, record)
     names = dict(enumerate(description.labels or source.classes.names))
-    return ClassifierMeasure(list(itertools.islice(score.images_of(source), max_images)), names)
+    return ClassifierMeasure(lambda: itertools.islice(score.images_of(source), max_images), names)

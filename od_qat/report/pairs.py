@@ -60,7 +60,8 @@ def of_detectors(a: Side, b: Side, measure: Any, worst: int, min_score: float) -
       ExportError, DataError: if a model or an image cannot be read.
     """
     result = disagreement.disagreement(a.found, b.found, min_score=min_score)
-    by_id = {example.image_id: example for example in measure.examples}
+    differing = [image.image_id for image in result.images if image.alone]
+    by_id = measure.images.by_id(differing[: max(worst, before_suppression.MOST_IMAGES)])
     shares = before_suppression.shares(result, {"a": a.path, "b": b.path}, by_id)
     both = {a.label: a.found, b.label: b.found}
     drawn = tuple(
@@ -103,7 +104,7 @@ def of_classifiers(a: Side, b: Side, measure: Any, worst: int) -> Pair:
     from PIL import Image
 
     result = class_disagreement.compare(a.found, b.found, measure.examples)
-    by_id = {example.image_id: example for example in measure.examples}
+    by_id = measure.images.by_id([one.image_id for one in result.images[:worst]])
     shown = tuple(
         (
             class_disagreement.caption(one, measure.names),

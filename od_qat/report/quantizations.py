@@ -95,7 +95,7 @@ def compare(
         of_model = (found or {}).get(label) or measure.run(path, processes)
         qualities[label] = measure.quality(of_model)
         bootstrap.add(label, of_model)
-    first_image = measure.first_image()
+    first_image = measure.images.pixels(1)[0]
     print("measuring latency, in turns", file=sys.stderr)
     latencies = {number: latency_pairs.medians(paths, first_image, number) for number in threads}
     with latency_pairs.of_networks(paths) as networks:

@@ -16,7 +16,6 @@ from od_qat.report.comparison import Comparison
 from od_qat.report.layers import Layers
 from od_qat.report.pairs import Pair
 from od_qat.report.target_report import OfTarget
-from od_qat.scoring import images
 from od_qat.targets import rules
 
 # Labels of the models that a report is given by their role.
@@ -135,7 +134,7 @@ def measure(
             ".pb, or a float .tflite)"
         )
     _say("layers, on {} images".format(min(options.layer_images, len(examples))))
-    of_layers = _layers(given, examples[: options.layer_images], missing)
+    of_layers = _layers(given, measure_of.images.pixels(options.layer_images), missing)
     contents = _contents(given.model, missing)
     float_contents = None if given.float_model is None else _contents(given.float_model, missing)
     return Whole(
@@ -167,8 +166,7 @@ def _pairs(given: Given, found: Mapping[str, FoundIn], measure: Any, options: Op
                 yield pairs.of_detectors(*sides, measure, options.worst, options.min_score)
 
 
-def _layers(given: Given, examples: Sequence[Any], missing: List[str]) -> Tuple[Layers, ...]:
-    decoded = [images.decode(example.encoded, str(example.image_id)) for example in examples]
+def _layers(given: Given, decoded: Sequence[Any], missing: List[str]) -> Tuple[Layers, ...]:
     found = []
     graph = given.graph or (given.model if given.model.endswith(".pb") else None)
     if graph is None:

@@ -1,11 +1,12 @@
 """What detectors are measured by. (classifiers/measure.py has the same of classifiers.)"""
 
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from od_qat.scoring import images, metrics, workers
+from od_qat.scoring import metrics, workers
 from od_qat.scoring.runners import Detections
+from od_qat.scoring.stored_images import StoredImages
 
 
 class Quality(NamedTuple):
@@ -31,7 +32,8 @@ class DetectorMeasure(object):
       name: of the measure.
       note: what it is, for a sentence.
       columns: the parts that it is also given for.
-      examples: datasets.records.Example of every image.
+      images: with their datasets.records.Example.
+      examples: those, without the images.
       names: label map id -> name.
     """
 
@@ -39,16 +41,14 @@ class DetectorMeasure(object):
     note = "mAP at overlaps .50 to .95 in percent"
     columns = ("small", "medium", "large")
 
-    def __init__(self, examples: Sequence[Any], names: Mapping[int, str]) -> None:
-        self.examples, self.names = list(examples), names
-
-    def first_image(self) -> np.ndarray:
-        """Its pixels."""
-        return images.decode(self.examples[0].encoded, str(self.examples[0].image_id))
+    def __init__(self, read: Callable[[], Iterator[Any]], names: Mapping[int, str]) -> None:
+        """Reads the ground truth; `read` is that of StoredImages."""
+        self.images, self.names = StoredImages(read), names
+        self.examples = self.images.examples
 
     def run(self, path: str, processes: Optional[int]) -> Dict[Any, Detections]:
         """Runs a model on all images; see scoring.detect."""
-        return workers.detect(path, self.examples, processes)
+        return workers.detect(path, self.images, processes)
 
     def quality(self, found: Mapping[Any, Detections]) -> Quality:
         """Of a model that found this."""
