@@ -2,7 +2,7 @@
 
 import glob
 import os
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from od_qat.contents.model import (
     Contents,
     Layer,
 )
-from od_qat.errors import DataError, OdQatError
+from od_qat.errors import DataError, OdQatError, first_line
 from od_qat.graph import allowed_ops
 from od_qat.graph.index import op_name
 from od_qat.model_files import nodes
@@ -183,16 +183,28 @@ class _Graph(object):
 
 def _constant(node: Any, kind: str) -> Array:
     message = node.attr["value"].tensor
-    dtype = tf.as_dtype(node.attr["dtype"].type)
     # (What is the same throughout is stored once.)
     return Array(
         node.name,
         kind,
         tuple(dim.size for dim in message.tensor_shape.dim),
-        dtype.name,
+        _of_constant(node, lambda: tf.as_dtype(node.attr["dtype"].type).name),
         node.ByteSize(),
-        lambda: tf.make_ndarray(message),
+        lambda: _of_constant(node, lambda: tf.make_ndarray(message)),
     )
+
+
+def _of_constant(node: Any, read: Callable[[], Any]) -> Any:
+    """What `read` returns; raises DataError where it finds a type or a size that does not belong there."""
+    try:
+        return read()
+    except (ValueError, TypeError, MemoryError) as error:
+        raise DataError(
+            "a constant of the graph is damaged",
+            where=node.name,
+            found=first_line(error),
+            fix="copy or export the graph again",
+        ) from error
 
 
 def _shapes(graph_def: Any) -> Dict[str, Tuple[Optional[int], ...]]:
