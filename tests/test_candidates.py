@@ -26,6 +26,30 @@ def test_a_graph_without_upstreams_names_has_none(model_dir):
     assert candidates.open_reader(os.path.join(model_dir, "canonical.pb")) is None
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_the_background_is_cut_off_where_upstream_cuts_it_off(cut, tf, model_dir, tmp_path):
+    """(ssd_meta_arch.py does so behind raw_box_scores, if the model has a background class.)"""
+    graph_def = tf.GraphDef()
+    with open(os.path.join(model_dir, "canonical.pb"), "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    scores = np.array([[[0.9, 0.1, 0.2], [0.2, 0.8, 0.3]]], np.float32)
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+        tf.constant(np.tile(np.float32([0, 0, 0.5, 2]), (1, 2, 1)), name="raw_box_locations")
+        given = tf.constant(scores, name="raw_box_scores")
+        if cut:
+            tf.slice(given, [0, 0, 1], [-1, -1, -1])
+    path = str(tmp_path / "canonical.pb")
+    with open(path, "wb") as stream:
+        stream.write(graph.as_graph_def().SerializeToString())
+    reader = candidates.open_reader(path)
+    found = reader.read(scoring.decode(EXAMPLES[0].encoded, ""))
+    reader.close()
+    assert found.first_class == 1
+    np.testing.assert_array_equal(found.scores, scores[0][:, 1:] if cut else scores[0])
+    np.testing.assert_array_equal(found.boxes, np.tile(np.float32([0, 0, 0.5, 1]), (2, 1)))
+
+
 def changed(detected, change):
     return {key: Detections(*change(*found)) for key, found in detected.items()}
 

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from od_qat import cli, scoring
+from od_qat.datasets import records
 from od_qat.model_files import tflite_graph
 from od_qat.report import quantizations
-from od_qat.scoring import intervals, latency_pairs, metrics
+from od_qat.scoring import candidates, intervals, latency_pairs, metrics
 from od_qat.scoring.measures import DetectorMeasure
 from tests import tiers
 from tests.helpers import sessions, tiny_detector
+from tests.helpers.all_among import require_all_among
 from tests.test_agree import detections
 from tests.test_scoring import EXAMPLES, NAMES
 
@@ -105,6 +108,40 @@ def test_whether_qat_paid(of_float, of_ptq, of_qat, says):
     assert "No int8 form was made" in quantizations._verdict(models, bootstrap, ["qat"], [], "float")
 
 
+def test_a_loss_that_cannot_be_seen_is_not_called_none():
+    """Float and PTQ find as much, each in other images: other images could show a loss of many points."""
+    bootstrap = intervals.Bootstrap(DetectorMeasure(MANY.__iter__, BY_ID), samples=40)
+    of_first = right(0.5)
+    of_last = {key: right()[key] if not len(of_first[key].scores) else right(0)[key] for key in of_first}
+    for label, found in (("float", of_first), ("ptq", of_last), ("qat", of_last)):
+        bootstrap.add(label, found)
+    models = [model(label, 0.5) for label in ("float", "ptq", "qat")]
+    loss = bootstrap.of_difference("ptq", "float")
+    assert loss.low < -quantizations.TOLERANCE and loss.high > 0
+    says = quantizations._verdict(models, bootstrap, ["qat"], ["ptq"], "float")
+    assert says.startswith("These images cannot tell whether QAT paid.")
+    assert "may have lost up to {:.1f} points. Score on more images.".format(-100 * loss.low) in says
+
+
+def test_what_makes_figures_wrong_stands_beside_them(model_dir, tmp_path):
+    path = str(tmp_path / "int8.tflite")
+    shutil.copy(os.path.join(model_dir, "int8.tflite"), path)
+    shutil.copy(os.path.join(model_dir, "int8.json"), str(tmp_path))
+    measure = DetectorMeasure(EXAMPLES.__iter__, BY_ID, "map.pbtxt")
+    found = quantizations.compare({"int8": path}, measure, threads=(1,))
+    assert quantizations.warnings_of(found) == []
+    with open(str(tmp_path / "int8.json")) as stream:
+        beside = json.load(stream)
+    with open(str(tmp_path / "int8.json"), "w") as stream:
+        json.dump(dict(beside, class_id_offset=beside["class_id_offset"] - 1), stream)
+    found = quantizations.compare({"int8": path}, measure, threads=(1,))
+    (numbering,) = [one for one in quantizations.warnings_of(found) if "are not those of map.pbtxt" in one]
+    assert "warning: " + numbering in quantizations.as_text(found)
+    os.unlink(str(tmp_path / "int8.json"))
+    found = quantizations.compare({"int8": path}, measure, threads=(1,))
+    assert "int8.tflite has no int8.json beside it, so mean 127.5" in quantizations.as_text(found)
+
+
 def test_without_the_float_model_nothing_says_what_ptq_lost():
     bootstrap = intervals.Bootstrap(DetectorMeasure(MANY.__iter__, BY_ID), samples=40)
     for label in ("ptq", "qat"):
@@ -180,6 +217,15 @@ def test_all_forms_are_scored(made):
     assert sizes["float32"] > 2 * sizes["int8"]
     assert sizes["float32"] > 1.5 * sizes.get("float16", 0)
     assert found["verdict"] is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_candidates_of_a_form_can_be_read(made, form):
+    folder, _ = made
+    path = os.path.join(folder, "out", form, "detect.tflite")
+    examples = list(records.read_examples(os.path.join(folder, "data.record")))[:2]
+    detected = scoring.detect(path, examples, processes=1, progress=False)
+    require_all_among(candidates.open_reader(path), detected, examples)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "float16"])

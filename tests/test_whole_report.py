@@ -15,8 +15,10 @@ from od_qat import cli, scoring
 from od_qat.analysis.advice import Advice
 from od_qat.analysis.errors import Distribution, Error
 from od_qat.analysis.results import LayerErrors, OfPoint
+from od_qat.errors import ConfigError
 from od_qat.report import answers, page, page_parts, plots, whole
 from od_qat.report.layers import Layers
+from od_qat.scoring import intervals
 from od_qat.scoring.measures import DetectorMeasure
 from tests.test_scoring import EXAMPLES, NAMES, write_record
 
@@ -117,6 +119,60 @@ def test_models_that_have_been_run_are_not_run_again(given, found, monkeypatch):
     again = whole.measure(given, MEASURE, whole.Options(layer_images=2), detected)
     assert again.models.models[-1].value == found.models.models[-1].value
     assert again.models.models[-1].label == label
+
+
+def accurate(found, first, this, low, high):
+    """The answer on accuracy, for these values and this interval of their difference."""
+    models = [dataclasses.replace(one, value=first) for one in found.models.models]
+    models[-1] = dataclasses.replace(models[-1], value=this, difference=intervals.Interval(low, high))
+    changed = dataclasses.replace(found, models=dataclasses.replace(found.models, models=tuple(models)))
+    return next(one.answer for one in answers.answers(changed) if one.section == answers.ACCURACY)
+
+
+@pytest.mark.parametrize(
+    "first, this, low, high, says",
+    [
+        (0.60, 0.599, -0.005, 0.004, "Yes, to 1 point, as far as these images can tell. mAP 59.9, where"),
+        (0.60, 0.51, -0.19, 0.004, "These images cannot tell: it may have lost up to 19.0 points. mAP 51.0"),
+        (0.60, 0.51, -0.19, -0.004, "No. mAP 51.0, where float has 60.0: -9.0 points"),
+        (0.60, 0.65, 0.01, 0.09, "It is better. mAP 65.0"),
+        (0.001, 0.0, -0.001, 0.001, "That cannot be told, since both find next to nothing."),
+    ],
+)
+def test_no_loss_is_claimed_that_images_do_not_exclude(found, first, this, low, high, says):
+    assert accurate(found, first, this, low, high).startswith(says)
+
+
+def test_layers_that_were_not_found_are_counted(found):
+    errors = dataclasses.replace(LAYERS.errors, unmatched=("conv_2", "boxes"))
+    of_tflite = dataclasses.replace(LAYERS, path="detect.tflite", errors=errors, advice=())
+    changed = dataclasses.replace(found, layers=(of_tflite,))
+    (said,) = [one.answer for one in answers.answers(changed) if one.section == answers.AGREEMENT]
+    assert "none of the 3 ops that were found" in said and "no op" not in said
+    assert "what was not found in the .tflite, 2 layers of its graph: conv_2, boxes." in said
+
+
+@pytest.mark.parametrize(
+    "role, file, says",
+    [
+        ("float_model", "uint8.tflite", "the float model is quantized: at {}, found 100 % of its weights"),
+        ("graph", "canonical.pb", "the graph with fake quants is float: at {}, found 0 % of its weights"),
+        ("ptq", "float32.tflite", "what post-training quantization made is float: at {}, found 0 %"),
+    ],
+)
+def test_a_model_in_a_wrong_role_is_refused(role, file, says, model_dir):
+    path = os.path.join(model_dir, file)
+    given = whole.Given(
+        os.path.join(model_dir, "int8.tflite"), **{role: {"PTQ": path} if role == "ptq" else path}
+    )
+    with pytest.raises(ConfigError) as caught:
+        whole.measure(given, MEASURE)
+    assert str(caught.value).startswith(says.format(path)) and "--beside" in str(caught.value)
+
+
+def test_sizes_are_sorted_by_bytes(shown):
+    for one in shown.models.models:
+        assert 'data-value="{!r}"'.format(float(one.size_bytes)) in page.as_html(shown)
 
 
 def test_what_is_missing_is_said(found, model_dir):

@@ -1,6 +1,6 @@
 """What classifiers are measured by, as scoring/measures.py has it for detectors."""
 
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -47,8 +47,14 @@ class ClassifierMeasure(object):
         hits = self._hits(found)
         for label in sorted(set(self._labels)):
             name = self.names.get(int(label), str(label))
+            # (ImageNet has two classes of the name crane.)
+            name = "{} ({})".format(name, label) if name in of_class else name
             of_class[name] = float(hits[self._labels == label].mean())
         return Quality(metrics[counts.ACCURACY], {}, of_class, {"recall_5": metrics.get(counts.RECALL_5)})
+
+    def warnings(self, path: str, found: Mapping[Any, np.ndarray]) -> List[str]:
+        """None: what does not fit is refused by `run`."""
+        return []
 
     def samples(self, found: Mapping[Any, np.ndarray], draws: Sequence[np.ndarray]) -> np.ndarray:
         """The accuracy of each draw of images, which are numbered from 0."""

@@ -79,6 +79,7 @@ def _of_detector(record: str, label_map_path: str, max_images: Optional[int]) ->
     return DetectorMeasure(
         lambda: itertools.islice(records.read_examples(record), total),
         label_map.read_label_map(label_map_path),
+        label_map_path,
     )
 
 

@@ -9,6 +9,7 @@ from od_qat.contents.model import STRUCTURE, TFLITE, WEIGHTS
 from od_qat.model_files import tflite_file
 from od_qat.report import table
 from od_qat.report.pairs import Pair
+from od_qat.report.quantizations import TOLERANCE
 from od_qat.report.whole import GRAPH, MODEL, Whole
 from od_qat.targets.rules import NOT_KNOWN, TAKEN
 
@@ -57,16 +58,21 @@ def answers(whole: Whole) -> List[Answer]:
 def _is_quantized(whole: Whole) -> str:
     if whole.inspection is None:
         share = None if whole.contents is None else whole.contents.quantized_weights()
-        if not share:
+        if share is None or whole.contents.kind != GRAPH_KIND:
             return ""
+        if not share:
+            return "No. It is a float graph, without a fake quant on any weight."
         return (
             "{:.0f} % of its weights go through fake quants. It computes in float32 what its .tflite will "
             "compute with integers."
         ).format(100 * share)
     floats = whole.inspection.float_tensors
     if not floats:
-        return "Yes. No tensor before the post-processing is float."
-    return "No. {} are float: {}.".format(_count(len(floats), "tensor"), _some(floats))
+        return "Yes. {} is float.".format(
+            "No tensor before the post-processing" if whole.suppression else "None of its tensors"
+        )
+    verb = "is" if len(floats) == 1 else "are"
+    return "No. {} {} float: {}.".format(_count(len(floats), "tensor"), verb, _some(floats))
 
 
 def _is_accurate(whole: Whole) -> str:
@@ -81,8 +87,16 @@ def _is_accurate(whole: Whole) -> str:
     if difference is None or not np.isfinite(difference.low):
         return text + ". These are too few images for an interval."
     interval = "{} to {}".format(table.points(difference.low, 0.0), table.points(difference.high, 0.0))
+    if max(first.value, this.value) < TOLERANCE:
+        return "That cannot be told, since both find next to nothing. {}.".format(text)
     if difference.low <= 0 <= difference.high:
-        return "As far as these images can tell, yes. {} (95 % interval {}).".format(text, interval)
+        if difference.low > -TOLERANCE:
+            says = "Yes, to {:g} point, as far as these images can tell".format(100 * TOLERANCE)
+        else:
+            says = "These images cannot tell: it may have lost up to {:.1f} points".format(
+                -100 * difference.low
+            )
+        return "{}. {} (95 % interval {}).".format(says, text, interval)
     return "{}. {} (95 % interval {}).".format("It is better" if difference.low > 0 else "No", text, interval)
 
 
@@ -91,7 +105,7 @@ def _leaves_out(whole: Whole) -> str:
         return ""
     text = "It has {}.".format(tflite_file.suppression(whole.suppression))
     if whole.suppression.get("max_detections", _COUNTED) < _COUNTED:
-        text += " COCO's mAP counts {} detections of an image, so fewer lower it.".format(_COUNTED)
+        text += " COCO's mAP counts {} detections of an image, so fewer can lower it.".format(_COUNTED)
     if not whole.suppression.get("use_regular_nms") and whole.suppression.get("num_classes", 1) > 1:
         text += (
             " Fast NMS suppresses boxes of all classes at once; where the float model does it class by "
@@ -104,12 +118,11 @@ def _computes_the_same(whole: Whole) -> str:
     sentences = []
     pair = _pair(whole, GRAPH)
     if pair is not None:
-        sentences.append(
-            "In {:.1f} % of the {} the graph and this model agree.".format(100 * pair.share, pair.noun)
-        )
+        sentences.append(pair.said)
         if pair.shares is not None:
             sentences.append(
-                "Of {} others, in {} images, {} are near-ties, of which the suppression kept another.".format(
+                "Of {} others, in the {} images that differ most, {} are near-ties, of which the suppression "
+                "kept another.".format(
                     pair.shares.of_suppression + pair.shares.of_network,
                     pair.shares.images,
                     pair.shares.of_suppression,
@@ -123,8 +136,18 @@ def _computes_the_same(whole: Whole) -> str:
             sentences.append(one.advice[0].what)
         elif worst:
             sentences.append(
-                "With the same inputs, no op of the .tflite is further than {:.2f} steps from its "
-                "graph.".format(worst[0].own.steps or 0.0)
+                "With the same inputs, {} of the .tflite is further than {:.2f} steps from its graph.".format(
+                    "none of the {} ops that were found".format(len(one.errors.points))
+                    if one.errors.unmatched
+                    else "no op",
+                    worst[0].own.steps or 0.0,
+                )
+            )
+        if one.errors.unmatched:
+            sentences.append(
+                "Nothing is said of what was not found in the .tflite, {} of its graph: {}.".format(
+                    _count(len(one.errors.unmatched), "layer"), _some(list(one.errors.unmatched))
+                )
             )
     return " ".join(sentences)
 
@@ -148,13 +171,14 @@ def _is_taken(whole: Whole) -> str:
             continue
         counts = one.counts()
         sentences.append(
-            "{}: {} of {} ops{}.".format(
+            "{} takes {} of {} ops{}.{}".format(
                 one.target.title,
                 counts.get(TAKEN, 0),
                 len(one.verdicts),
                 ", and {} more that only the device or its compiler can tell".format(counts[NOT_KNOWN])
                 if counts.get(NOT_KNOWN)
                 else "",
+                "" if one.too_heavy is None else " {}.".format(one.too_heavy.found.rstrip(".")),
             )
         )
     return "\n".join(sentences)

@@ -5,6 +5,7 @@ changes nothing else lets it keep another one. What the other model has in its c
 that score, only its suppression has left out.
 """
 
+import contextlib
 from typing import Any, Mapping, NamedTuple, Optional
 
 import numpy as np
@@ -34,9 +35,9 @@ class Shares(NamedTuple):
         """A sentence."""
         total = self.of_suppression + self.of_network
         return (
-            "Of {} detections without a match, in {} images, {} are among the other model's boxes before its "
-            "suppression, with that score: the suppression kept another of two near-ties. The network makes "
-            "the other {}."
+            "Of {} detections without a match, in the {} images that differ most, {} are among the other "
+            "model's boxes before its suppression, with that score: the suppression kept another of two "
+            "near-ties. The network makes the other {}."
         ).format(total, self.images, self.of_suppression, self.of_network)
 
 
@@ -64,19 +65,23 @@ def shares(
     differing = [image for image in found.images if image.alone][:MOST_IMAGES]
     if not differing:
         return None
-    readers = {name: candidates.open_reader(path) for name, path in paths.items()}
-    if None in readers.values():
-        return None
-    of_suppression = of_network = 0
-    for image in differing:
-        pixels = images.decode(examples[image.image_id].encoded, str(image.image_id))
-        before = {name: reader(pixels) for name, reader in readers.items()}
-        for one in image.alone:
-            other = before["b" if one.model == "a" else "a"]
-            if _has(other, one, iou, score_tolerance):
-                of_suppression += 1
-            else:
-                of_network += 1
+    with contextlib.ExitStack() as stack:
+        readers = {}
+        for name, path in paths.items():
+            readers[name] = candidates.open_reader(path)
+            if readers[name] is None:
+                return None
+            stack.callback(readers[name].close)
+        of_suppression = of_network = 0
+        for image in differing:
+            pixels = images.decode(examples[image.image_id].encoded, str(image.image_id))
+            before = {name: reader.read(pixels) for name, reader in readers.items()}
+            for one in image.alone:
+                other = before["b" if one.model == "a" else "a"]
+                if _has(other, one, iou, score_tolerance):
+                    of_suppression += 1
+                else:
+                    of_network += 1
     return Shares(of_suppression, of_network, len(differing))
 
 

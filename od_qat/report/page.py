@@ -74,6 +74,7 @@ def summary(whole: Whole) -> str:
     lines: List[str] = []
     for one in answers.answers(whole):
         lines += [one.question] + ["  " + line for line in one.answer.splitlines()]
+    lines += ["warning: " + line for line in quantizations.warnings_of(whole.models)]
     for one in whole.missing:
         lines += ["not in this report: " + one]
     return "\n".join(lines)
@@ -116,8 +117,10 @@ def _accuracy(whole: Whole) -> Iterable[str]:
     found = whole.models
     rows = []
     headers = quantizations.headers_of(found)
-    for cells in quantizations.cells_of(found):
-        rows.append([_toned(header, cell) for header, cell in zip(headers, cells)])
+    for model, cells in zip(found.models, quantizations.cells_of(found)):
+        rows.append([_of_model(model, header, cell) for header, cell in zip(headers, cells)])
+    for line in quantizations.warnings_of(found):
+        yield text("p", "Warning: " + line, "loss")
     yield page_parts.table(headers, rows, "models")
     yield text("p", quantizations.note_of(found), "quiet")
     measured = [one for one in found.models if one.latency_ms]
@@ -130,7 +133,7 @@ def _accuracy(whole: Whole) -> Iterable[str]:
     names = sorted({name for one in found.models for name in one.per_class})
     rows = [[name] + [_percent(one.per_class.get(name)) for one in found.models] for name in names]
     by_class = page_parts.table(["class"] + [one.label for one in found.models], rows, "classes", tall=True)
-    yield page_parts.details("{} of each of {} classes".format(found.measure, len(names)), [by_class])
+    yield page_parts.details("{} of each class ({})".format(found.measure, len(names)), [by_class])
 
 
 def _bubble(one: quantizations.Model, threads: int) -> plots.Bubble:
@@ -139,7 +142,11 @@ def _bubble(one: quantizations.Model, threads: int) -> plots.Bubble:
     return plots.Bubble(one.label, milliseconds, percent, one.size_bytes, says)
 
 
-def _toned(header: str, shown: str) -> Cell:
+def _of_model(model: quantizations.Model, header: str, shown: str) -> Cell:
+    if header == "model":
+        return Cell(shown)
+    if header == "size":
+        return Cell(shown, model.size_bytes)
     try:
         value = float(shown.split(" ")[0])
     except ValueError:

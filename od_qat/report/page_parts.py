@@ -34,7 +34,7 @@ th { font-weight: 600; background: var(--page); position: sticky; top: 0; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; max-width: 26rem; }
 .tall td:first-child { min-width: 16rem; }
-td.loss { color: var(--loss); } td.gain { color: var(--gain); }
+td.loss, p.loss { color: var(--loss); } td.gain { color: var(--gain); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
 th button::after { content: " \\2195"; color: var(--quiet); font-weight: 400; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }

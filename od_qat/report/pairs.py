@@ -4,6 +4,7 @@ import dataclasses
 import io
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
+from od_qat.errors import ExportError
 from od_qat.report import before_suppression, class_disagreement, disagreement, pictures
 from od_qat.report.before_suppression import Shares
 from od_qat.scoring import images
@@ -62,7 +63,11 @@ def of_detectors(a: Side, b: Side, measure: Any, worst: int, min_score: float) -
     result = disagreement.disagreement(a.found, b.found, min_score=min_score)
     differing = [image.image_id for image in result.images if image.alone]
     by_id = measure.images.by_id(differing[: max(worst, before_suppression.MOST_IMAGES)])
-    shares = before_suppression.shares(result, {"a": a.path, "b": b.path}, by_id)
+    shares, not_told = None, ""
+    try:
+        shares = before_suppression.shares(result, {"a": a.path, "b": b.path}, by_id)
+    except ExportError as error:
+        not_told = " What the suppression makes of it cannot be told: {}.".format(error)
     both = {a.label: a.found, b.label: b.found}
     drawn = tuple(
         (
@@ -73,25 +78,38 @@ def of_detectors(a: Side, b: Side, measure: Any, worst: int, min_score: float) -
         if image.alone
     )
     total, quantiles = result.agreement, result.quantiles()
-    said = "{:.1f} % of the detections agree, in {} images: {} of {} of {} are in {}; back {} of {}.".format(
-        100.0 * total.share,
-        total.images,
-        total.matched_a,
-        total.detections_a,
-        a.label,
-        b.label,
-        total.matched_b,
-        total.detections_b,
-    )
+    said = _agreeing(a.label, b.label, total, min_score)
     if quantiles["score"]:
         said += " Scores of matches differ by {:.3f} (median) and {:.3f} (95 %).".format(
             *quantiles["score"][:2]
         )
+    said += not_told
     content = disagreement.as_json(result)
     content["before_suppression"] = None if shares is None else shares._asdict()
-    text = disagreement.as_text(result) + ("" if shares is None else "\n\n" + shares.as_text())
+    text = "A is {}, B is {}. {}".format(a.label, b.label, disagreement.as_text(result))
+    text += "" if shares is None else "\n\n" + shares.as_text()
     return Pair(
         a.label, b.label, total.share, "detections", said, result.reasons, shares, drawn, text, content
+    )
+
+
+def _agreeing(a: str, b: str, total: Any, min_score: float) -> str:
+    if not total.detections_a + total.detections_b:
+        return "Neither {} nor {} finds anything from a score of {:g} on.".format(a, b, min_score)
+    return (
+        "{:.1f} % of the detections agree, in {} images: {} has {} of the {} detections of {}, and {} has "
+        "{} of the {} of {}."
+    ).format(
+        100.0 * total.share,
+        total.images,
+        b,
+        total.matched_a,
+        total.detections_a,
+        a,
+        a,
+        total.matched_b,
+        total.detections_b,
+        b,
     )
 
 

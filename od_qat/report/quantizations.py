@@ -7,12 +7,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from od_qat.model_files.description import ModelDescription, describe_model, json_path
 from od_qat.report import table
-from od_qat.scoring import intervals, latency_pairs
+from od_qat.scoring import intervals, latency_pairs, workers
 from od_qat.scoring.intervals import Bootstrap, Interval
 
-# A difference that no user would see.
-_NOTHING = 0.001
+# A loss below this is none: one point of mAP, or of accuracy.
+TOLERANCE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Model:
       size_bytes: of the file.
       latency_ms: number of threads -> median milliseconds.
       network_ms: with the first of these, without the post-processing of a .tflite; None of another model.
+      warnings: what may make these figures wrong.
     """
 
     label: str
@@ -42,6 +44,7 @@ class Model:
     size_bytes: int
     latency_ms: Dict[int, float]
     network_ms: Optional[float] = None
+    warnings: Tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +93,11 @@ def compare(
       as scoring.score.
     """
     bootstrap = Bootstrap(measure)
-    qualities = {}
+    qualities, warnings = {}, {}
     for label, path in paths.items():
         of_model = (found or {}).get(label) or measure.run(path, processes)
         qualities[label] = measure.quality(of_model)
+        warnings[label] = _of_file(describe_model(path), threads) + measure.warnings(path, of_model)
         bootstrap.add(label, of_model)
     first_image = measure.images.pixels(1)[0]
     print("measuring latency, in turns", file=sys.stderr)
@@ -114,11 +118,35 @@ def compare(
             os.path.getsize(path),
             {number: latencies[number][label] for number in threads},
             alone.get(label),
+            tuple(warnings[label]),
         )
         for label, path in paths.items()
     )
     verdict = _verdict(models, bootstrap, qat, ptq, of_float)
     return Comparison(measure.name, measure.note, measure.columns, models, len(measure.examples), verdict)
+
+
+def _of_file(description: ModelDescription, threads: Sequence[int]) -> List[str]:
+    """What was assumed of a model, and which of the latencies are of a model that works wrongly."""
+    found = []
+    if description.assumed and description.is_tflite:
+        found.append(
+            "{} has no {} beside it, so mean {}, std {} and class ids from {} were assumed".format(
+                description.path,
+                os.path.basename(json_path(description.path)),
+                description.mean,
+                description.std,
+                description.class_id_offset,
+            )
+        )
+    for number in threads:
+        lost = workers.class_lost_to_threads(description, number)
+        if lost is not None:
+            found.append(
+                "{}: with {} threads LiteRT detects no object of the class {} (tensorflow issue 56058); run "
+                "it with 1".format(description.path, number, lost)
+            )
+    return found
 
 
 def _verdict(
@@ -154,11 +182,12 @@ def _verdict(
         return "QAT did not pay: post-training quantization is better. {}.".format(figures)
     if of_float is not None:
         loss = bootstrap.of_difference(after, of_float)
-        if abs(by_label[after].value - by_label[of_float].value) <= _NOTHING or loss.high >= 0:
+        if loss.low > -TOLERANCE:
             return (
-                "QAT was not needed, as far as these images can tell: post-training quantization loses "
-                "nothing that they show. {}.".format(figures)
+                "QAT was not needed, as far as these images can tell: post-training quantization loses less "
+                "than {:g} point. {}.".format(100 * TOLERANCE, figures)
             )
+        figures += ". Post-training quantization may have lost up to {:.1f} points".format(-100 * loss.low)
     return "These images cannot tell whether QAT paid. {}. Score on more images.".format(figures)
 
 
@@ -202,14 +231,23 @@ def _percent(value: Optional[float]) -> str:
 
 def note_of(found: Comparison) -> str:
     """The sentence below the table."""
-    said = "{}, on {} images; points against {}; the interval is that of images drawn again with replacement"
+    said = (
+        "{}, on {} images; points against {}; the interval shows how far a figure could move with other "
+        "images of this kind (bootstrap, {} samples)"
+    )
     alone = "; network: without the post-processing, with 1 thread" if "network" in headers_of(found) else ""
-    return said.format(found.note, found.images, found.models[0].label) + alone
+    return said.format(found.note, found.images, found.models[0].label, intervals.SAMPLES) + alone
+
+
+def warnings_of(found: Comparison) -> List[str]:
+    """Of all models, each once."""
+    return list(dict.fromkeys(line for model in found.models for line in model.warnings))
 
 
 def as_text(found: Comparison) -> str:
     """The table and the verdict."""
     lines = table.aligned([headers_of(found)] + cells_of(found)) + [note_of(found)]
+    lines += ["warning: " + line for line in warnings_of(found)]
     return "\n".join(lines + ([found.verdict] if found.verdict else []))
 
 

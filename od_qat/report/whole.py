@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 
 from od_qat.contents import read as read_contents
 from od_qat.contents.model import Contents
-from od_qat.errors import OdQatError
+from od_qat.errors import ConfigError, OdQatError
 from od_qat.export import tflite_checks
 from od_qat.model_files import tflite_file, tflite_graph
 from od_qat.model_files.description import describe_model
@@ -116,6 +116,7 @@ def measure(
         `missing`.
     """
     options = options or Options()
+    require_roles(given)
     paths = given.paths()
     missing: List[str] = []
     examples, found = measure_of.examples, dict(known or {})
@@ -143,7 +144,7 @@ def measure(
         contents,
         comparison.compare(float_contents, contents) if float_contents and contents else None,
         _inspection(given, missing),
-        tflite_file.read(given.model).options if given.model.endswith(".tflite") else {},
+        tflite_file.read(given.model).options if _is_tflite(given) else {},
         of_layers,
         compared,
         _targets(given, missing),
@@ -151,8 +152,38 @@ def measure(
     )
 
 
+def require_roles(given: Given) -> None:
+    """Raises ConfigError if a float model is quantized, or a quantized one is float.
+
+    (An evaluation calls both graphs frozen_eval_graph.pb, so that they are easily taken for each other.)
+    """
+    roles = [(given.float_model, "the float model", False), (given.graph, "the graph with fake quants", True)]
+    roles += [(path, "what post-training quantization made", True) for path in given.ptq.values()]
+    for path, what, quantized in roles:
+        share = None if path is None else _quantized_weights(path)
+        if share is not None and (share > 0) != quantized:
+            raise ConfigError(
+                "{} is {}".format(what, "float" if quantized else "quantized"),
+                where=path,
+                found="{:.0f} % of its weights quantized".format(100 * share),
+                allowed="a quantized model" if quantized else "a float model",
+                fix="check whose file it is, or give it with --beside",
+            )
+
+
+def _quantized_weights(path: str) -> Optional[float]:
+    try:
+        return read_contents(path).quantized_weights()
+    except OdQatError:  # (which the part of the report on contents names)
+        return None
+
+
 def _say(text: str) -> None:
     print("== " + text, file=sys.stderr, flush=True)
+
+
+def _is_tflite(given: Given) -> bool:
+    return describe_model(given.model).is_tflite
 
 
 def _pairs(given: Given, found: Mapping[str, FoundIn], measure: Any, options: Options) -> Iterator[Pair]:
@@ -168,13 +199,13 @@ def _pairs(given: Given, found: Mapping[str, FoundIn], measure: Any, options: Op
 
 def _layers(given: Given, decoded: Sequence[Any], missing: List[str]) -> Tuple[Layers, ...]:
     found = []
-    graph = given.graph or (given.model if given.model.endswith(".pb") else None)
+    graph = given.graph or (None if _is_tflite(given) else given.model)
     if graph is None:
         missing.append(
             "which layer loses most by quantization: give the graph with fake quants with --graph "
             "(frozen_eval_graph.pb of an evaluation)"
         )
-    with_graph = [given.model] if given.model.endswith(".tflite") else []
+    with_graph = [given.model] if _is_tflite(given) else []
     if with_graph and not os.path.isfile(layers.graph_beside(given.model)):
         missing.append(
             "whether each op of the .tflite computes what it should: put {}, from which od-qat export-tflite "
@@ -198,7 +229,7 @@ def _contents(path: str, missing: List[str]) -> Optional[Contents]:
 
 
 def _inspection(given: Given, missing: List[str]) -> Optional[tflite_checks.Inspection]:
-    if not given.model.endswith(".tflite"):
+    if not _is_tflite(given):
         return None
     with open(given.model, "rb") as stream:
         model = stream.read()
@@ -214,7 +245,7 @@ def _inspection(given: Given, missing: List[str]) -> Optional[tflite_checks.Insp
 
 
 def _targets(given: Given, missing: List[str]) -> Tuple[OfTarget, ...]:
-    if not given.model.endswith(".tflite"):
+    if not _is_tflite(given):
         missing.append("what devices do with it: they take a .tflite (od-qat export-tflite)")
         return ()
     try:

@@ -29,11 +29,20 @@ class Candidates(NamedTuple):
     first_class: int
 
 
-Reader = Callable[[np.ndarray], Candidates]
+class Reader(NamedTuple):
+    """Of a model.
+
+    Attributes:
+      read: takes pixels, uint8 [height, width, 3], and returns Candidates.
+      close: ends what the model runs in.
+    """
+
+    read: Callable[[np.ndarray], Candidates]
+    close: Callable[[], None]
 
 
 def open_reader(path: str) -> Optional[Reader]:
-    """A function of pixels, uint8 [height, width, 3], that returns a model's Candidates.
+    """A reader of a model's candidates.
 
     Args:
       path: of a .tflite that ends in TFLite_Detection_PostProcess, or of a frozen graph of upstream's SSDs.
@@ -49,20 +58,23 @@ def open_reader(path: str) -> Optional[Reader]:
 
 
 def _of_graph(description: ModelDescription) -> Optional[Reader]:
-    names = [node.name for node in nodes.read_graph(description.path).node]
+    graph = nodes.read_graph(description.path)
     found: List[str] = []
     for wanted in (_BOXES, _SCORES):
-        places = [name for name in names if name.split("/")[-1] == wanted]
+        places = [node.name for node in graph.node if node.name.split("/")[-1] == wanted]
         if len(places) != 1:
             return None
-        found.append(places[0] + ":0")
+        found.append(places[0])
+    # (Upstream cuts off the background where it added one; a model may have none.)
+    cut = any(node.op in ("Slice", "StridedSlice") and node.input[0] == found[1] for node in graph.node)
+    names = [name + ":0" for name in found]
     runner = runners.open_runner(description)
 
     def read(pixels: np.ndarray) -> Candidates:
-        boxes, scores = runner.tensors(runner.prepare(pixels), found)
-        return Candidates(np.clip(boxes[0].reshape(-1, 4), 0, 1), scores[0][:, 1:], 1)
+        boxes, scores = runner.tensors(runner.prepare(pixels), names)
+        return Candidates(np.clip(boxes[0].reshape(-1, 4), 0, 1), scores[0][:, 1 if cut else 0 :], 1)
 
-    return read
+    return Reader(read, runner.close)
 
 
 def _of_tflite(description: ModelDescription) -> Optional[Reader]:
@@ -80,7 +92,6 @@ def _of_tflite(description: ModelDescription) -> Optional[Reader]:
     opened.allocate_tensors()
     (given,) = opened.get_input_details()
     runner = runners.open_runner(description)
-    anchors = tensors[2].real().astype(np.float32)
 
     def real(tensor: tflite_graph.Tensor) -> np.ndarray:
         value = opened.get_tensor(tensor.index)
@@ -91,12 +102,13 @@ def _of_tflite(description: ModelDescription) -> Optional[Reader]:
     def read(pixels: np.ndarray) -> Candidates:
         opened.set_tensor(given["index"], runner.prepare(pixels))
         opened.invoke()
-        scores = real(tensors[1])[0]
+        # (Those of a float16 model are no constants.)
+        scores, anchors = real(tensors[1])[0], real(tensors[2]).astype(np.float32)
         background = scores.shape[1] - int(options["num_classes"])
         boxes = _decoded(real(tensors[0])[0].reshape(len(anchors), -1), anchors, options)
         return Candidates(boxes, scores[:, background:], description.class_id_offset)
 
-    return read
+    return Reader(read, runner.close)
 
 
 def _decoded(encodings: np.ndarray, anchors: np.ndarray, options: Any) -> np.ndarray:

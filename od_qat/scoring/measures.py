@@ -1,10 +1,10 @@
 """What detectors are measured by. (classifiers/measure.py has the same of classifiers.)"""
 
-from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from od_qat.scoring import metrics, workers
+from od_qat.scoring import class_ids, metrics, workers
 from od_qat.scoring.runners import Detections
 from od_qat.scoring.stored_images import StoredImages
 
@@ -41,9 +41,11 @@ class DetectorMeasure(object):
     note = "mAP at overlaps .50 to .95 in percent"
     columns = ("small", "medium", "large")
 
-    def __init__(self, read: Callable[[], Iterator[Any]], names: Mapping[int, str]) -> None:
-        """Reads the ground truth; `read` is that of StoredImages."""
-        self.images, self.names = StoredImages(read), names
+    def __init__(
+        self, read: Callable[[], Iterator[Any]], names: Mapping[int, str], label_map: Optional[str] = None
+    ) -> None:
+        """Reads the ground truth; `read` is that of StoredImages, `label_map` the file of the names."""
+        self.images, self.names, self._label_map = StoredImages(read), names, label_map
         self.examples = self.images.examples
 
     def run(self, path: str, processes: Optional[int]) -> Dict[Any, Detections]:
@@ -55,6 +57,10 @@ class DetectorMeasure(object):
         score = metrics.coco_metrics(self.examples, found, self.names)
         sizes = metrics.map_by_size(self.examples, found, self.names)
         return Quality(score.map, sizes, score.per_class, {"map50": score.map50, "map75": score.map75})
+
+    def warnings(self, path: str, found: Mapping[Any, Detections]) -> List[str]:
+        """How the class ids of a model that found this do not fit; see class_ids.misfits."""
+        return class_ids.misfits(path, self._label_map, self.names, self.examples, found)
 
     def samples(self, found: Mapping[Any, Detections], draws: Sequence[np.ndarray]) -> np.ndarray:
         """The mAP of each draw of images, which are numbered from 0."""

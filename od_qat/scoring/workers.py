@@ -81,17 +81,25 @@ def detect(
         return pool.detect(itertools.islice(examples, max_images), total, processes, progress)
 
 
+def class_lost_to_threads(description: ModelDescription, threads: int) -> Optional[int]:
+    """The label map id of the class that LiteRT detects nowhere with so many threads; None if there is none.
+
+    See tflite_file.class_lost_to_threads.
+    """
+    if threads < 2 or not description.is_tflite or description.is_classifier:
+        return None
+    lost = tflite_file.class_lost_to_threads(tflite_file.read(description.path).options, threads)
+    return None if lost is None else lost + description.class_id_offset
+
+
 def _warn_of_threads(description: ModelDescription, threads: int) -> None:
-    if description.is_tflite and threads > 1 and not description.is_classifier:
-        lost = tflite_file.class_lost_to_threads(tflite_file.read(description.path).options, threads)
-        if lost is not None:
-            print(
-                "warning: with {} threads LiteRT detects no object of the class {} of {} (tensorflow issue "
-                "56058). Fix: run it with one".format(
-                    threads, lost + description.class_id_offset, description.path
-                ),
-                file=sys.stderr,
-            )
+    lost = class_lost_to_threads(description, threads)
+    if lost is not None:
+        print(
+            "warning: with {} threads LiteRT detects no object of the class {} of {} (tensorflow issue "
+            "56058). Fix: run it with one".format(threads, lost, description.path),
+            file=sys.stderr,
+        )
 
 
 class Pool(object):

@@ -11,7 +11,7 @@ def require_all_among(reader, detected, examples):
     seen = 0
     for example in examples:
         found = detected[example.image_id]
-        before = reader(scoring.decode(example.encoded, ""))
+        before = reader.read(scoring.decode(example.encoded, ""))
         for box, class_id, score in zip(*found):
             column = before.scores[:, class_id - before.first_class]
             near = np.abs(column - score) < 1e-4
