@@ -253,6 +253,23 @@ def cannot_write(path: str, error: Exception, size: Optional[int] = None) -> OdQ
     return OdQatError("cannot write the file", where=path, found=found, fix=fix)
 
 
+def require_folder_possible(path: str) -> None:
+    """Raises OdQatError if no folder can be there, or none that may be written, before long work ends in it.
+
+    Nothing is made. A path with a scheme is left to TensorFlow.
+    """
+    if "://" in path:
+        return
+    blocking = _file_in_the_way(path)
+    if blocking:
+        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    above = os.path.abspath(path)
+    while not os.path.isdir(above):
+        above = os.path.dirname(above)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def is_of_writing(error: Exception, folder: str) -> bool:
     """Whether an error of TensorFlow means that a file below a folder cannot be written.
 

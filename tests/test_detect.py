@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,6 +86,69 @@ def test_no_picture_is_overwritten_or_left_out_unsaid(model_dir, photos, capsys)
     assert before == {name: open(os.path.join(photos, name), "rb").read() for name in os.listdir(photos)}
 
 
+def test_a_damaged_picture_is_named_and_the_others_are_taken(model_dir, photos, tmp_path, capsys):
+    model, broken = os.path.join(model_dir, "int8.tflite"), os.path.join(photos, "image_1.png")
+    with open(broken, "r+b") as stream:
+        stream.truncate(60)
+    with open(os.path.join(photos, "._image_0.png"), "wb") as stream:
+        stream.write(b"macOS")
+    os.mkdir(os.path.join(photos, "more"))
+    out = str(tmp_path / "found.json")
+    assert cli.main(["detect", model, photos, "--json", out]) == 1
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3 and "image_1" not in said.out
+    lines = said.err.splitlines()
+    assert lines[0] == "warning: pictures in folders of {} are left out: more".format(photos)
+    assert lines[1].startswith(
+        "warning: an image cannot be decoded: at image {}, found 60 byt".format(broken)
+    )
+    assert lines[2] == "od-qat: 1 of 4 pictures cannot be read"
+    with open(out) as stream:
+        assert len(json.load(stream)) == 3
+
+
+def test_photographs_are_turned_upright(model_dir, photos, tmp_path):
+    """Cameras store what they see sideways, with a tag that says how to turn it."""
+    model, upright = os.path.join(model_dir, "int8.tflite"), os.path.join(photos, "image_0.png")
+    (tmp_path / "turned").mkdir()
+    with Image.open(upright) as image:
+        tag = Image.Exif()
+        tag[0x0112] = 6  # (to be turned a quarter clockwise)
+        image.convert("RGB").transpose(Image.ROTATE_90).save(str(tmp_path / "turned" / "a.png"), exif=tag)
+    found = []
+    for path in (upright, str(tmp_path / "turned" / "a.png")):
+        assert cli.main(["detect", model, path, "--json", str(tmp_path / "found.json")]) == 0
+        with open(str(tmp_path / "found.json")) as stream:
+            found.append(json.load(stream)[0]["detections"])
+    assert found[0] == found[1] != []
+
+
+def test_damaged_metadata_costs_the_names_only(model_dir, photos, tmp_path, capsys):
+    pytest.importorskip("flatbuffers")
+    from tests.test_metadata import attach
+
+    path = str(tmp_path / "cut.tflite")
+    attach(os.path.join(model_dir, "int8.tflite"), path)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.infolist()[0].header_offset
+    with open(path, "r+b") as stream:
+        stream.truncate(start)
+    assert cli.main(["detect", path, os.path.join(photos, "image_0.png")]) == 0
+    said = capsys.readouterr()
+    assert "warning: classes are shown by number: the metadata of the .tflite is damaged" in said.err
+    assert re.search(r"image_0.png: \d 0\.", said.out)
+
+
+def test_a_name_that_is_not_utf8(model_dir, photos, tmp_path, capsys):
+    name = os.path.join(os.fsencode(photos), b"caf\xe9.png")
+    shutil.copy(os.path.join(photos, "image_0.png"), name)
+    out = str(tmp_path / "found.csv")
+    assert cli.main(["detect", os.path.join(model_dir, "int8.tflite"), photos, "--csv", out]) == 0
+    assert "caf\\xe9.png: " in capsys.readouterr().out
+    with open(out) as stream:
+        assert "caf\\xe9.png," in stream.read()
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float32"])
 def test_the_program_of_the_docs(model_dir, photos, kind, run_python):
     """It needs nothing of od_qat, and finds what od-qat finds."""
@@ -114,6 +178,7 @@ def test_the_program_of_the_docs(model_dir, photos, kind, run_python):
         (["empty/notes.txt"], "image"),
         (["photos", "--min_score=3"], "--min_score, found 3.0"),
         (["photos", "--label_map=none"], "none"),
+        (["photos", "--output_dir=empty/notes.txt"], "a file, {}/empty/notes.txt, where a folder is wanted"),
     ],
 )
 def test_wrong_input(arguments, says, model_dir, photos, tmp_path, capsys, monkeypatch):
@@ -121,7 +186,8 @@ def test_wrong_input(arguments, says, model_dir, photos, tmp_path, capsys, monke
     (tmp_path / "empty").mkdir()
     shutil.move(os.path.join(photos, "notes.txt"), str(tmp_path / "empty" / "notes.txt"))
     model = os.path.join(model_dir, "int8.tflite")
-    assert cli.main(["detect", model] + arguments + ["--output_dir=out"]) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("od-qat: error: ") and says in line
+    assert cli.main(["detect", model, "--output_dir=out"] + arguments) == 1
+    said = capsys.readouterr()
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("od-qat: error: ") and says.format(tmp_path) in line and not said.out
     assert not os.path.exists("out")

@@ -119,11 +119,47 @@ def test_outputs_in_another_order(model_dir, tmp_path):
 
 
 def test_labels():
-    assert tflite_metadata.labels_by_index({1: "a", 4: "d"}, 1) == ["a", "???", "???", "d"]
-    assert tflite_metadata.labels_by_index({0: "a", 1: "b"}, 0) == ["a", "b"]
+    assert tflite_metadata.labels_by_index({1: "a", 4: "d"}, 1, 5) == ["a", "???", "???", "d", "???"]
+    assert tflite_metadata.labels_by_index({0: "a", 1: "b"}, 0, 2) == ["a", "b"]
     assert tflite_metadata.text_of(["a", "b c"]) == "a\nb c\n"
-    with pytest.raises(ConfigError, match="a label has several lines"):
-        tflite_metadata.text_of(["a\nb"])
+    for label in ("a\nb", "a\n", "a\x0cb"):
+        with pytest.raises(ConfigError, match="a label has several lines"):
+            tflite_metadata.text_of(["x", label])
+    with pytest.raises(ConfigError, match="the classes have no names"):
+        tflite_metadata.text_of([])
+
+
+def test_what_other_tools_write_is_left_out(monkeypatch):
+    """The schema's unions have other tables, which a reader of these need not know."""
+    known = dict(metadata_schema._UNIONS)
+    written = ("Other", "NormalizationOptions")
+    monkeypatch.setitem(metadata_schema._UNIONS, "ProcessUnitOptions", written)
+    unit = {"options": ("NormalizationOptions", {"mean": [1.0], "std": [2.0]})}
+    image = {"name": "image", "process_units": [unit]}
+    data = metadata_schema.pack({"name": "m", "subgraph_metadata": [{"input_tensor_metadata": [image]}]})
+    monkeypatch.setitem(metadata_schema._UNIONS, "ProcessUnitOptions", known["ProcessUnitOptions"])
+    found = metadata_schema.unpack(data)
+    assert found == {
+        "name": "m",
+        "subgraph_metadata": [{"input_tensor_metadata": [{"name": "image", "process_units": [{}]}]}],
+    }
+
+
+def test_a_mean_for_each_channel(model_dir):
+    with open(os.path.join(model_dir, "float32.json")) as stream:
+        beside = dict(json.load(stream), global_step=7, checkpoint="model.ckpt-7")
+    beside["preprocessing"] = dict(beside["preprocessing"], mean=[10.0, 20.0, 30.0], std=[1.0, 2.0, 4.0])
+    with open(os.path.join(model_dir, "float32.tflite"), "rb") as stream:
+        model = tflite_metadata.attach(stream.read(), beside, LABELS)
+    data = tflite_graph.schema().Model.GetRootAs(model, 0)
+    buffers = {
+        data.Metadata(i).Name().decode(): data.Metadata(i).Buffer() for i in range(data.MetadataLength())
+    }
+    content = data.Buffers(buffers[metadata_schema.BUFFER_NAME]).DataAsNumpy().tobytes()
+    (image,) = metadata_schema.unpack(content)["subgraph_metadata"][0]["input_tensor_metadata"]
+    (unit,) = image["process_units"]
+    assert unit["options"] == ("NormalizationOptions", {"mean": [10.0, 20.0, 30.0], "std": [1.0, 2.0, 4.0]})
+    assert image["stats"] == {"min": [-10.0, -10.0, -7.5], "max": [245.0, 117.5, 56.25]}
 
 
 def test_what_task_libraries_cannot_feed():

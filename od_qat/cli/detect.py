@@ -1,6 +1,8 @@
 """`od-qat detect`: runs a model on pictures, draws what it finds, and writes it as JSON or CSV."""
 
 import argparse
+import sys
+from typing import Any, Dict
 
 from od_qat.cli import flags
 from od_qat.errors import ConfigError
@@ -44,14 +46,15 @@ def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     from od_qat import files
     from od_qat.datasets import label_map
-    from od_qat.model_files import description, tflite_metadata
+    from od_qat.errors import DataError
+    from od_qat.model_files import description
     from od_qat.report import found_in_pictures
     from od_qat.scoring import workers
 
     flags.require_file(arguments.model, "model")
     if not 0.0 <= arguments.min_score <= 1.0:
         raise ConfigError(
-            "no score is beyond 1",
+            "a score is from 0 to 1",
             where="--min_score",
             found=str(arguments.min_score),
             allowed="a number, 0 to 1",
@@ -62,19 +65,49 @@ def handle(arguments: argparse.Namespace) -> int:
     if described.is_classifier:
         names = dict(enumerate(described.labels, described.class_id_offset)) or names
     if not names and described.is_tflite:
-        labels = tflite_metadata.read(arguments.model).labels
-        names = dict(enumerate(labels, described.class_id_offset))
+        names = _labels_of(described)
+    places = {}
+    if arguments.output_dir:
+        files.require_folder_possible(arguments.output_dir)
+        places = found_in_pictures.places_of(paths, arguments.output_dir)
+    left_out = []
+
+    def leave_out(path: str, error: DataError) -> None:
+        left_out.append(path)
+        print("warning: {}".format(error), file=sys.stderr)
+
     with workers.Pool(described) as pool:
         photographs = (found_in_pictures.Photograph.read(path) for path in paths)
-        results = pool.detect(photographs, len(paths), arguments.processes, True)
-    found = [found_in_pictures.found(described, path, results[path], names) for path in paths]
+        results = pool.detect(
+            photographs, len(paths), arguments.processes, True, leave_out if len(paths) > 1 else None
+        )
+    found = [
+        found_in_pictures.found(described, path, result, names, arguments.min_score)
+        for path, result in results.items()
+    ]
     for picture in found:
-        print(picture.as_text(arguments.min_score))
+        print(picture.as_text())
     if arguments.json:
-        files.write_json(arguments.json, [picture.as_json(arguments.min_score) for picture in found])
+        files.write_json(arguments.json, [picture.as_json() for picture in found])
     if arguments.csv:
-        files.write_atomically(arguments.csv, found_in_pictures.as_csv(found, arguments.min_score))
+        files.write_atomically(arguments.csv, found_in_pictures.as_csv(found))
     if arguments.output_dir:
-        for path in found_in_pictures.draw(found, arguments.output_dir, arguments.min_score):
-            print("drew {}".format(path))
-    return 0
+        for picture in found:
+            found_in_pictures.draw(picture, places[picture.path])
+            print("drew {}".format(places[picture.path]))
+    if left_out:
+        print("od-qat: {} of {} pictures cannot be read".format(len(left_out), len(paths)), file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def _labels_of(described: Any) -> Dict[int, str]:
+    """Class id -> label, from the metadata of a .tflite; a warning where that is damaged."""
+    from od_qat.errors import ExportError
+    from od_qat.model_files import tflite_metadata
+
+    try:
+        labels = tflite_metadata.read(described.path).labels
+    except ExportError as error:
+        print("warning: classes are shown by number: {}".format(error), file=sys.stderr)
+        labels = ()
+    return dict(enumerate(labels, described.class_id_offset))

@@ -76,6 +76,7 @@ def handle(arguments: argparse.Namespace) -> int:
     others = [path for _, path in arguments.ptq + arguments.beside]
     classifies = measured.require_one_kind([arguments.model, arguments.float_model, arguments.graph] + others)
     measured.require_label_map(arguments.label_map, classifies)
+    from od_qat import files
     from od_qat.report import page, whole
 
     given = whole.Given(
@@ -86,6 +87,7 @@ def handle(arguments: argparse.Namespace) -> int:
         _named(arguments.beside, "", "--beside"),
     )
     _require_labels(given, whole)
+    files.require_folder_possible(arguments.output_dir)
     measure = measured.open_measure(
         arguments.model, arguments.record, arguments.label_map, arguments.max_images
     )

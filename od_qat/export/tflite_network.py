@@ -133,7 +133,8 @@ def labels_of(config: Any) -> Tuple[str, ...]:
     """
     readers = list(config.eval_input_reader)[:1] + [config.train_input_reader]
     named = [reader for reader in readers if reader.label_map_path] or readers
-    return tflite_metadata.labels_by_index(models.class_names(config, named[0]), CLASS_ID_OFFSET)
+    classes = getattr(config.model, config.model.WhichOneof("model")).num_classes
+    return tflite_metadata.labels_by_index(models.class_names(config, named[0]), CLASS_ID_OFFSET, classes)
 
 
 def write(

@@ -59,7 +59,8 @@ _TABLES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     "NormalizationOptions": (("mean", "[float]"), ("std", "[float]")),
     "Stats": (("max", "[float]"), ("min", "[float]")),
 }
-# A union takes two fields: the number of the table in it, from 1, and the table.
+# A union takes two fields: the number of the table in it, from 1, and the table. (The schema has others after
+# these, which other tools write.)
 _UNIONS = {
     "ContentProperties": ("FeatureProperties", "ImageProperties", "BoundingBoxProperties"),
     "ProcessUnitOptions": ("NormalizationOptions",),
@@ -85,7 +86,7 @@ def pack(values: Values) -> bytes:
 
 
 def unpack(data: bytes) -> Dict[str, Any]:
-    """Returns what `pack` was given, without the fields that are absent.
+    """Returns what `pack` was given, without the fields that are absent, and tables that are not named here.
 
     Raises:
       EnvironmentProblem: without the package flatbuffers.
@@ -159,8 +160,10 @@ def _get_table(kind: str, table: Any) -> Dict[str, Any]:
             number += 1
             inner, position = position, table.Offset(4 + 2 * number)
             if inner and position:
-                kind_of_it = _UNIONS[field][table.Get(_flag("byte"), inner + table.Pos) - 1]
-                found[name] = (kind_of_it, _get_table(kind_of_it, _at(table, position)))
+                kind_of_it = table.Get(_flag("ubyte"), inner + table.Pos)
+                if 0 < kind_of_it <= len(_UNIONS[field]):
+                    of_union = _UNIONS[field][kind_of_it - 1]
+                    found[name] = (of_union, _get_table(of_union, _at(table, position)))
         elif position:
             found[name] = _get(field, table, position)
         number += 1
@@ -190,5 +193,11 @@ def _at(table: Any, position: int) -> Any:
 def _flag(field: str) -> Any:
     from flatbuffers import number_types
 
-    names = {"byte": "Int8Flags", "int": "Int32Flags", "uint": "Uint32Flags", "float": "Float32Flags"}
+    names = {
+        "byte": "Int8Flags",
+        "ubyte": "Uint8Flags",
+        "int": "Int32Flags",
+        "uint": "Uint32Flags",
+        "float": "Float32Flags",
+    }
     return getattr(number_types, names[field])

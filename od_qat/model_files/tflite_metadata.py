@@ -4,6 +4,8 @@ import io
 import zipfile
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
+
 from od_qat.errors import ConfigError, EnvironmentProblem, ExportError, first_line
 from od_qat.model_files import metadata_schema, tflite_edits, tflite_file, tflite_graph
 from od_qat.model_files.description import PROBABILITIES
@@ -58,24 +60,32 @@ def text_of(labels: Sequence[str]) -> str:
     """The content of labels.txt: the label of class 0, of class 1, and so on, a line each.
 
     Raises:
-      ConfigError: for a label of more than one line.
+      ConfigError: for a label of more than one line, or without a label.
     """
+    if not labels:
+        raise ConfigError(
+            "the classes have no names, which metadata needs",
+            where="--metadata",
+            found="no label",
+            fix="put labels.txt beside the records, or leave --metadata out",
+        )
     for label in labels:
-        if len(label.splitlines()) > 1:
+        if label.splitlines() not in ([label], []):
             raise ConfigError(
                 "a label has several lines", where=LABELS, found=repr(label), allowed="one line"
             )
     return "".join(label + "\n" for label in labels)
 
 
-def labels_by_index(of_ids: Mapping[int, str], offset: int) -> List[str]:
+def labels_by_index(of_ids: Mapping[int, str], offset: int, classes: int) -> List[str]:
     """The labels in the order of class indices; an id that has no label gets the line UNUSED.
 
     Args:
       of_ids: label map id -> label.
       offset: the id of the class with index 0.
+      classes: how many the model has.
     """
-    return [of_ids.get(offset + index, UNUSED) for index in range(max(of_ids) + 1 - offset)]
+    return [of_ids.get(offset + index, UNUSED) for index in range(classes)]
 
 
 def attach(model: bytes, beside: Mapping[str, Any], labels: Sequence[str]) -> bytes:
@@ -184,10 +194,14 @@ def _content(
 
 def _image(tensor: tflite_file.TensorOfModel, preprocessing: Mapping[str, Any]) -> Dict[str, Any]:
     _, height, width, channels = tensor.shape
-    mean, std = preprocessing["mean"], preprocessing["std"]
+    # (One number for all channels, or one for each.)
+    mean, std = (np.atleast_1d(preprocessing[name]).astype(float).tolist() for name in ("mean", "std"))
     space = metadata_schema.GRAYSCALE if channels == 1 else metadata_schema.RGB
     is_float = tensor.dtype == "float32"
-    ends = [(pixel - mean) / std if is_float else pixel for pixel in (0, 255)]
+    low, high = (
+        [(pixel - of_mean) / of_std if is_float else pixel for of_mean, of_std in zip(mean, std)]
+        for pixel in (0, 255)
+    )
     return {
         "name": "image",
         "description": "The image, resized to {} x {} (width x height).".format(width, height),
@@ -197,8 +211,8 @@ def _image(tensor: tflite_file.TensorOfModel, preprocessing: Mapping[str, Any]) 
                 {"color_space": space, "default_size": {"width": width, "height": height}},
             )
         },
-        "process_units": [{"options": ("NormalizationOptions", {"mean": [mean], "std": [std]})}],
-        "stats": {"min": [ends[0]], "max": [ends[1]]},
+        "process_units": [{"options": ("NormalizationOptions", {"mean": mean, "std": std})}],
+        "stats": {"min": low, "max": high},
     }
 
 

@@ -41,7 +41,7 @@ def decode(encoded: bytes, where: str = "") -> np.ndarray:
             where="image {}".format(where),
             found="{} bytes, {}".format(len(encoded), type(error).__name__),
             allowed="JPEG, PNG",
-            fix="convert the data again with `od-qat data`",
+            fix="replace the image, or convert the data again with `od-qat data`",
         ) from error
 
 

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 from multiprocessing.connection import wait
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sized, Tuple
 
 import numpy as np
 
@@ -129,9 +129,17 @@ class Pool(object):
         return [process.pid for process in self._asked]
 
     def detect(
-        self, examples: Iterable[Any], total: Optional[int], processes: Optional[int], progress: bool
+        self,
+        examples: Iterable[Any],
+        total: Optional[int],
+        processes: Optional[int],
+        progress: bool,
+        unreadable: Optional[Callable[[Any, DataError], None]] = None,
     ) -> Dict[Any, Detections]:
-        """Does what :func:`detect` does. `total` is for the progress bar and for the number of processes."""
+        """Does what :func:`detect` does. `total` is for the progress bar and for the number of processes.
+
+        `unreadable` takes the id and the error of an image that cannot be read, which is then left out.
+        """
         from tqdm import tqdm
 
         if processes is not None and processes < 1:
@@ -152,14 +160,16 @@ class Pool(object):
             file=sys.stderr,
             disable=None if progress else True,
         ) as bar:
-            results = self._detect(_checked(examples), processes, bar.update)
+            results = self._detect(_checked(examples), processes, bar.update, unreadable)
         if not results:
             raise DataError(
                 "there are no images to score", where=self._description.path, fix="check the record file"
             )
         return results
 
-    def _detect(self, images: Iterator[_Image], processes: int, done: Any) -> Dict[Any, Detections]:
+    def _detect(
+        self, images: Iterator[_Image], processes: int, done: Any, unreadable: Any
+    ) -> Dict[Any, Detections]:
         results = {}  # type: Dict[Any, Any]
         missing = 0
         # One image is read ahead, so that a process that answers gets its next one at once.
@@ -174,11 +184,16 @@ class Pool(object):
                 process.detect(image_id, encoded)
                 waiting = next(images, None)
                 continue
-            for image_id, answer in self._answers():
-                if image_id is not _OPENING:
+            for image_id, answer in self._answers(unreadable is not None):
+                if image_id is _OPENING:
+                    continue
+                if isinstance(answer, DataError):
+                    del results[image_id]
+                    unreadable(image_id, answer)
+                else:
                     results[image_id] = answer
-                    missing -= 1
-                    done(1)
+                missing -= 1
+                done(1)
         return results
 
     def _with_room(self, processes: int) -> Optional[ModelProcess]:
@@ -193,15 +208,21 @@ class Pool(object):
             return least
         return None
 
-    def _answers(self) -> Iterator[Tuple[Any, Any]]:
-        """Waits for at least one answer: (image id, Detections), or (_OPENING, None)."""
+    def _answers(self, with_errors: bool = False) -> Iterator[Tuple[Any, Any]]:
+        """Waits for at least one answer: (image id, Detections), or (_OPENING, None).
+
+        With errors, a DataError takes the place of Detections; otherwise it is raised, as all others are.
+        """
         by_connection = {process.connection: process for process, asked in self._asked.items() if asked}
         for connection in wait(list(by_connection)):
             process = by_connection[connection]
             try:
                 answer = process.answer()
-            except Exception:  # (not KeyboardInterrupt: the answer may be half read)
-                self._asked[process].popleft()
+            except Exception as error:  # (not KeyboardInterrupt: the answer may be half read)
+                image_id = self._asked[process].popleft()
+                if with_errors and isinstance(error, DataError):
+                    yield image_id, error
+                    continue
                 if not process.is_alive():
                     del self._asked[process]
                 raise
