@@ -336,6 +336,14 @@ def test_cells():
     assert "<td>-</td>" in text and '<td data-value="2.0">2.0</td>' in text
 
 
+@pytest.mark.parametrize("values", [[0, 0], [100, 100], [78.8, 78.8 + 1e-9], [76.9, 77.2], [0.05]])
+def test_an_axis_of_percents_has_labels_that_differ(values):
+    ticks = plots._ticks(values, zero=False)
+    labels = [plots._number(tick) for tick in ticks]
+    assert len(set(labels)) == len(labels) >= 3 and 0 <= ticks[0] < ticks[-1] <= 100
+    assert all(ticks[0] - 1e-9 <= value <= ticks[-1] + 1e-9 for value in values)
+
+
 def test_a_plot_has_a_place_for_every_model():
     items = [plots.Bubble("m{}".format(number), 5.0, 70.0, 1000 * (number + 1), "<m>") for number in range(4)]
     text = plots.bubbles(items, "ms", "mAP")

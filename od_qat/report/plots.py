@@ -8,6 +8,8 @@ _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 32, 44
 # Of a bubble: the radius of the largest, and the least that is seen.
 _LARGEST, _LEAST = 26.0, 5.0
+# Of an axis of percents.
+_LEAST_SPAN = 0.2
 
 
 class Bubble(NamedTuple):
@@ -100,8 +102,12 @@ def histogram(counts: Sequence[int], edges: Sequence[float], low: float, high: f
 def _ticks(values: Sequence[float], zero: bool) -> List[float]:
     """Round numbers from below the least to above the greatest value, four to seven of them."""
     low, high = (0.0 if zero else min(values)), max(values)
-    if high <= low:
-        low, high = (0.0, high or 1.0) if zero else (low - 1.0, high + 1.0)
+    if zero:
+        high = high or 1.0
+    elif high - low < _LEAST_SPAN:
+        # (In percent. What differs by less has one label.)
+        middle = (low + high) / 2.0
+        low, high = max(middle - _LEAST_SPAN / 2.0, 0.0), min(middle + _LEAST_SPAN / 2.0, 100.0)
     rough = (high - low) / 4.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -109,7 +115,8 @@ def _ticks(values: Sequence[float], zero: bool) -> List[float]:
     # (A bubble needs room above and below.)
     last += high > (last - 0.3) * step
     first -= not zero and low < (first + 0.3) * step
-    return [number * step for number in range(first, last + 1)]
+    ticks = [number * step for number in range(first, last + 1)]
+    return ticks if zero else [tick for tick in ticks if 0.0 <= tick <= 100.0]
 
 
 def _scaled(value: float, ticks: Sequence[float], start: float, end: float) -> float:
