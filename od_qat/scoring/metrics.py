@@ -196,6 +196,8 @@ def resampled_maps(
 ) -> np.ndarray:
     """The mAP on samples of the images, drawn with replacement (Efron, 1979: bootstrap).
 
+    A terminal shows a progress bar.
+
     Args:
       examples, detections, class_names: as for coco_metrics.
       samples: positions of examples, one array for each sample. The same samples of two models pair them.
@@ -206,6 +208,8 @@ def resampled_maps(
     Raises:
       as coco_metrics.
     """
+    from tqdm import tqdm
+
     images, names, objects, found = _prepared(examples, detections, class_names)
     evaluation = _evaluated(images, names, objects, found)
     # (Of the numbers of detections that COCO counts, the mAP needs one. Each takes a third of the time.)
@@ -213,7 +217,8 @@ def resampled_maps(
     # For each class and size the matches of all images, in the order of the images.
     whole, count = list(evaluation.evalImgs), len(images)
     values = []
-    for sample in samples:
+    # (`disable=None` means "only on a terminal".)
+    for sample in tqdm(samples, desc="interval", unit="sample", disable=None, leave=False):
         evaluation.evalImgs = [
             whole[start + position] for start in range(0, len(whole), count) for position in sample
         ]
