@@ -19,8 +19,11 @@ if importlib.util.find_spec("tf_keras"):  # (TF 2.15 has Keras 2 itself)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def spread(variables, seed):
-    """Values with some spread: averages that are not 0 and 1, and biases that are not 0."""
+def spread(variables, seed, gain=1.0):
+    """Values with some spread: averages that are not 0 and 1, and biases that are not 0.
+
+    With a gain of 1 kernels have the deviation of He et al. (2015); a smaller one makes it smaller.
+    """
     import numpy as np
 
     random = np.random.RandomState(seed)
@@ -30,7 +33,7 @@ def spread(variables, seed):
             value = random.uniform(0.5, 1.5, shape)
         elif len(shape) > 1:
             inputs = shape[:2] if "depthwise_kernel" in variable.name else shape[:-1]
-            value = random.normal(0, (2.0 / max(np.prod(inputs), 1)) ** 0.5, shape)
+            value = random.normal(0, gain * (2.0 / max(np.prod(inputs), 1)) ** 0.5, shape)
         else:
             value = random.uniform(-0.2, 0.2, shape)
         variable.assign(value.astype(np.float32))

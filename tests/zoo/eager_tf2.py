@@ -56,7 +56,7 @@ def _write(tf, builder, row, folder):
     model = builder.build(config, is_training=False)
     images, shapes = model.preprocess(tf.constant(configs.images_value(row)))
     model.predict(images, shapes)
-    eager_upstream.spread(model.variables, 1)
+    eager_upstream.spread(model.variables, 1, row.get("gain", 1.0))
     path = os.path.join(folder, row["name"])
     tf.train.Checkpoint(model=model).write(path + "-1")
     predictions = model.predict(images, shapes)
