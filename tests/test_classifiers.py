@@ -27,7 +27,7 @@ from tests.conftest import REPOSITORY  # noqa: E402
 from tests.helpers import mediapipe_tasks, sessions, tiny_classifier  # noqa: E402
 
 try:
-    from od_qat.classifiers import commands, config, networks, preparation, score
+    from od_qat.classifiers import commands, config, inputs, networks, preparation, score
 except Exception as error:  # noqa: BLE001
     pytest.skip("slim cannot be imported: {}".format(error), allow_module_level=True)
 
@@ -452,7 +452,7 @@ def test_wrong_folders(road, tmp_path, capsys):
     broken = os.path.join(pictures, "green", "012.png")
     with pytest.raises(DataError, match="an image of the training input: at train_input, found " + broken):
         commands.train(path, str(tmp_path / "broken"))
-    assert "1 files are left out, as they are no images" in capsys.readouterr().err
+    assert "1 entry is left out, since these are no images" in capsys.readouterr().err
     shutil.rmtree(os.path.join(pictures, "green"))
     os.mkdir(os.path.join(pictures, "green"))
     says = "a class has no images: at .*green, found an empty folder"
@@ -508,6 +508,72 @@ def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, 
 
 
 @pytest.mark.long_on_tf1
+def test_classes_keep_their_meaning(road, tmp_path, capsys):
+    """Of a folder the order of the sub-folders decides it; one that lacks a class has another order."""
+    pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
+    whole = score.score(road.tflite, pictures, progress=False)
+    for name in os.listdir(os.path.join(pictures, "blue")):
+        os.unlink(os.path.join(pictures, "blue", name))
+    os.rmdir(os.path.join(pictures, "blue"))
+    without = score.score(road.tflite, pictures, progress=False)
+    assert without.accuracy == pytest.approx(whole.accuracy, abs=0.15) and without.accuracy > 0.7
+    assert "has no images of 1 of 3 classes: blue" in capsys.readouterr().err
+    more = ["eval_input.folder=" + pictures, "eval_input.records="]
+    metrics = commands.evaluate(
+        road.qat_config, road.qat_dir, str(tmp_path / "eval"), run_once=True, overrides=more
+    )
+    assert metrics["Accuracy"] == pytest.approx(without.accuracy, abs=0.1)
+    with open(str(tmp_path / "eval" / "frozen_eval_graph.json")) as stream:
+        assert json.load(stream)["labels"] == ["blue", "green", "red"]
+    # A training goes on with the classes that it began with.
+    pictures = tiny_classifier.write_folder(str(tmp_path / "again"))
+    text = tiny_classifier.config('folder: "{}"'.format(pictures), "", False)
+    config_path, train_dir = _write(str(tmp_path), "a.config", text), str(tmp_path / "train")
+    commands.train(config_path, train_dir, overrides=["training.num_steps=1"])
+    os.rename(os.path.join(pictures, "blue"), os.path.join(pictures, "zebra"))
+    with pytest.raises(DataError, match="not those of the training.*found green, red, zebra, allowed: blue"):
+        commands.train(config_path, train_dir, overrides=["training.num_steps=2"])
+
+
+def test_a_folder_is_shuffled_as_a_whole(tmp_path):
+    """Its images stand class by class."""
+    pictures, labels = 3000, []
+    source = inputs.Source(
+        "made up",
+        (),
+        tuple(("{}.png".format(n), n * 10 // pictures) for n in range(pictures)),
+        pictures,
+        inputs.Classes(tuple(map(str, range(10)))),
+    )
+    path = str(tmp_path / "one.png")
+    with open(path, "wb") as stream:
+        stream.write(tiny_classifier.encoded(np.zeros([8, 8, 3], np.uint8)))
+    source = source._replace(images=tuple((path, label) for _, label in source.images))
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(0)
+        data = inputs._encoded(source._replace(count=2 * pictures, images=source.images * 2), True)
+        following = tf.data.make_one_shot_iterator(data).get_next()[1]
+        labels = [int(session.run(following)) for _ in range(60)]
+    assert len(set(labels)) >= 8
+
+
+def test_what_a_scope_or_a_label_cannot_be(road, tmp_path):
+    with open(road.float_config) as stream:
+        text = stream.read()
+    more = 'fine_tune_checkpoint: "{}" checkpoint_exclude_scopes: "Logitz"'.format(road.float_dir)
+    says = "no variable is in this scope: at training.checkpoint_exclude_scopes, found Logitz"
+    _fails(road, tmp_path, text.replace("training {", "training { " + more, 1), ConfigError, says)
+    says = "labels of a folder are those of its sub-folders: at train_input.labels_offset, found 1"
+    _fails(
+        road, tmp_path, text.replace("train_input {", "train_input { labels_offset: 1", 1), ConfigError, says
+    )
+    with pytest.raises(CheckpointError, match="takes for a pattern: at .*run .v1., found .. Fix"):
+        commands.train(road.float_config, str(tmp_path / "run [v1]"))
+    records = tiny_classifier.write_records(str(tmp_path / "set [1]" / "a.tfrecord"))
+    assert inputs.open_path(records, 3, 0, ()).count == 36
+
+
+@pytest.mark.long_on_tf1
 def test_what_does_not_fit_a_checkpoint(road, tmp_path):
     more = ["training.fine_tune_checkpoint=" + road.float_dir, "network.num_classes=4"]
     says = "fills 135 of 137 variables.*Logits.*list the head in training.checkpoint_exclude_scopes"
@@ -523,7 +589,9 @@ def test_what_does_not_fit_a_checkpoint(road, tmp_path):
 def test_labels_that_are_not_the_models(road, tmp_path):
     pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
     os.rename(os.path.join(pictures, "red"), os.path.join(pictures, "crimson"))
-    with pytest.raises(DataError, match="classes are not the model's: at .*found blue, crimson, green"):
+    with pytest.raises(
+        DataError, match="classes are not those of the network: at .*found crimson, allowed: blue"
+    ):
         score.score(road.tflite, pictures, progress=False)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from od_qat import cli, files
-from od_qat.cli import demo
+from od_qat import cli
+from od_qat.cli import demo, one_run
 from od_qat.compat import tf
 from od_qat.datasets import builtin, records
 from od_qat.datasets.records import Example
@@ -221,12 +221,12 @@ def test_the_tf2_detector_can_be_built_for_the_input_that_is_chosen():
 
 def test_a_folder_keeps_to_one_run(tmp_path):
     work_dir = str(tmp_path / "work")
-    demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 0})
-    files.write_json(os.path.join(work_dir, "demo_settings.json"), {"data": "builtin", "seed": 0})
-    demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 0})
+    one_run.require(work_dir, {"data": "builtin", "seed": 0})
+    one_run.keep(work_dir, {"data": "builtin", "seed": 0})
+    one_run.require(work_dir, {"data": "builtin", "seed": 0})
     with pytest.raises(ConfigError, match="another run.*seed 0.*1.*WORK"):
-        demo._keep_to_one_run(work_dir, {"data": "builtin", "seed": 1})
-    demo._keep_to_one_run(str(tmp_path / "other"), {"data": "builtin", "seed": 1})
+        one_run.require(work_dir, {"data": "builtin", "seed": 1})
+    one_run.require(str(tmp_path / "other"), {"data": "builtin", "seed": 1})
 
 
 def test_a_run_that_made_nothing_leaves_the_folder_to_another(tmp_path):

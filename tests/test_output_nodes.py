@@ -53,6 +53,19 @@ def test_classifier_predictions_and_never_the_backbone():
     assert found.names == ("MobilenetV1/Predictions/Softmax",)
 
 
+def test_what_only_says_the_best_class_does_not_count_as_a_reader():
+    with tf.Graph().as_default() as graph:
+        logits = tf.reduce_mean(_backbone(), [1, 2])
+        tf.argmax(tf.nn.softmax(logits, name="probabilities"), 1, name="label")
+        tf.train.Saver()
+        assert _find(graph).names == ("probabilities",)
+        tf.sigmoid(logits, name="confidence")
+        with pytest.raises(
+            OdQatError, match="several possible outputs.*probabilities.*confidence.*output_nod"
+        ):
+            _find(graph)
+
+
 def test_a_classifier_without_names():
     with tf.Graph().as_default() as graph:
         tf.reshape(tf.nn.softmax(tf.reduce_mean(_backbone(), [1, 2])), [1, 4], name="out")

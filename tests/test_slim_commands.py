@@ -219,6 +219,91 @@ def test_a_training_graph_is_refused(options, says, checkpoint, tmp_path, capsys
     assert not os.path.exists(out)
 
 
+def _hand_written(kind):
+    """Logits of a small network in tf.nn, with something that stands in training graphs only."""
+    images = tf.placeholder(tf.float32, [2, 8, 8, 3], name="images")
+    kernel = tf.get_variable("kernel", [3, 3, 3, 4])
+    net = tf.nn.conv2d(images, kernel, 1, "SAME")
+    if kind == "moments":
+        mean, variance = tf.nn.moments(net, [0, 1, 2])
+        net = tf.nn.batch_normalization(net, mean, variance, None, None, 1e-3)
+    elif kind == "means":
+        mean = tf.reduce_mean(net, [0, 1, 2], keepdims=True)
+        net = (net - mean) * tf.rsqrt(tf.reduce_mean(tf.square(net - mean), [-4, 1, 2]) + 1e-3)
+    elif kind == "stateless":
+        net *= tf.cast(tf.random.stateless_uniform([2, 8, 8, 4], [1, 2]) > 0.5, tf.float32)
+    elif kind == "layer norm":
+        mean, variance = tf.nn.moments(net, [1, 2, 3], keep_dims=True)
+        net = tf.nn.batch_normalization(net, mean, variance, None, None, 1e-3)
+    net = tf.reduce_mean(tf.nn.relu(net), [1, 2])
+    return tf.nn.softmax(tf.matmul(net, tf.get_variable("last", [4, 3])), name="probabilities")
+
+
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("moments", "takes its statistics from the batch"),
+        ("means", "takes its statistics from the batch"),
+        ("stateless", "draws random numbers"),
+        ("updates", "writes a variable (as ranges are updated in training)"),
+        ("layer norm", None),
+        ("", None),
+    ],
+)
+def test_a_hand_written_training_graph_is_refused(kind, says, tmp_path, capsys):
+    from od_qat.rewrite import api
+
+    out = str(tmp_path / "frozen.pb")
+    with tf.Graph().as_default(), tf.Session() as session:
+        _hand_written(kind)
+        if kind == "updates":
+            api.create_training_graph()
+        session.run(tf.global_variables_initializer())
+        meta = tf.train.Saver().save(session, str(tmp_path / "model.ckpt")) + ".meta"
+    status, printed, said = freeze(capsys, meta, out)
+    assert status == (0 if says is None else 1) and os.path.exists(out) == (says is None)
+    assert printed == "probabilities" if says is None else says in said
+
+
+def test_an_evaluation_with_averages_is_frozen_with_them(tmp_path):
+    """As slim's eval_image_classifier.py does with --moving_average_decay."""
+    from od_qat.classifiers import hand_over
+
+    tf.app.flags.FLAGS.mark_as_parsed()
+
+    def build():
+        images = tf.placeholder_with_default(tf.ones([1, 4, 4, 1]), [None, 4, 4, 1], name="images")
+        with tf.variable_scope("net"):
+            weight = tf.get_variable("weight", [1, 1, 1, 3])
+        net = tf.reduce_mean(tf.nn.conv2d(images, weight, 1, "SAME"), [1, 2])
+        return weight, tf.nn.softmax(net, name="Predictions/Softmax")
+
+    average = tf.train.ExponentialMovingAverage(0.5)
+    with tf.Graph().as_default(), tf.Session() as session:
+        weight, _ = build()
+        tf.train.get_or_create_global_step()
+        average.apply([weight])
+        session.run(tf.global_variables_initializer())
+        session.run(
+            [weight.assign([[[[7.0, 0.0, 0.0]]]]), average.average(weight).assign([[[[1.0, 2.0, 3.0]]]])]
+        )
+        prefix = tf.train.Saver().save(session, str(tmp_path / "model.ckpt"))
+    with tf.Graph().as_default():
+        weight, _ = build()
+        step = tf.train.get_or_create_global_step()
+        average = tf.train.ExponentialMovingAverage(0.5)
+        restored = average.variables_to_restore([weight])
+        restored[step.op.name] = step
+        hand_over.evaluate_once("", prefix, str(tmp_path), num_evals=1, variables_to_restore=restored)
+    graph_def = tf.GraphDef()
+    with open(str(tmp_path / "frozen_eval_graph.pb"), "rb") as stream:
+        graph_def.ParseFromString(stream.read())
+    (found,) = [
+        tf.make_ndarray(node.attr["value"].tensor) for node in graph_def.node if node.name == "net/weight"
+    ]
+    assert found.reshape(-1).tolist() == [1.0, 2.0, 3.0]
+
+
 def test_wrong_input(checkpoint, tmp_path, capsys):
     meta, out = checkpoint("wrong", False), str(tmp_path / "frozen.pb")
     damaged = str(tmp_path / "damaged.meta")

@@ -46,6 +46,18 @@ def shapes(prefix: str) -> Dict[str, List[int]]:
     return found
 
 
+def require_no_pattern(folder: str) -> None:
+    """Raises CheckpointError for a folder that TensorFlow takes for a pattern, and so finds nothing there."""
+    signs = sorted(set(folder) & set("*?["))
+    if signs:
+        raise CheckpointError(
+            "TensorFlow finds no checkpoint in a folder of this name, which it takes for a pattern",
+            where=folder,
+            found=" ".join(signs),
+            fix="choose a folder without * ? and [",
+        )
+
+
 def normalised(path: str) -> str:
     """Returns the prefix for the name of one of its files, as `model.ckpt-5` for `model.ckpt-5.index`."""
     return re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)

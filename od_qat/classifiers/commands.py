@@ -2,11 +2,11 @@
 
 import functools
 import os
-from typing import Any, Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Tuple, Union
 
 from od_qat import checkpoints
+from od_qat.classifiers import class_names, evaluator, frozen, inputs, to_tflite
 from od_qat.classifiers import config as configs
-from od_qat.classifiers import evaluator, frozen, inputs, to_tflite
 from od_qat.classifiers.task import ClassifierTask
 from od_qat.compat import tf
 from od_qat.export import tflite
@@ -54,6 +54,12 @@ def train(
     if place is None:
         return None
     source = inputs.open_source(config.train_input, network.num_classes, "train_input")
+    class_names.require_same(train_dir, source.classes.names)
+
+    def save() -> None:
+        configs.save(config, train_dir)
+        class_names.save(train_dir, source.classes.names)
+
     return training.train(
         ClassifierTask(network, source, config.training),
         place,
@@ -61,7 +67,7 @@ def train(
         Saving(train_dir, train_dir, save_interval_secs, None, 60),
         configs.rewrite_fn(config, is_training=True),
         seed=seed,
-        on_start=functools.partial(configs.save, config, train_dir),
+        on_start=save,
     )
 
 
@@ -94,7 +100,8 @@ def evaluate(
     """
     config, network = _checked(config_path, overrides)
     block = "train_input" if eval_training_data else "eval_input"
-    source = inputs.open_source(getattr(config, block), network.num_classes, block)
+    names = _names(config, network, checkpoint_dir)
+    source = inputs.open_source(getattr(config, block), network.num_classes, block, names)
     return evaluator.evaluate(
         network,
         source,
@@ -125,25 +132,38 @@ def export(
       path of the .pb.
     """
     config, network = _checked(config_path, overrides)
+    checkpoint = checkpoints.named_by(trained_checkpoint_prefix)
     path = frozen.export(
         network,
         configs.rewrite_fn(config, is_training=False),
-        checkpoints.named_by(trained_checkpoint_prefix),
+        checkpoint,
         os.path.join(output_directory, "frozen_inference_graph.pb"),
-        _classes(config, network),
+        _classes(config, network, checkpoint),
     )
     configs.save(config, output_directory)
     return path
 
 
-def _classes(config, network):
-    """The classes, from what can be read here of the images."""
-    for block in (config.eval_input, config.train_input):
-        if block.folder and tf.gfile.IsDirectory(block.folder):
-            return inputs.open_source(block, network.num_classes, "the input").classes
-        if block.records:
-            return inputs.classes_beside(block.records[0], block.labels_offset)
-    return inputs.Classes((), 0)
+def _names(config, network, train_dir: str) -> Tuple[str, ...]:
+    """The classes that a network was trained on, as its train_dir or else its folder of images has them."""
+    names = class_names.of_run(train_dir)
+    block = config.train_input
+    if not names and block.folder and tf.gfile.IsDirectory(block.folder):
+        names = inputs.open_source(block, network.num_classes, "train_input").classes.names
+    return names
+
+
+def _classes(config, network, checkpoint: str) -> inputs.Classes:
+    """The classes of a checkpoint, from what can be read here."""
+    names = _names(config, network, os.path.dirname(checkpoint) or ".")
+    blocks = [block for block in (config.train_input, config.eval_input) if block.records]
+    if names:
+        return inputs.Classes(names, blocks[0].labels_offset if blocks else 0)
+    for block in blocks:
+        found = inputs.classes_beside(block.records[0], block.labels_offset)
+        if found.names:
+            return found
+    return inputs.Classes((), blocks[0].labels_offset if blocks else 0)
 
 
 def export_tflite(
@@ -187,12 +207,14 @@ def export_tflite(
     if metadata:
         tflite_metadata.require_possible("float32" if options.takes_floats else input_type)
     graph_rewriter.prepare_for_tflite(config, ptq, where)
+    checkpoint = checkpoints.named_by(trained_checkpoint_prefix)
     return to_tflite.export(
         network,
         configs.rewrite_fn(config, is_training=False),
-        checkpoints.named_by(trained_checkpoint_prefix),
+        checkpoint,
         output_directory,
         options,
-        inputs.open_source(config.train_input, network.num_classes, "train_input"),
+        _classes(config, network, checkpoint),
+        functools.partial(inputs.open_source, config.train_input, network.num_classes, "train_input"),
         where,
     )

@@ -11,7 +11,7 @@ from od_qat.classifiers import counts, frozen, inputs
 from od_qat.classifiers.inputs import Source
 from od_qat.classifiers.networks import Network
 from od_qat.compat import tf
-from od_qat.errors import DataError
+from od_qat.errors import DataError, first_line
 from od_qat.export import freeze
 from od_qat.model_files import names
 from od_qat.quiet import event_writer_silenced
@@ -89,8 +89,8 @@ def _metrics(saver, checkpoint: str, predictions, labels, source: Source, batch:
                 raise DataError(
                     "cannot read an image to evaluate",
                     where=image or source.where,
-                    found=error.message.splitlines()[0],
-                    allowed="JPEG, PNG or BMP images",
+                    found=first_line(error),
+                    allowed="JPEG or PNG images",
                 ) from error
     return found.metrics()
 

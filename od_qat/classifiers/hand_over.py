@@ -36,13 +36,18 @@ def evaluate_once(master: str, checkpoint_path: str, logdir: str, **options: Any
         master=master, checkpoint_path=checkpoint_path, logdir=logdir, **options
     )
     path = os.path.join(logdir, names.FROZEN_EVAL_GRAPH)
-    _freeze(graph, checkpoint_path, path)
+    _freeze(graph, checkpoint_path, path, options.get("variables_to_restore"))
     print("wrote {} and the .json beside it".format(path), file=sys.stderr)
     return result
 
 
-def _freeze(graph, checkpoint: str, path: str) -> None:
-    cut = any_graph.freeze_graph(graph, checkpoint, where=checkpoint)
+def _freeze(graph: Any, checkpoint: str, path: str, restored: Any) -> None:
+    """Freezes what was evaluated. `restored` has names in the checkpoint if variables come from averages."""
+    variables = None
+    if isinstance(restored, dict):
+        step = tf.GraphKeys.GLOBAL_STEP
+        variables = {name: variable for name, variable in restored.items() if variable.op.name != step}
+    cut = any_graph.freeze_graph(graph, checkpoint, where=checkpoint, variables=variables)
     flags = tf.app.flags.FLAGS
     name = getattr(flags, "model_name", None) or "mobilenet_v1"
     chosen = getattr(flags, "preprocessing_name", None) or default_preprocessing(name)

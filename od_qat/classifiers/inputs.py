@@ -7,7 +7,7 @@ The records are those of slim's converters (download_and_convert_data.py): `imag
 import io
 import os
 import sys
-from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -16,7 +16,9 @@ from od_qat.compat import tf
 from od_qat.errors import ConfigError, DataError
 
 LABELS_FILE = "labels.txt"
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
+_IMAGES = (".jpg", ".jpeg", ".png")
+# Pillow's names of what TensorFlow's op decodes.
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF")
 _ENCODED, _LABEL = "image/encoded", "image/class/label"
 # As slim's scripts: threads that preprocess, and images to draw the next from.
 _THREADS = 4
@@ -53,13 +55,15 @@ class Source(NamedTuple):
     classes: Classes
 
 
-def open_source(described, num_classes: int, where: str) -> Source:
+def open_source(described, num_classes: int, where: str, names: Sequence[str] = ()) -> Source:
     """Looks through the images of an input block.
 
     Args:
       described: the message Input.
       num_classes: of the network.
       where: the name of the block, for messages.
+      names: of the classes that the network was trained on, of which a folder may lack some; by default a
+        folder has all classes.
 
     Raises:
       ConfigError: if the block names neither records nor a folder, or both.
@@ -74,18 +78,25 @@ def open_source(described, num_classes: int, where: str) -> Source:
             allowed="records: FILE, slim's TFRecords; or folder: DIR, with one sub-folder for each class",
         )
     if described.folder:
-        return _of_folder(described.folder, num_classes, where + ".folder")
+        if described.labels_offset:
+            raise ConfigError(
+                "the labels of a folder are those of its sub-folders",
+                where=where + ".labels_offset",
+                found=str(described.labels_offset),
+                fix="remove it; it is for records",
+            )
+        return _of_folder(described.folder, num_classes, where + ".folder", names)
     return _of_records(described.records, described.labels_offset, num_classes, where + ".records")
 
 
-def open_path(path: str, num_classes: int, labels_offset: int) -> Source:
-    """The same for a folder, or for records by their path or pattern."""
+def open_path(path: str, num_classes: int, labels_offset: int, names: Sequence[str]) -> Source:
+    """The same for a folder, or for records by their path or pattern; without names any folder is taken."""
     if tf.gfile.IsDirectory(path):
-        return _of_folder(path, num_classes, "the folder of images")
+        return _of_folder(path, num_classes if names else None, "the folder of images", names)
     return _of_records([path], labels_offset, num_classes, "the records or folder of images")
 
 
-def _of_folder(folder: str, num_classes: int, where: str) -> Source:
+def _of_folder(folder: str, num_classes: Optional[int], where: str, classes: Sequence[str]) -> Source:
     if not tf.gfile.IsDirectory(folder):
         raise DataError("no such folder", where=where, found=folder, fix="correct the path")
     names = sorted(
@@ -93,17 +104,29 @@ def _of_folder(folder: str, num_classes: int, where: str) -> Source:
         for name in tf.gfile.ListDirectory(folder)
         if not name.startswith(".") and tf.gfile.IsDirectory(os.path.join(folder, name))
     )
-    if not 0 < len(names) <= num_classes:
+    if classes:
+        _require_known(folder, names, classes)
+    elif not names or (num_classes is not None and len(names) > num_classes):
         raise DataError(
             "the number of classes does not fit the network",
             where=folder,
             found="{} sub-folders".format(len(names)),
-            allowed="one for each class, at most network.num_classes ({})".format(num_classes),
+            allowed="one for each class"
+            + (", at most network.num_classes ({})".format(num_classes) if num_classes else ""),
             fix="set network.num_classes to the number of sub-folders",
         )
+    elif num_classes not in (None, len(names)):
+        print(
+            "warning: {} has {} sub-folders for {} classes (network.num_classes)".format(
+                folder, len(names), num_classes
+            ),
+            file=sys.stderr,
+        )
+    classes = tuple(classes) or tuple(names)
     images: List[Tuple[str, int]] = []
     left_out: List[str] = []
-    for label, name in enumerate(names):
+    for name in names:
+        label = classes.index(name)
         files = sorted(one for one in tf.gfile.ListDirectory(os.path.join(folder, name)))
         right = [one for one in files if one.lower().endswith(_IMAGES)]
         left_out += [os.path.join(name, one) for one in files if one not in right]
@@ -118,29 +141,54 @@ def _of_folder(folder: str, num_classes: int, where: str) -> Source:
         images += [(os.path.join(folder, name, one), label) for one in right]
     if left_out:
         print(
-            "warning: {}: {} files are left out, as they are no images ({}): {}".format(
-                folder, len(left_out), ", ".join(_IMAGES), ", ".join(left_out[:3])
+            "warning: {}: {} left out, since these are no images ({}): {}".format(
+                folder,
+                "1 entry is" if len(left_out) == 1 else "{} entries are".format(len(left_out)),
+                ", ".join(_IMAGES),
+                ", ".join(left_out[:3]),
             ),
             file=sys.stderr,
         )
-    return Source(folder, (), tuple(images), len(images), Classes(tuple(names)))
+    return Source(folder, (), tuple(images), len(images), Classes(classes))
+
+
+def _require_known(folder: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises DataError for a sub-folder that is no class, and warns of classes without one."""
+    unknown = [name for name in names if name not in classes]
+    if unknown or not names:
+        raise DataError(
+            "the folder's classes are not those of the network",
+            where=folder,
+            found=", ".join(unknown[:8]) or "no sub-folder",
+            allowed=", ".join(classes[:8]),
+            fix="give each class a sub-folder with the name that training had",
+        )
+    absent = [name for name in classes if name not in names]
+    if absent:
+        print(
+            "warning: {} has no images of {} of {} classes: {}".format(
+                folder, len(absent), len(classes), ", ".join(absent[:8])
+            ),
+            file=sys.stderr,
+        )
 
 
 def _of_records(patterns: Iterable[str], labels_offset: int, num_classes: int, where: str) -> Source:
     files: List[str] = []
     for pattern in patterns:
-        found = sorted(tf.gfile.Glob(pattern))
+        # (A path may have brackets, which are a pattern too.)
+        found = [pattern] if tf.gfile.Exists(pattern) else sorted(tf.gfile.Glob(pattern))
         if not found:
             raise DataError("no such records", where=where, found=pattern, fix="correct the path")
         files += found
     count = 0
     for path in files:
-        for content in _contents(path):
-            label = _label_of(content, path, count) - labels_offset
+        for number, content in enumerate(_contents(path)):
+            label = _label_of(content, path, number) - labels_offset
             if not 0 <= label < num_classes:
                 raise DataError(
                     "a label is beyond the network's classes",
-                    where="{}, record {}".format(path, count),
+                    where="{}, record {}".format(path, number),
                     found="label {}{}".format(label, " (less labels_offset)" if labels_offset else ""),
                     allowed="0 to {} (network.num_classes is {})".format(num_classes - 1, num_classes),
                     fix="correct network.num_classes, or set labels_offset if the records' labels begin at 1",
@@ -202,14 +250,24 @@ def classes_beside(path: str, labels_offset: int) -> Classes:
     labels = os.path.join(os.path.dirname(path), LABELS_FILE)
     if not tf.gfile.Exists(labels):
         return Classes((), labels_offset)
-    with tf.gfile.GFile(labels) as stream:
-        pairs = [line.split(":", 1) for line in stream.read().splitlines() if line.strip()]
     try:
-        found = {int(number) - labels_offset: name for number, name in pairs}
-    except ValueError as error:
+        with tf.gfile.GFile(labels) as stream:
+            lines = [line for line in stream.read().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
         raise DataError(
-            "the list of labels is damaged", where=labels, found=str(error), allowed="lines such as 0:daisy"
+            "the list of labels is damaged", where=labels, found="not UTF-8 text", fix="save it as UTF-8"
         ) from error
+    found = {}
+    for line in lines:
+        number, colon, name = line.partition(":")
+        if not colon or not number.strip().isdigit():
+            raise DataError(
+                "the list of labels is damaged",
+                where=labels,
+                found=repr(line),
+                allowed="lines of a label and its name, such as 0:daisy",
+            )
+        found[int(number) - labels_offset] = name
     count = max(found) + 1 if found else 0
     return Classes(tuple(found.get(number, str(number)) for number in range(count)), labels_offset)
 
@@ -230,9 +288,7 @@ def batches(
       a function without arguments that returns the next images, float32 [batch, height, width, channels], and
       labels, int64 [batch]. The graph's table initializer starts it.
     """
-    data = _encoded(source)
-    if is_training:
-        data = data.shuffle(min(source.count, _SHUFFLED)).repeat()
+    data = _encoded(source, is_training)
     data = data.map(
         lambda encoded, label: (
             network.preprocess(_decode(encoded, network.channels), is_training),
@@ -247,11 +303,13 @@ def batches(
     return iterator.get_next
 
 
-def _encoded(source: Source):
-    """A tf.data.Dataset of encoded images and the labels that stand with them."""
+def _encoded(source: Source, is_training: bool):
+    """A tf.data.Dataset of encoded images and their labels; to train shuffled, and for ever."""
     if source.images:
         paths, labels = zip(*source.images)
         data = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
+        # (They stand class by class, so that nothing less than all of them would mix the classes.)
+        data = data.shuffle(source.count).repeat() if is_training else data
         return data.map(lambda path, label: (tf.read_file(path), label))
     features = {
         _ENCODED: tf.FixedLenFeature([], tf.string),
@@ -262,11 +320,12 @@ def _encoded(source: Source):
         found = tf.parse_single_example(content, features)
         return found[_ENCODED], found[_LABEL]
 
-    return tf.data.TFRecordDataset(list(source.records)).map(parse)
+    data = tf.data.TFRecordDataset(list(source.records)).map(parse)
+    return data.shuffle(min(source.count, _SHUFFLED)).repeat() if is_training else data
 
 
 def _decode(encoded, channels: int):
-    """uint8 [height, width, channels]. (The op reads PNG, BMP and GIF too.)"""
+    """uint8 [height, width, channels]. (The op reads PNG and GIF too.)"""
     return tf.image.decode_jpeg(encoded, channels)
 
 
@@ -290,6 +349,8 @@ def first_unreadable(source: Source) -> Optional[str]:
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 image.load()
+                if image.format not in _FORMATS:
+                    return name
         except Exception:  # noqa: BLE001  (Pillow raises many kinds)
             return name
     return None

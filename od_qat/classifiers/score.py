@@ -112,16 +112,7 @@ def open_source(description: ModelDescription, path: str) -> Source:
       DataError: if their classes are not the model's.
     """
     most = len(description.labels) or 2**31
-    source = inputs.open_path(path, most, description.class_id_offset)
-    if source.images and description.labels and source.classes.names != description.labels:
-        raise DataError(
-            "the folder's classes are not the model's",
-            where=path,
-            found=", ".join(source.classes.names[:8]),
-            allowed=", ".join(description.labels[:8]),
-            fix="give each class a sub-folder with the name that training had",
-        )
-    return source
+    return inputs.open_path(path, most, description.class_id_offset, description.labels)
 
 
 def images_of(source: Source) -> Iterator[Image]:

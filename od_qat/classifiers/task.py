@@ -26,7 +26,8 @@ class ClassifierTask(TrainingTask):
 
     where = "training"
     where_input = "train_input"
-    images = "JPEG, PNG or BMP images"
+    images = "JPEG or PNG images"
+    fix_images = "replace or remove it"
 
     def __init__(self, network: Network, source: Source, config) -> None:
         super(ClassifierTask, self).__init__(
@@ -129,6 +130,16 @@ class ClassifierTask(TrainingTask):
         of_model = {v.op.name: v for v in tf.trainable_variables() + tf.model_variables()}
         of_model.update((v.op.name, v) for v in tf.global_variables() if v.op.name in quant_names)
         wanted = {name: v for name, v in of_model.items() if not excluded or not name.startswith(excluded)}
+        idle = [scope for scope in excluded if not any(name.startswith(scope) for name in of_model)]
+        if idle:
+            raise ConfigError(
+                "no variable is in this scope",
+                where="training.checkpoint_exclude_scopes",
+                found=", ".join(idle),
+                allowed="the start of a variable's name, such as {}".format(
+                    max(of_model).rpartition("/")[0] or max(of_model)
+                ),
+            )
         plan = checkpoints.plan_fine_tune(
             wanted,
             prefix,

@@ -8,7 +8,7 @@ import numpy as np
 
 from od_qat.classifiers import frozen, inputs, preparation
 from od_qat.classifiers.frozen import Frozen
-from od_qat.classifiers.inputs import Source
+from od_qat.classifiers.inputs import Classes, Source
 from od_qat.classifiers.networks import Network
 from od_qat.classifiers.preparation import Preparation
 from od_qat.compat import tf
@@ -43,7 +43,8 @@ def export(
     checkpoint: str,
     folder: str,
     options: Options,
-    source: Source,
+    classes: Classes,
+    open_source: Callable[[], Source],
     where: str,
 ) -> str:
     """Writes classifier.tflite, the JSON beside it, and tflite_graph.pb, which it was made from.
@@ -54,7 +55,8 @@ def export(
       checkpoint: prefix.
       folder: for the files.
       options: what the user asks for.
-      source: images, for calibration.
+      classes: what the outputs mean.
+      open_source: gives the images, which calibration needs.
       where: the config, for messages.
 
     Returns:
@@ -77,12 +79,12 @@ def export(
         tflite_checks.run_once(model, path)
         of_image = None
     else:
-        model, found, of_image = _quantized(network, found, prepared, options, source, path, where)
+        model, found, of_image = _quantized(network, found, prepared, options, open_source, path, where)
     beside = frozen.describe(
         path,
         network,
         found.output,
-        source.classes,
+        classes,
         checkpoint,
         not options.takes_floats,
         prepared,
@@ -91,8 +93,8 @@ def export(
     )
     others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": found.graph_def.SerializeToString()}
     if options.metadata:
-        model = tflite_metadata.attach(model, beside, source.classes.names)
-        others[tflite_metadata.LABELS] = tflite_metadata.text_of(source.classes.names)
+        model = tflite_metadata.attach(model, beside, classes.names)
+        others[tflite_metadata.LABELS] = tflite_metadata.text_of(classes.names)
     description.write(path, model, beside, others)
     return path
 
@@ -102,13 +104,13 @@ def _quantized(
     found: Frozen,
     prepared: Preparation,
     options: Options,
-    source: Source,
+    open_source: Callable[[], Source],
     path: str,
     where: str,
 ) -> Tuple[bytes, Frozen, Preprocessing]:
     """The bytes of the .tflite, the graph that it was made from, and what makes its image of pixels."""
     of_network = prepared.of_pixels
-    images = functools.partial(_images, network, source, options.calibration_images)
+    images = functools.partial(_images, network, open_source, options.calibration_images)
     if of_network is None:
         of_network = of_image = _of_range(images(), network.channels)
     elif of_network.same_for_all_channels:
@@ -154,8 +156,15 @@ def _require_no_float(found: Frozen, where: str) -> None:
         )
 
 
-def _images(network: Network, source: Source, count: int) -> Iterator[np.ndarray]:
-    """The first images of a source, preprocessed, float32 [1, size, size, channels]."""
+def _images(network: Network, open_source: Callable[[], Source], count: int) -> Iterator[np.ndarray]:
+    """Images of a source, preprocessed, float32 [1, size, size, channels]: the first of records.
+
+    A folder has them class by class, so that they are taken at equal distances from all of it.
+    """
+    source = open_source()
+    if source.images:
+        places = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).round().astype(int))
+        source = source._replace(images=tuple(source.images[place] for place in places), count=len(places))
     with tf.Graph().as_default():
         images, _ = inputs.batches(source, network, 1, is_training=False)()
         with tf.Session() as session:

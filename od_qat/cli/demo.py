@@ -7,14 +7,13 @@ after the other, fits its configs to the data, and skips what an earlier run has
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import od_qat
-from od_qat.cli import flags
+from od_qat.cli import flags, one_run
 from od_qat.errors import ConfigError, DataError
 from od_qat.files import write_atomically, write_json
 
@@ -38,7 +37,6 @@ CONFIG_FOLDER = os.path.join(os.path.dirname(od_qat.__file__), "configs")
 _SCORE_STEP = 1.0 / 256
 _AGREEMENT_IOU = 0.9
 _PICTURES = 4
-_SETTINGS = "demo_settings.json"
 
 # The rows of the demo's table.
 FLOAT, FLOAT_FROZEN, PTQ = "float checkpoint", "float frozen .pb", "PTQ int8 .tflite"
@@ -179,12 +177,12 @@ def run(
     del settings["multiple"]  # It follows from the configs.
     if overrides:
         settings["overrides"] = list(overrides)
-    _keep_to_one_run(work_dir, settings)
+    one_run.require(work_dir, settings)
     _say("1/8 data")
     dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
     _say("1/8 data: " + dataset.summary())
     # This is not done earlier, so that a folder without data can be used again with other settings.
-    write_json(os.path.join(work_dir, _SETTINGS), settings)
+    one_run.keep(work_dir, settings)
     # (The trainer is imported once the data is known to be good.)
     from od_qat import commands, evaluator
 
@@ -215,28 +213,6 @@ def run(
         EVAL_GRAPH: _of_checkpoint(qat_metrics, paths.qat_train),
     }
     return _report(dataset, paths, checkpoints, models, seed, processes, started)
-
-
-def _keep_to_one_run(work_dir: str, settings: Dict[str, object]) -> None:
-    """Refuses a folder that holds a run with other settings, whose files this run would take for its own.
-
-    Raises:
-      ConfigError: with the setting that differs.
-    """
-    path = os.path.join(work_dir, _SETTINGS)
-    if not os.path.exists(path):
-        return
-    with open(path) as stream:
-        former = json.load(stream)
-    for name, value in sorted(settings.items()):
-        if former.get(name) != value:
-            raise ConfigError(
-                "this folder holds another run of the demo",
-                where=work_dir,
-                found="{} {!r}".format(name, former.get(name)),
-                allowed=repr(value),
-                fix="choose another (make demo WORK=..., od-qat demo --work_dir ...), or remove this one",
-            )
 
 
 class _Paths(object):

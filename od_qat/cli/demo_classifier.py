@@ -5,7 +5,7 @@ import os
 import time
 from typing import Any, List, NamedTuple
 
-from od_qat.cli import flags
+from od_qat.cli import flags, one_run
 
 NAME = "demo-classifier"
 HELP = "train, quantize and score two classifiers on MNIST"
@@ -59,6 +59,9 @@ def handle(arguments: argparse.Namespace) -> int:
     from od_qat.report import accuracy_table
 
     started = time.time()
+    settings = {"seed": arguments.seed, "shorten": arguments.shorten}
+    one_run.require(arguments.work_dir, settings)
+    one_run.keep(arguments.work_dir, settings)
     data = os.path.join(arguments.work_dir, "data")
     if not os.path.isfile(os.path.join(data, mnist.TEST)):
         mnist.write(data)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 
-from od_qat.cli import flags
+from od_qat.cli import flags, measured
 from od_qat.errors import ConfigError
 
 NAME = "score"
@@ -96,6 +96,7 @@ def _handle_detector(arguments: argparse.Namespace) -> int:
 
 
 def _handle_classifier(arguments: argparse.Namespace) -> int:
+    measured.require_label_map(arguments.label_map, classifies=True)
     from od_qat import files, scoring
     from od_qat.classifiers import score
     from od_qat.report import accuracy_table

@@ -1,6 +1,6 @@
 """Freezes a graph that something else has built: an evaluation of slim's, or the one in a .meta file."""
 
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -12,9 +12,26 @@ from od_qat.model_files import names, output_nodes
 
 # Ops from which a graph takes its images: what stands in front of them stays outside.
 _SOURCES = frozenset(
-    ["QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2", "IteratorGetNext", "Placeholder"]
+    [
+        "QueueDequeueV2",
+        "QueueDequeueManyV2",
+        "QueueDequeueUpToV2",
+        "IteratorGetNext",
+        "Placeholder",
+        "PlaceholderWithDefault",
+    ]
 )
-_RANDOM = frozenset(["RandomUniform", "RandomStandardNormal", "StatelessRandomUniform", "TruncatedNormal"])
+# How the types of ops begin that draw numbers, and of those that write variables.
+_DRAW = (
+    "Random",
+    "StatelessRandom",
+    "Truncated",
+    "ParameterizedTruncated",
+    "StatelessTruncated",
+    "Multinomial",
+)
+_WRITE = ("Assign", "Scatter", "Apply", "ResourceApply", "ResourceScatter")
+_WRITES = "writes a variable (as ranges are updated in training)"
 
 
 class Cut(NamedTuple):
@@ -32,7 +49,13 @@ class Cut(NamedTuple):
     outputs: Tuple[str, ...]
 
 
-def freeze_graph(graph, checkpoint: str, outputs: Optional[Sequence[str]] = None, where: str = "") -> Cut:
+def freeze_graph(
+    graph: Any,
+    checkpoint: str,
+    outputs: Optional[Sequence[str]] = None,
+    where: str = "",
+    variables: Optional[Mapping[str, Any]] = None,
+) -> Cut:
     """Freezes a graph from its images to its outputs, without input queues, metrics and optimizer.
 
     Args:
@@ -40,6 +63,7 @@ def freeze_graph(graph, checkpoint: str, outputs: Optional[Sequence[str]] = None
       checkpoint: prefix.
       outputs: op names; by default those that output_nodes finds.
       where: what messages call the graph.
+      variables: name in the checkpoint -> variable; by default each has its own name.
 
     Raises:
       CheckpointError: if the checkpoint lacks a variable of the graph.
@@ -55,8 +79,10 @@ def freeze_graph(graph, checkpoint: str, outputs: Optional[Sequence[str]] = None
         raise ExportError("no such node in the graph", where=where, found=", ".join(outputs)) from None
     source = _source(operations, where)
     used = with_sources(operations, stop_at=[source.op])
-    _require_inference([operation for operation in graph.get_operations() if operation.name in used], where)
-    frozen = freeze.freeze(checkpoint, outputs, graph=graph)
+    _require_inference(
+        [operation for operation in graph.get_operations() if operation.name in used], source.op, where
+    )
+    frozen = freeze.freeze(checkpoint, outputs, graph=graph, variables=variables)
     shape = source.shape
     sizes = tuple(shape.as_list()) if shape.ndims is not None else (None,) * 4
     _flatten_any_batch(frozen, graph, sizes[0])
@@ -90,24 +116,43 @@ def _source(operations: Sequence[Any], where: str):
     return found[0]
 
 
-def _require_inference(operations: Sequence[Any], where: str) -> None:
-    for operation in operations:
-        norm = operation.type.startswith("FusedBatchNorm") and operation.get_attr("is_training")
-        moments = operation.type == "SquaredDifference" and "/moments/" in operation.name
-        if norm or moments or operation.type in _RANDOM:
-            raise ExportError(
-                "a training graph, which computes other things than the model",
-                where=where,
-                found="{} {}".format(
-                    operation.name,
-                    "draws random numbers (dropout)"
-                    if operation.type in _RANDOM
-                    else "takes its statistics from the batch",
-                ),
-                allowed="an inference graph: is_training=False when it is built",
-                fix="export the checkpoint with the code that built it (od-qat export; slim's "
-                "eval_image_classifier or export_inference_graph), or freeze the .meta of an evaluation",
-            )
+def _require_inference(operations: Sequence[Any], source: Any, where: str) -> None:
+    of_images, found = {source.name}, []
+    for operation in operations:  # (in the order of their making, which follows the data)
+        if any(tensor.op.name in of_images for tensor in operation.inputs):
+            of_images.add(operation.name)
+        said = _of_training(operation, operation.name in of_images)
+        found += [(said == _WRITES, operation.name, said)] if said else []
+    if found:
+        _, name, said = min(found, key=lambda one: one[0])  # (what changes the results comes first)
+        raise ExportError(
+            "a training graph, which computes other things than the model",
+            where=where,
+            found="{} {}".format(name, said),
+            allowed="an inference graph: is_training=False when it is built",
+            fix="export the checkpoint with the code that built it (od-qat export; slim's "
+            "eval_image_classifier or export_inference_graph), or freeze the .meta of an evaluation",
+        )
+
+
+def _of_training(operation: Any, of_images: bool) -> str:
+    """What an op does that no inference graph does; empty if it does none of it."""
+    if operation.type.startswith(_DRAW):
+        return "draws random numbers (dropout)"
+    if operation.type.startswith(_WRITE):
+        return _WRITES
+    norm = operation.type.startswith("FusedBatchNorm") and operation.get_attr("is_training")
+    if norm or (of_images and operation.type == "Mean" and _is_over_batch(operation)):
+        return "takes its statistics from the batch"
+    return ""
+
+
+def _is_over_batch(mean: Any) -> bool:
+    """Whether a reduction of images takes several of them together."""
+    axes, rank = tf.get_static_value(mean.inputs[1]), mean.inputs[0].shape.ndims
+    if axes is None or rank is None:
+        return False
+    return rank > 1 and any(int(axis) % rank == 0 for axis in np.atleast_1d(axes))
 
 
 def _flatten_any_batch(frozen, graph, batch: Optional[int]) -> None:

@@ -1,6 +1,6 @@
 """Turns a checkpoint and an inference graph into one self-contained GraphDef."""
 
-from typing import Dict, Iterable
+from typing import Any, Dict, Iterable, Mapping, Optional
 
 from od_qat import checkpoints, ranges
 from od_qat.compat import tf
@@ -8,7 +8,13 @@ from od_qat.errors import ExportError
 from od_qat.rewrite import policy
 
 
-def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_averages: bool = False):
+def freeze(
+    checkpoint: str,
+    output_names: Iterable[str],
+    graph: Any = None,
+    use_moving_averages: bool = False,
+    variables: Optional[Mapping[str, Any]] = None,
+) -> Any:
     """Restores strictly and turns variables into constants.
 
     Args:
@@ -16,6 +22,7 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
       output_names: names of the ops to keep, with everything that they need.
       graph: tf.Graph; by default the default graph. To be quantized, it must have been rewritten.
       use_moving_averages: restore trained variables from their moving averages.
+      variables: name in the checkpoint -> variable, where a caller knows it better; all that are needed.
 
     Returns:
       GraphDef without variables.
@@ -33,7 +40,8 @@ def freeze(checkpoint: str, output_names: Iterable[str], graph=None, use_moving_
         except KeyError:
             raise ExportError("no such node in the graph", found=name) from None
     with graph.as_default():
-        variables = variables_to_restore(use_moving_averages, checkpoint)
+        if variables is None:
+            variables = variables_to_restore(use_moving_averages, checkpoint)
         quant_names = checkpoints.quant_variable_names(graph)
         if checkpoints.QUANT_STEP in quant_names:
             raise ExportError(

@@ -1,5 +1,6 @@
 """Reads configs in proto text format."""
 
+import re
 from typing import Any, Callable, Optional, Union
 
 from google.protobuf import text_format
@@ -37,7 +38,7 @@ def read(path: str, message, what: str, like: str, fields: str, edit: Optional[C
     except text_format.ParseError as error:
         line = error.GetLine()
         fix = "see {} for the fields".format(fields)
-        if "od_qat" in str(error):
+        if re.search(r"\bod_qat\.layers\b", str(error), re.IGNORECASE):
             fix = "[{}] has {}".format(layers.NAME, layers.field_names())
         raise ConfigError(
             "the {} is malformed".format(what),

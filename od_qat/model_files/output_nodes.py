@@ -34,6 +34,8 @@ _LAYOUT = frozenset(["Identity", "Reshape", "Squeeze"])
 # The last op of a layer that makes logits, which may be fake-quantized.
 _LAST_OF_LAYERS = frozenset(["BiasAdd", "MatMul", "Conv2D", "Add", "AddV2"]) | policy.FAKE_QUANT
 # Ops that a graph has beside the model: savers, summaries, initialisers, input queues.
+# What says which class is the best, and no more.
+_OF_BEST = frozenset(["ArgMax", "TopK", "TopKV2", "InTopK", "InTopKV2"])
 _NOT_OUTPUTS = frozenset(
     [
         "NoOp",
@@ -222,13 +224,17 @@ class _Finder(object):
         return None if node is None else node.op
 
     def _used(self, name: str) -> bool:
-        return bool(self._readers.get(name))
+        """Whether another op reads it; one that only says which class is the best does not count."""
+        return any(self._nodes[reader].op not in _OF_BEST for reader in self._readers.get(name, ()))
 
     def _candidates(self) -> List[str]:
         return [
             node.name
             for node in self._graph_def.node
-            if not self._used(node.name) and node.op not in _NOT_OUTPUTS and node.input
+            if not self._used(node.name)
+            and node.op not in _NOT_OUTPUTS
+            and node.input
+            and not node.name.startswith("save/")
         ]
 
     def _answer(self, names: Tuple[str, ...], kind: str, reason: str) -> OutputNodes:
@@ -242,7 +248,8 @@ class _Finder(object):
             + ", ".join("{} {}".format(name, shapes.get(name, "")).strip() for name in candidates[:8])
             if candidates
             else "no op that nothing reads",
-            fix="name the outputs yourself (freeze.freeze(checkpoint, ['your/node']))",
+            fix="name the outputs yourself (od-qat freeze --output_nodes=your/node, or in Python "
+            "freeze.freeze(checkpoint, ['your/node']))",
         )
 
     def _shapes(self, names: List[str]) -> Dict[str, str]:

@@ -6,7 +6,7 @@ from typing import List, NamedTuple, Optional
 from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.config import QatConfig
-from od_qat.errors import DataError, OdQatError
+from od_qat.errors import DataError, OdQatError, first_line
 from od_qat.quiet import event_writer_silenced
 from od_qat.training import nan_trace
 from od_qat.training.graph import Built
@@ -150,13 +150,13 @@ def _not_finite(
 
 
 def _unreadable(error, task: TrainingTask) -> OdQatError:
-    image, found = task.unreadable(), error.message.splitlines()[0]
+    image, found = task.unreadable(), first_line(error)
     return DataError(
         "cannot read an image of the training input",
         where=task.where_input,
         found="{}: {}".format(image, found) if image else found,
         allowed=task.images,
-        fix="make the records anew (`od-qat data` decodes each image once)",
+        fix=task.fix_images,
     )
 
 

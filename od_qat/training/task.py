@@ -60,11 +60,13 @@ class TrainingTask(object):
       where: what messages call the part of the config that has the schedule.
       where_input: the same for the input.
       images: what messages say that the records have to hold.
+      fix_images: what they say to do with one that cannot be read.
     """
 
     where = "train_config"
     where_input = "train_input_reader"
     images = "tf.Examples with JPEG or PNG images"
+    fix_images = "make the records anew (`od-qat data` decodes each image once)"
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule

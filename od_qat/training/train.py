@@ -58,6 +58,7 @@ def train(
       ConfigError, CheckpointError: if the config or a checkpoint is not valid; before the first step.
       OdQatError: see trainer.train.
     """
+    checkpoints.require_no_pattern(saving.folder)
     schedule = task.schedule
     check_replicas(schedule, clones.number, place.worker_replicas)
     keep_freed_memory()
