@@ -684,3 +684,34 @@ def test_a_classifier_that_contrib_trained_is_evaluated_as_contrib_does(road, tm
         ours = session.run("MobilenetV1/Predictions/Reshape_1:0", {"input:0": pictures})
     # (The kernels of the two TensorFlows round otherwise, and single steps of the ranges flip.)
     assert np.abs(ours - theirs).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["network.channels=1"], "preprocessing mobilenet_v1 does not take such .*network.channels, found 1"),
+        (
+            ["network.name=inception_v3", "network.image_size=32"],
+            "inception_v3 cannot be built for .*image_size, found 32 x 32 .*Fix: its own size is 299",
+        ),
+        (["training.batch_size=80"], "training.batch_size, found 80, allowed: at most 72"),
+    ],
+)
+def test_images_that_a_network_does_not_take(more, says, road, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        commands.train(road.float_config, str(tmp_path / "no"), overrides=more, num_clones=2)
+    assert not (tmp_path / "no").exists()
+
+
+def test_more_labels_than_classes(tmp_path):
+    records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"))
+    with open(str(tmp_path / "labels.txt"), "a") as stream:
+        stream.write("3:violet\n")
+    with pytest.raises(DataError, match="longer than the network's classes: at .*labels.txt, found 4 labels"):
+        inputs.open_path(records, 3, 0, ())
+    (tmp_path / "labels.txt").write_text("daisy\n")
+    with pytest.raises(DataError, match="list of labels is damaged: at .*found 'daisy', allowed: lines of a"):
+        inputs.open_path(records, 3, 0, ())
+    (tmp_path / "labels.txt").write_bytes("0:b\xe9b\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="list of labels is damaged: at .*found not UTF-8 text"):
+        inputs.open_path(records, 3, 0, ())

@@ -197,6 +197,14 @@ def _of_records(patterns: Iterable[str], labels_offset: int, num_classes: int, w
     if not count:
         raise DataError("no images", where=", ".join(files[:3]), found="empty records")
     classes = classes_beside(files[0], labels_offset)
+    if len(classes.names) > num_classes:
+        raise DataError(
+            "the list of labels is longer than the network's classes",
+            where=os.path.join(os.path.dirname(files[0]), LABELS_FILE),
+            found="{} labels".format(len(classes.names)),
+            allowed="at most {} (network.num_classes)".format(num_classes),
+            fix="correct the list, or network.num_classes",
+        )
     return Source(", ".join(files[:3]), tuple(files), (), count, classes)
 
 
@@ -288,6 +296,8 @@ def batches(
       a function without arguments that returns the next images, float32 [batch, height, width, channels], and
       labels, int64 [batch]. The graph's table initializer starts it.
     """
+    with tf.Graph().as_default():  # (A ConfigError in a map would come out as another error.)
+        network.preprocess(tf.placeholder(tf.uint8, [None, None, network.channels]), is_training)
     data = _encoded(source, is_training)
     data = data.map(
         lambda encoded, label: (

@@ -6,7 +6,7 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 from od_qat import plugin  # noqa: F401  (makes slim importable on TensorFlow 2)
 from od_qat.compat import tf
-from od_qat.errors import MissingPackage
+from od_qat.errors import ConfigError, MissingPackage, first_line
 
 
 class Network(NamedTuple):
@@ -51,20 +51,41 @@ class Network(NamedTuple):
         if self.batch_norm_decay is not None:
             more[_decay_of(self.name)] = self.batch_norm_decay
         with slim.arg_scope(factory.arg_scopes_map[self.name](weight_decay=weight_decay, **more)):
-            logits, end_points = factory.networks_map[self.name](
-                images, self.num_classes, is_training=is_training
-            )
+            try:
+                logits, end_points = factory.networks_map[self.name](
+                    images, self.num_classes, is_training=is_training
+                )
+            except ValueError as error:
+                raise self._misfit(error) from error
             end_points = dict(end_points)
             end_points["Predictions"] = end_points.pop("predictions", end_points.get("Predictions"))
             if end_points["Predictions"] is None:
                 end_points["Predictions"] = slim.softmax(logits, scope="Predictions")
         return logits, end_points
 
+    def _misfit(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            "the network {} cannot be built for such images".format(self.name),
+            where="network.image_size",
+            found="{} x {} with {} channels: {}".format(
+                self.size, self.size, self.channels, first_line(error)
+            ),
+            fix="its own size is {}".format(default_size(self.name)),
+        )
+
     def preprocess(self, image, is_training: bool):
         """Preprocesses one image, uint8 [height, width, channels]; returns float32 [size, size, channels]."""
         function = _preprocessing_factory().get_preprocessing(self.preprocessing, is_training=is_training)
-        image = function(image, self.size, self.size)
-        image.set_shape(self.input_shape)
+        try:
+            image = function(image, self.size, self.size)
+            image.set_shape(self.input_shape)
+        except ValueError as error:
+            raise ConfigError(
+                "slim's preprocessing {} does not take such images".format(self.preprocessing),
+                where="network.channels",
+                found="{}: {}".format(self.channels, first_line(error)),
+                fix='set network.preprocessing: "lenet" for grey images',
+            ) from error
         return tf.cast(image, tf.float32)
 
 

@@ -45,11 +45,12 @@ class ClassifierTask(TrainingTask):
 
     def input_queue(self, batch_size: int, in_order: bool) -> Callable:
         if self._source.count < batch_size:
+            clones = max(1, self._config.batch_size // batch_size)
             raise ConfigError(
                 "a batch is larger than the set of images",
                 where="training.batch_size",
                 found=str(self._config.batch_size),
-                allowed="at most {}".format(self._source.count),
+                allowed="at most {}".format(self._source.count * clones),
             )
         return inputs.batches(self._source, self._network, batch_size, True, in_order)
 
