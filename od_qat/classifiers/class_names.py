@@ -18,11 +18,6 @@ def of_run(train_dir: str) -> Tuple[str, ...]:
     return tuple(files.read(path).decode("utf-8").splitlines())
 
 
-def of_checkpoint(prefix: str) -> Tuple[str, ...]:
-    """The same of a checkpoint in its train_dir."""
-    return of_run(os.path.dirname(prefix) or ".")
-
-
 def require_same(train_dir: str, names: Sequence[str]) -> None:
     """Raises DataError unless a training that goes on has the classes that it began with."""
     former = of_run(train_dir)

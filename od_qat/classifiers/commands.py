@@ -102,6 +102,8 @@ def evaluate(
     block = "train_input" if eval_training_data else "eval_input"
     names = _names(config, network, checkpoint_dir)
     source = inputs.open_source(getattr(config, block), network.num_classes, block, names)
+    if not source.classes.names:
+        source = source._replace(classes=source.classes._replace(names=names))
     return evaluator.evaluate(
         network,
         source,
