@@ -25,7 +25,7 @@ from od_qat.training import session as training_session  # noqa: E402
 from od_qat.training.signals import StopSignals  # noqa: E402
 from od_qat.training.task import Schedule, TrainingTask  # noqa: E402
 from tests import tiers  # noqa: E402
-from tests.helpers import sessions, tiny_detector, worker  # noqa: E402
+from tests.helpers import sessions, tiny_classifier, tiny_detector, worker  # noqa: E402
 
 pytestmark = pytest.mark.tf1
 
@@ -202,6 +202,27 @@ def test_a_parameter_server_that_was_lost_is_started_again(tmp_path, synchronous
     assert len(restored) == 1 and int(restored[0]) >= before
     assert not any("threads still running" in trained.log(job) for job in ("ps", "worker", "master"))
     _require_slope(trained)
+
+
+@pytest.mark.long
+def test_a_classifier_is_trained_by_two_workers(tmp_path):
+    """With QAT; the chief is killed, and another goes on from its checkpoint."""
+    from od_qat.classifiers import commands as of_classifiers
+
+    folder, steps = str(tmp_path), 200
+    pictures = tiny_classifier.write_folder(os.path.join(folder, "pictures"))
+    path = os.path.join(folder, "qat.config")
+    with open(path, "w") as stream:
+        block = 'folder: "{}"'.format(pictures)
+        stream.write(tiny_classifier.config(block, block, True, more="batch_norm_decay: 0.8"))
+    program = ["-m", "od_qat", "train", "--pipeline_config_path=" + path, "--save_interval_secs=1"]
+    program += ["--override=training.num_steps={}".format(steps)]
+    trained = Cluster(folder, lambda train_dir: program + ["--train_dir=" + train_dir])
+    before = _kill_and_restart(trained)
+    assert 2 <= before < steps <= trained.step()
+    metrics = of_classifiers.evaluate(path, trained.train_dir, os.path.join(folder, "eval"), run_once=True)
+    assert metrics["Accuracy"] > 0.8
+    assert tiny_detector.fake_quants(os.path.join(folder, "eval", "frozen_eval_graph.pb")) > 40
 
 
 @pytest.mark.long
