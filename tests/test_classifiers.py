@@ -703,6 +703,43 @@ def test_images_that_a_network_does_not_take(more, says, road, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_images_are_taken_from_all_of_a_set(tmp_path):
+    """Folders, and the records of many converters, have them class by class."""
+    folder = inputs.open_path(tiny_classifier.write_folder(str(tmp_path / "pictures")), 3, 0, ())
+    assert [label for _, label in inputs.spread(folder, 6).images] == [0, 0, 1, 1, 2, 2]
+    assert inputs.spread(folder, 60) == inputs.spread(folder, None) == folder
+    records = inputs.open_path(tiny_classifier.write_records(str(tmp_path / "a.tfrecord")), 3, 0, ())
+    for source in (folder, records):
+        with tf.Graph().as_default(), tf.Session() as session:
+            data = inputs._encoded(source, is_training=False, every=6)
+            following = tf.data.make_one_shot_iterator(data).get_next()[1]
+            assert [int(session.run(following)) for _ in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_records_with_other_classes_are_refused(road, tmp_path):
+    records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"))
+    (tmp_path / "labels.txt").write_text("0:red\n1:blue\n2:green\n")
+    says = "records' classes are not those of the network: at .*labels.txt, found red, blue, green"
+    more = ["eval_input.folder=", "eval_input.records=" + records]
+    with pytest.raises(DataError, match=says):
+        commands.evaluate(road.qat_config, road.qat_dir, str(tmp_path / "e"), run_once=True, overrides=more)
+    with pytest.raises(DataError, match=says):
+        score.score(road.tflite, records, progress=False)
+
+
+def test_without_names_a_folder_has_all_classes(road, tmp_path):
+    """Else nothing says which are missing."""
+    pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
+    shutil.rmtree(os.path.join(pictures, "blue"))
+    shutil.copytree(road.qat_dir, str(tmp_path / "run"))
+    os.unlink(str(tmp_path / "run" / "classes.txt"))
+    more = ["train_input.folder=" + str(tmp_path / "gone"), "eval_input.folder=" + pictures]
+    with pytest.raises(DataError, match="nothing says which classes.*at eval_input, found 2 sub-folders"):
+        commands.evaluate(
+            road.qat_config, str(tmp_path / "run"), str(tmp_path / "e"), run_once=True, overrides=more
+        )
+
+
 def test_more_labels_than_classes(tmp_path):
     records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"))
     with open(str(tmp_path / "labels.txt"), "a") as stream:

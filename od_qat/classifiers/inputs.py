@@ -86,14 +86,14 @@ def open_source(described, num_classes: int, where: str, names: Sequence[str] = 
                 fix="remove it; it is for records",
             )
         return _of_folder(described.folder, num_classes, where + ".folder", names)
-    return _of_records(described.records, described.labels_offset, num_classes, where + ".records")
+    return _of_records(described.records, described.labels_offset, num_classes, where + ".records", names)
 
 
 def open_path(path: str, num_classes: int, labels_offset: int, names: Sequence[str]) -> Source:
     """The same for a folder, or for records by their path or pattern; without names any folder is taken."""
     if tf.gfile.IsDirectory(path):
         return _of_folder(path, num_classes if names else None, "the folder of images", names)
-    return _of_records([path], labels_offset, num_classes, "the records or folder of images")
+    return _of_records([path], labels_offset, num_classes, "the records or folder of images", names)
 
 
 def _of_folder(folder: str, num_classes: Optional[int], where: str, classes: Sequence[str]) -> Source:
@@ -173,7 +173,9 @@ def _require_known(folder: str, names: Sequence[str], classes: Sequence[str]) ->
         )
 
 
-def _of_records(patterns: Iterable[str], labels_offset: int, num_classes: int, where: str) -> Source:
+def _of_records(
+    patterns: Iterable[str], labels_offset: int, num_classes: int, where: str, names: Sequence[str]
+) -> Source:
     files: List[str] = []
     for pattern in patterns:
         # (A path may have brackets, which are a pattern too.)
@@ -205,6 +207,15 @@ def _of_records(patterns: Iterable[str], labels_offset: int, num_classes: int, w
             allowed="at most {} (network.num_classes)".format(num_classes),
             fix="correct the list, or network.num_classes",
         )
+    if names and classes.names and tuple(names) != classes.names:
+        raise DataError(
+            "the records' classes are not those of the network",
+            where=os.path.join(os.path.dirname(files[0]), LABELS_FILE),
+            found=", ".join(classes.names[:8]),
+            allowed=", ".join(names[:8]),
+            fix="make the records with the labels that training had",
+        )
+    classes = classes._replace(names=classes.names or tuple(names))
     return Source(", ".join(files[:3]), tuple(files), (), count, classes)
 
 
@@ -281,7 +292,12 @@ def classes_beside(path: str, labels_offset: int) -> Classes:
 
 
 def batches(
-    source: Source, network: Network, batch_size: int, is_training: bool, in_order: bool = False
+    source: Source,
+    network: Network,
+    batch_size: int,
+    is_training: bool,
+    in_order: bool = False,
+    every: int = 1,
 ) -> Callable:
     """Builds the input of a network.
 
@@ -291,6 +307,7 @@ def batches(
       batch_size: images at a time.
       is_training: whether to shuffle, repeat for ever and distort the images.
       in_order: whether one thread does it, so that the graph's seed decides everything.
+      every: take the first of so many images, and leave the others out.
 
     Returns:
       a function without arguments that returns the next images, float32 [batch, height, width, channels], and
@@ -298,7 +315,7 @@ def batches(
     """
     with tf.Graph().as_default():  # (A ConfigError in a map would come out as another error.)
         network.preprocess(tf.placeholder(tf.uint8, [None, None, network.channels]), is_training)
-    data = _encoded(source, is_training)
+    data = _encoded(source, is_training, every)
     data = data.map(
         lambda encoded, label: (
             network.preprocess(_decode(encoded, network.channels), is_training),
@@ -313,11 +330,13 @@ def batches(
     return iterator.get_next
 
 
-def _encoded(source: Source, is_training: bool):
+def _encoded(source: Source, is_training: bool, every: int = 1):
     """A tf.data.Dataset of encoded images and their labels; to train shuffled, and for ever."""
     if source.images:
         paths, labels = zip(*source.images)
-        data = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
+        data = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64))).shard(
+            every, 0
+        )
         # (They stand class by class, so that nothing less than all of them would mix the classes.)
         data = data.shuffle(source.count).repeat() if is_training else data
         return data.map(lambda path, label: (tf.read_file(path), label))
@@ -330,7 +349,7 @@ def _encoded(source: Source, is_training: bool):
         found = tf.parse_single_example(content, features)
         return found[_ENCODED], found[_LABEL]
 
-    data = tf.data.TFRecordDataset(list(source.records)).map(parse)
+    data = tf.data.TFRecordDataset(list(source.records)).shard(every, 0).map(parse)
     return data.shuffle(min(source.count, _SHUFFLED)).repeat() if is_training else data
 
 
@@ -349,6 +368,14 @@ def each(source: Source) -> Iterator[Tuple[str, bytes, int]]:
             features = tf.train.Example.FromString(content).features.feature
             label = features[_LABEL].int64_list.value[0] - source.classes.labels_offset
             yield "{}, record {}".format(path, number), features[_ENCODED].bytes_list.value[0], label
+
+
+def spread(source: Source, count: Optional[int]) -> Source:
+    """At most so many images: of a folder, which has them class by class, at equal distances."""
+    if count is None or count >= source.count or not source.images:
+        return source
+    places = [place * source.count // count for place in range(count)]
+    return source._replace(images=tuple(source.images[place] for place in places), count=count)
 
 
 def first_unreadable(source: Source) -> Optional[str]:

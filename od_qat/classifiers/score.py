@@ -76,7 +76,7 @@ def score(
             fix="a detector is scored with --label_map",
         )
     with workers.Pool(description, time_limit=time_limit) as pool:
-        source = open_source(description, images_path)
+        source = inputs.spread(open_source(description, images_path), max_images)
         labels, first = {}, None
 
         def examples() -> Iterator[Image]:
@@ -93,6 +93,15 @@ def score(
     right = counts.Counts()
     probabilities = np.stack([found[image_id] for image_id in labels])
     require_labels(list(labels.values()), probabilities.shape[1], images_path)
+    if source.images and len(source.classes.names) != probabilities.shape[1]:
+        raise DataError(
+            "nothing says which classes the sub-folders are",
+            where=images_path,
+            found="{} sub-folders".format(len(source.classes.names)),
+            allowed="one for each of {} outputs, or labels in the JSON beside the model".format(
+                probabilities.shape[1]
+            ),
+        )
     right.add(probabilities, np.array(list(labels.values())))
     metrics = right.metrics()
     return ClassifierScore(

@@ -103,11 +103,12 @@ class ClassifierTask(TrainingTask):
         if scopes:
             every = grads_and_vars
             grads_and_vars = [(grad, v) for grad, v in every if v.op.name.startswith(scopes)]
-            if not grads_and_vars:
+            idle = [scope for scope in scopes if not any(v.op.name.startswith(scope) for _, v in every)]
+            if idle:
                 raise ConfigError(
-                    "no variable would be trained",
+                    "no variable that is trained is in this scope",
                     where="training.trainable_scopes",
-                    found=", ".join(scopes),
+                    found=", ".join(idle),
                     allowed="scopes such as {}".format(every[0][1].op.name.rpartition("/")[0]),
                 )
         limit = self._config.gradient_clipping_by_norm

@@ -157,16 +157,14 @@ def _require_no_float(found: Frozen, where: str) -> None:
 
 
 def _images(network: Network, open_source: Callable[[], Source], count: int) -> Iterator[np.ndarray]:
-    """Images of a source, preprocessed, float32 [1, size, size, channels]: the first of records.
+    """Images of a source, preprocessed, float32 [1, size, size, channels].
 
-    A folder has them class by class, so that they are taken at equal distances from all of it.
+    They are taken at equal distances from all of it, since many have their images class by class.
     """
     source = open_source()
-    if source.images:
-        places = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).round().astype(int))
-        source = source._replace(images=tuple(source.images[place] for place in places), count=len(places))
+    every = max(1, source.count // count)
     with tf.Graph().as_default():
-        images, _ = inputs.batches(source, network, 1, is_training=False)()
+        images, _ = inputs.batches(source, network, 1, is_training=False, every=every)()
         with tf.Session() as session:
             session.run(tf.tables_initializer())
             for _ in range(min(count, source.count)):

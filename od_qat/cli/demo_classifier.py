@@ -63,7 +63,7 @@ def handle(arguments: argparse.Namespace) -> int:
     one_run.require(arguments.work_dir, settings)
     one_run.keep(arguments.work_dir, settings)
     data = os.path.join(arguments.work_dir, "data")
-    if not os.path.isfile(os.path.join(data, mnist.TEST)):
+    if not os.path.isfile(os.path.join(data, "labels.txt")):
         mnist.write(data)
     tables = {}
     for name in _SCHEDULES:

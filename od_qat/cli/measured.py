@@ -84,11 +84,11 @@ def _of_detector(record: str, label_map_path: str, max_images: Optional[int]) ->
 
 
 def _of_classifier(model: str, record: str, max_images: Optional[int]) -> Any:
-    from od_qat.classifiers import score
+    from od_qat.classifiers import inputs, score
     from od_qat.classifiers.measure import ClassifierMeasure
     from od_qat.model_files.description import describe_model
 
     description = describe_model(model)
-    source = score.open_source(description, record)
+    source = inputs.spread(score.open_source(description, record), max_images)
     names = dict(enumerate(description.labels or source.classes.names))
     return ClassifierMeasure(lambda: itertools.islice(score.images_of(source), max_images), names)

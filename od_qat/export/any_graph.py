@@ -7,7 +7,7 @@ import numpy as np
 from od_qat.compat import tf
 from od_qat.errors import ExportError, first_line
 from od_qat.export import freeze
-from od_qat.graph.index import with_sources
+from od_qat.graph.index import op_name, with_sources
 from od_qat.model_files import names, output_nodes
 
 # Ops from which a graph takes its images: what stands in front of them stays outside.
@@ -74,8 +74,9 @@ def freeze_graph(
     if outputs is None:
         outputs = output_nodes.find_output_nodes(graph.as_graph_def()).names
     try:
+        outputs = [op_name(name) for name in outputs]  # (of an output's tensor, name:0, too)
         operations = [graph.get_operation_by_name(name) for name in outputs]
-    except KeyError:
+    except (KeyError, ValueError):
         raise ExportError("no such node in the graph", where=where, found=", ".join(outputs)) from None
     source = _source(operations, where)
     used = with_sources(operations, stop_at=[source.op])
