@@ -9,7 +9,6 @@ from od_qat.classifiers import class_names, evaluator, frozen, inputs, to_tflite
 from od_qat.classifiers import config as configs
 from od_qat.classifiers.task import ClassifierTask
 from od_qat.compat import tf
-from od_qat.errors import DataError
 from od_qat.export import tflite
 from od_qat.messages import graph_rewriter
 from od_qat.model_files import tflite_metadata
@@ -103,14 +102,8 @@ def evaluate(
     block = "train_input" if eval_training_data else "eval_input"
     names = _names(config, network, checkpoint_dir)
     source = inputs.open_source(getattr(config, block), network.num_classes, block, names)
-    if not names and source.images and len(source.classes.names) != network.num_classes:
-        raise DataError(
-            "nothing says which classes the sub-folders are",
-            where=block,
-            found="{} sub-folders".format(len(source.classes.names)),
-            allowed="one for each of {} classes".format(network.num_classes),
-            fix="make a sub-folder for each class",
-        )
+    if not names:
+        inputs.require_all_classes(source, network.num_classes, block)
     return evaluator.evaluate(
         network,
         source,

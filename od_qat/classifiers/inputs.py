@@ -198,11 +198,11 @@ def _of_records(
             count += 1
     if not count:
         raise DataError("no images", where=", ".join(files[:3]), found="empty records")
-    classes = classes_beside(files[0], labels_offset)
+    classes, labels_path = classes_beside(files[0], labels_offset), _labels_beside(files[0])
     if len(classes.names) > num_classes:
         raise DataError(
             "the list of labels is longer than the network's classes",
-            where=os.path.join(os.path.dirname(files[0]), LABELS_FILE),
+            where=labels_path,
             found="{} labels".format(len(classes.names)),
             allowed="at most {} (network.num_classes)".format(num_classes),
             fix="correct the list, or network.num_classes",
@@ -210,7 +210,7 @@ def _of_records(
     if names and classes.names and tuple(names) != classes.names:
         raise DataError(
             "the records' classes are not those of the network",
-            where=os.path.join(os.path.dirname(files[0]), LABELS_FILE),
+            where=labels_path,
             found=", ".join(classes.names[:8]),
             allowed=", ".join(names[:8]),
             fix="make the records with the labels that training had",
@@ -264,9 +264,13 @@ def _label_of(content: bytes, path: str, number: int) -> int:
     )
 
 
+def _labels_beside(path: str) -> str:
+    return os.path.join(os.path.dirname(path), LABELS_FILE)
+
+
 def classes_beside(path: str, labels_offset: int) -> Classes:
     """The classes of records, with their names from slim's labels.txt (`0:name`) if there is one."""
-    labels = os.path.join(os.path.dirname(path), LABELS_FILE)
+    labels = _labels_beside(path)
     if not tf.gfile.Exists(labels):
         return Classes((), labels_offset)
     try:
@@ -368,6 +372,18 @@ def each(source: Source) -> Iterator[Tuple[str, bytes, int]]:
             features = tf.train.Example.FromString(content).features.feature
             label = features[_LABEL].int64_list.value[0] - source.classes.labels_offset
             yield "{}, record {}".format(path, number), features[_ENCODED].bytes_list.value[0], label
+
+
+def require_all_classes(source: Source, count: int, where: str) -> None:
+    """Raises DataError for a folder that lacks classes, where no names say which."""
+    if source.images and len(source.classes.names) != count:
+        raise DataError(
+            "nothing says which classes the sub-folders are",
+            where=where,
+            found="{} sub-folders".format(len(source.classes.names)),
+            allowed="one for each of {} classes".format(count),
+            fix="make a sub-folder for each class",
+        )
 
 
 def spread(source: Source, count: Optional[int]) -> Source:

@@ -93,15 +93,7 @@ def score(
     right = counts.Counts()
     probabilities = np.stack([found[image_id] for image_id in labels])
     require_labels(list(labels.values()), probabilities.shape[1], images_path)
-    if source.images and len(source.classes.names) != probabilities.shape[1]:
-        raise DataError(
-            "nothing says which classes the sub-folders are",
-            where=images_path,
-            found="{} sub-folders".format(len(source.classes.names)),
-            allowed="one for each of {} outputs, or labels in the JSON beside the model".format(
-                probabilities.shape[1]
-            ),
-        )
+    inputs.require_all_classes(source, probabilities.shape[1], images_path)
     right.add(probabilities, np.array(list(labels.values())))
     metrics = right.metrics()
     return ClassifierScore(

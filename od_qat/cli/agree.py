@@ -85,14 +85,15 @@ def handle(arguments: argparse.Namespace) -> int:
     result = disagreement.disagreement(
         found[0], found[1], arguments.iou, arguments.score_tolerance, arguments.min_score
     )
-    differing = [image.image_id for image in result.images if image.alone][: before_suppression.MOST_IMAGES]
+    differing = [image.image_id for image in result.images if image.alone]
+    looked_at = set(differing[: before_suppression.MOST_IMAGES])
     shares = before_suppression.shares(
         result,
         {"a": arguments.a, "b": arguments.b},
         {
             example.image_id: example
             for example in records.read_examples(arguments.record)
-            if example.image_id in set(differing)
+            if example.image_id in looked_at
         },
         arguments.iou,
         arguments.score_tolerance,
@@ -106,7 +107,7 @@ def handle(arguments: argparse.Namespace) -> int:
     if shares is not None:
         print("\n" + shares.as_text())
     if arguments.pictures:
-        _draw(arguments, names, found, [image.image_id for image in result.images if image.alone])
+        _draw(arguments, names, found, differing)
     return 0
 
 

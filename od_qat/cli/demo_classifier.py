@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     from od_qat import files
-    from od_qat.classifiers import mnist
+    from od_qat.classifiers import inputs, mnist
     from od_qat.report import accuracy_table
 
     started = time.time()
@@ -63,7 +63,7 @@ def handle(arguments: argparse.Namespace) -> int:
     one_run.require(arguments.work_dir, settings)
     one_run.keep(arguments.work_dir, settings)
     data = os.path.join(arguments.work_dir, "data")
-    if not os.path.isfile(os.path.join(data, "labels.txt")):
+    if not os.path.isfile(os.path.join(data, inputs.LABELS_FILE)):
         mnist.write(data)
     tables = {}
     for name in _SCHEDULES:

@@ -5,7 +5,7 @@ import sys
 from typing import Any, Dict
 
 from od_qat.cli import flags
-from od_qat.errors import ConfigError
+from od_qat.errors import ConfigError, DataError, ExportError
 
 NAME = "detect"
 HELP = "run a .tflite or .pb on pictures and draw what it finds"
@@ -46,7 +46,6 @@ def handle(arguments: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     from od_qat import files
     from od_qat.datasets import label_map
-    from od_qat.errors import DataError
     from od_qat.model_files import description
     from od_qat.report import found_in_pictures
     from od_qat.scoring import workers
@@ -102,7 +101,6 @@ def handle(arguments: argparse.Namespace) -> int:
 
 def _labels_of(described: Any) -> Dict[int, str]:
     """Class id -> label, from the metadata of a .tflite; a warning where that is damaged."""
-    from od_qat.errors import ExportError
     from od_qat.model_files import tflite_metadata
 
     try:

@@ -33,9 +33,9 @@ _FINAL_ACTIVATIONS = frozenset(["Softmax", "Sigmoid", "LogSoftmax"])
 _LAYOUT = frozenset(["Identity", "Reshape", "Squeeze"])
 # The last op of a layer that makes logits, which may be fake-quantized.
 _LAST_OF_LAYERS = frozenset(["BiasAdd", "MatMul", "Conv2D", "Add", "AddV2"]) | policy.FAKE_QUANT
-# Ops that a graph has beside the model: savers, summaries, initialisers, input queues.
 # What says which class is the best, and no more.
 _OF_BEST = frozenset(["ArgMax", "TopK", "TopKV2", "InTopK", "InTopKV2"])
+# Ops that a graph has beside the model: savers, summaries, initialisers, input queues.
 _NOT_OUTPUTS = frozenset(
     [
         "NoOp",
