@@ -740,6 +740,21 @@ def test_without_names_a_folder_has_all_classes(road, tmp_path):
         )
 
 
+def test_a_network_with_more_classes_than_its_folder(tmp_path, capsys):
+    """The names in its JSON say which classes the sub-folders are."""
+    pictures = tiny_classifier.write_folder(str(tmp_path / "pictures"))
+    block = 'folder: "{}"'.format(pictures)
+    path = _write(str(tmp_path), "a.config", tiny_classifier.config(block, block, False))
+    more = ["network.num_classes=5", "training.num_steps=1"]
+    commands.train(path, str(tmp_path / "run"), overrides=more)
+    assert "has 3 sub-folders for 5 classes (network.num_classes)" in capsys.readouterr().err
+    metrics = commands.evaluate(
+        path, str(tmp_path / "run"), str(tmp_path / "eval"), run_once=True, overrides=more
+    )
+    scored = score.score(str(tmp_path / "eval" / "frozen_eval_graph.pb"), pictures, progress=False)
+    assert scored.accuracy == pytest.approx(metrics["Accuracy"])
+
+
 def test_more_labels_than_classes(tmp_path):
     records = tiny_classifier.write_records(str(tmp_path / "a.tfrecord"))
     with open(str(tmp_path / "labels.txt"), "a") as stream:

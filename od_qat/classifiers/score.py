@@ -93,7 +93,8 @@ def score(
     right = counts.Counts()
     probabilities = np.stack([found[image_id] for image_id in labels])
     require_labels(list(labels.values()), probabilities.shape[1], images_path)
-    inputs.require_all_classes(source, probabilities.shape[1], images_path)
+    if not description.labels:
+        inputs.require_all_classes(source, probabilities.shape[1], images_path)
     right.add(probabilities, np.array(list(labels.values())))
     metrics = right.metrics()
     return ClassifierScore(

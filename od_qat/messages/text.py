@@ -38,7 +38,7 @@ def read(path: str, message, what: str, like: str, fields: str, edit: Optional[C
     except text_format.ParseError as error:
         line = error.GetLine()
         fix = "see {} for the fields".format(fields)
-        if re.search(r"\bod_qat\.layers\b", str(error), re.IGNORECASE):
+        if re.search(r'\bod_qat\.layer|Extension "od_qat\.', str(error), re.IGNORECASE):
             fix = "[{}] has {}".format(layers.NAME, layers.field_names())
         raise ConfigError(
             "the {} is malformed".format(what),
