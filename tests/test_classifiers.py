@@ -499,6 +499,11 @@ def test_the_shipped_configs_are_right(name):
 def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, capsys):
     detector = os.path.join(os.path.dirname(config.__file__), "..", "configs", "ssd_mobilenet_v2_qat.config")
     assert config.is_classifiers(road.qat_config) and not config.is_classifiers(detector)
+    assert not config.is_classifiers(str(tmp_path / "missing.config"))
+    without = _write(str(tmp_path), "a.config", "train_input {} graph_rewriter {}")
+    assert config.is_classifiers(without)
+    with pytest.raises(ConfigError, match="unknown network: at .*a.config, network.name, found '', allowed: "):
+        commands.train(without, str(tmp_path / "no"))
     with pytest.raises(ConfigError, match='the classifier\'s config is malformed.*"model"'):
         commands.train(detector, str(tmp_path / "no"))
     with pytest.raises(ConfigError, match="the model is no classifier"):
@@ -628,8 +633,8 @@ def test_local_response_normalisation_is_named(road, tmp_path):
 # The output node is right for every network.
 
 
-# Video networks, and those that have the blocks of a smaller one.
-LEFT_OUT = re.compile("^(i3d|s3dg)$|_(101|152|200)$|nasnet_large|vgg_1")
+# Those that have the blocks of a smaller one.
+LEFT_OUT = re.compile("_(101|152|200)$|nasnet_large|vgg_1")
 QUICK = ("lenet", "mobilenet_v2", "resnet_v2_50", "vgg_a")
 OTHER_SIZES = {"lenet": 28, "cifarnet": 32, "nasnet_cifar": 32, "overfeat": 231}
 

@@ -52,7 +52,8 @@ def test_upstreams_tests_pass_but_for_what_is_listed(module, way, trees, run_pyt
         pytest.skip("the TF 2 half needs TensorFlow 2")
     expected = EXPECTED["exceptions"].get(module, {})
     path = [trees[way], os.path.join(trees[way], "slim")] + [os.environ.get("PYTHONPATH")]
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OD_API": "", "TF2_BEHAVIOR": "1"}
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OD_API": ""}
+    environment["TF2_BEHAVIOR"] = "0" if IS_TF1 else "1"
     arguments = ["-m", "tests.helpers.upstream_runner", module] + sorted(EXPECTED["left_out"].get(module, {}))
     done = run_python(*arguments, timeout=1500, env=environment)
     assert done.status == 0, done.errors[-2000:]

@@ -31,19 +31,19 @@ class _Cause(enum.Enum):
     )
     NO_DELAY = "set graph_rewriter.quantization.delay to 0, as that run had it, or use a new train_dir"
     FLOAT_CHECKPOINT = (
-        "it is a float checkpoint: name it as train_config.fine_tune_checkpoint of a QAT config and "
+        "it is a float checkpoint: name it as fine_tune_checkpoint in a QAT config and "
         "train into a new train_dir, or drop the graph_rewriter block"
     )
     OTHER_QUANTIZATION = (
         "its quantization is another one: use the graph_rewriter block it was trained with (for one "
         'of tf.contrib.quantize, [od_qat.layers] { placement: "contrib" }), or name it as '
-        "train_config.fine_tune_checkpoint and train into a new train_dir"
+        "fine_tune_checkpoint and train into a new train_dir"
     )
     OTHER_NUMBERS = OTHER_QUANTIZATION + (
         "; or, if only the training graph has noise or other extra ops there, give these a scope, as "
         "they shift the numbers of ops that have no name"
     )
-    OTHER_MODEL = "it is of another model: use the pipeline.config it was trained with"
+    OTHER_MODEL = "it is of another model: use the config it was trained with"
 
 
 def require_all(name_to_variable: Dict[str, object], prefix: str, quant_names: Iterable[str]) -> None:
@@ -127,14 +127,14 @@ def _misshapen(
 ) -> CheckpointError:
     """Makes the error for another shape. If only ranges have one, the cause is another per_channel."""
     what = "the checkpoint's shapes are another model's"
-    fix = "use the pipeline.config it was trained with (same num_classes, depth_multiplier, anchors)"
+    fix = "use the config it was trained with (same num_classes, depth_multiplier, anchors)"
     if only_quant:
         what = "the checkpoint's ranges of weights have other shapes: it was trained {} per_channel".format(
             "with" if found else "without"
         )
         fix = (
             "use the graph_rewriter block it was trained with (per_channel, rules), or name it as "
-            "train_config.fine_tune_checkpoint and train into a new train_dir"
+            "fine_tune_checkpoint and train into a new train_dir"
         )
     return CheckpointError(
         what, where=prefix, found="{} is {}".format(name, found), allowed=str(allowed), fix=fix
@@ -156,7 +156,7 @@ def refuse_float_resume(prefix: str) -> None:
                 len(ranges), min(ranges)[: -len("/max")]
             ),
             fix="use the QAT config that it was trained with, or name it as "
-            "train_config.fine_tune_checkpoint and train into a new train_dir",
+            "fine_tune_checkpoint and train into a new train_dir",
         )
 
 

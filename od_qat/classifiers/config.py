@@ -59,7 +59,7 @@ _NAMES = {
 
 
 def is_classifiers(path: str) -> bool:
-    """Whether the config in a file is a classifier's: it has a network { } block, and no model { }.
+    """Whether the config in a file is a classifier's: it has a block that a pipeline config does not have.
 
     False for files that cannot be read; the reader of the other kind says what is wrong with them.
     """
@@ -70,9 +70,8 @@ def is_classifiers(path: str) -> bool:
             content, found, allow_unknown_field=True, descriptor_pool=found.DESCRIPTOR.file.pool
         )
     except (OSError, UnicodeDecodeError, OdQatError, text_format.ParseError):
-        # (A malformed config is the classifier's if it says so before its first error.)
-        return found.HasField("network")
-    return found.HasField("network")
+        pass  # (A malformed config is the classifier's if it says so before its first error.)
+    return any(field.name != "graph_rewriter" for field, _ in found.ListFields())
 
 
 def load(source: Union[str, Any], overridden: Iterable[str] = ()) -> Any:

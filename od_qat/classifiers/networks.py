@@ -8,6 +8,8 @@ from od_qat import plugin  # noqa: F401  (makes slim importable on TensorFlow 2)
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, MissingPackage, first_line
 
+_OF_VIDEOS = ("i3d", "s3dg")
+
 
 class Network(NamedTuple):
     """One of slim's networks, as a config describes it.
@@ -90,8 +92,8 @@ class Network(NamedTuple):
 
 
 def names() -> Tuple[str, ...]:
-    """The names of all networks."""
-    return tuple(sorted(_factory().networks_map))
+    """The names of all networks that classify images."""
+    return tuple(sorted(set(_factory().networks_map) - set(_OF_VIDEOS)))
 
 
 def default_size(name: str) -> int:

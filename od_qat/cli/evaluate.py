@@ -8,7 +8,8 @@ from od_qat.cli import flags, kinds
 NAME = "eval"
 HELP = "score checkpoints and freeze them"
 DESCRIPTION = """\
-Evaluates the checkpoints of a training: prints COCO metrics and freezes the model as frozen_eval_graph.pb.
+Evaluates the checkpoints of a training: prints COCO metrics, of a classifier the accuracy, and freezes the
+model as frozen_eval_graph.pb.
 
 Example:
 

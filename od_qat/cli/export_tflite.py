@@ -7,7 +7,8 @@ from od_qat.cli import flags, kinds
 NAME = "export-tflite"
 HELP = "convert a checkpoint to detect.tflite"
 DESCRIPTION = """\
-Converts a QAT checkpoint to detect.tflite, and checks that it is fully quantized before it is written.
+Converts a QAT checkpoint to detect.tflite, that of a classifier to classifier.tflite, and checks that it is
+fully quantized before it is written.
 
 Example:
 
