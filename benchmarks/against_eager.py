@@ -112,8 +112,8 @@ def _add_missing_names(tf) -> None:
         tf.compat.v1.compat.v2.summary.scalar = lambda *args, **kwargs: None
 
 
-def train_upstream(config: str, folder: str, steps_of_call: int) -> None:
-    """Trains with upstream's eager loop, until the config's num_steps."""
+def train_upstream(config: str, folder: str, steps_of_call: int, **options: int) -> None:
+    """Trains with upstream's eager loop and its options, until the config's num_steps."""
     if importlib.util.find_spec("tf_keras"):
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -127,7 +127,9 @@ def train_upstream(config: str, folder: str, steps_of_call: int) -> None:
     assert "od_qat" not in sys.modules and tf.executing_eagerly()
     model_lib_v2.time = _Clock(steps_of_call)
     with tf.distribute.MirroredStrategy().scope():
-        model_lib_v2.train_loop(config, folder, num_steps_per_iteration=steps_of_call, record_summaries=False)
+        model_lib_v2.train_loop(
+            config, folder, num_steps_per_iteration=steps_of_call, record_summaries=False, **options
+        )
 
 
 def compare(model: str, arguments) -> dict:

@@ -502,7 +502,9 @@ def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, 
     assert not config.is_classifiers(str(tmp_path / "missing.config"))
     without = _write(str(tmp_path), "a.config", "train_input {} graph_rewriter {}")
     assert config.is_classifiers(without)
-    with pytest.raises(ConfigError, match="unknown network: at .*a.config, network.name, found '', allowed: "):
+    with pytest.raises(
+        ConfigError, match="unknown network: at .*a.config, network.name, found '', allowed: "
+    ):
         commands.train(without, str(tmp_path / "no"))
     with pytest.raises(ConfigError, match='the classifier\'s config is malformed.*"model"'):
         commands.train(detector, str(tmp_path / "no"))
@@ -698,6 +700,10 @@ def test_a_classifier_that_contrib_trained_is_evaluated_as_contrib_does(road, tm
         (
             ["network.name=inception_v3", "network.image_size=32"],
             "inception_v3 cannot be built for .*image_size, found 32 x 32 .*Fix: its own size is 299",
+        ),
+        (
+            ["network.name=resnet_v1_50", "network.image_size=300"],
+            "preprocessing resnet_v1_50 does not make images of .*image_size, found 300.*set it to 224",
         ),
         (["training.batch_size=80"], "training.batch_size, found 80, allowed: at most 72"),
     ],

@@ -319,6 +319,15 @@ def test_a_synchronous_step_of_no_gradients_is_refused():
         training_graph._clone_batch_size(task, num_clones=1, worker_replicas=2)
 
 
+def test_images_that_clones_cannot_share_are_left_out(capsys):
+    task = TrainingTask(Schedule(batch_size=8, sync_replicas=False, replicas_to_aggregate=1))
+    assert training_graph._clone_batch_size(task, num_clones=2, worker_replicas=1) == 4
+    assert not capsys.readouterr().err
+    assert training_graph._clone_batch_size(task, num_clones=3, worker_replicas=1) == 2
+    said = capsys.readouterr().err
+    assert "a step has 6 images instead of train_config.batch_size (8), 2 for each of 3 clones" in said
+
+
 def _servers(*jobs):
     """The servers of a cluster in this process: {job: [its tasks']}, and what each job has of addresses."""
     sockets = [(job, socket.socket()) for job in jobs]

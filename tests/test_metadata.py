@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from od_qat import cli, scoring
+from od_qat.compat import tf
 from od_qat.errors import ConfigError, ExportError
+from od_qat.export import tflite_files
 from od_qat.model_files import interpreter, metadata_schema, tflite_graph, tflite_metadata
 from tests.helpers import damaged_files, mediapipe_tasks
 from tests.test_scoring import EXAMPLES, SIZE, quadrant_example
@@ -221,3 +223,13 @@ def test_mediapipe_detects_with_it(pair, tmp_path):
         assert [row[1] for row in rows] == pytest.approx(list(here.scores), abs=1.01 / 127.5)
         # (All sides are whole pixels.)
         np.testing.assert_allclose([row[2:] for row in rows], sides, atol=2.0)
+
+
+def test_labels_of_an_earlier_export_are_named(tmp_path, capsys):
+    path = str(tmp_path / "detect.tflite")
+    tflite_files.write(path, tf.GraphDef(), b"model", {}, None)
+    assert not capsys.readouterr().err
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    tflite_files.write(path, tf.GraphDef(), b"model", {}, None)
+    assert "labels.txt is not of this export, which had no --metadata" in capsys.readouterr().err
+    assert (tmp_path / "labels.txt").read_text() == "a\nb\n"

@@ -317,8 +317,7 @@ def batches(
       a function without arguments that returns the next images, float32 [batch, height, width, channels], and
       labels, int64 [batch]. The graph's table initializer starts it.
     """
-    with tf.Graph().as_default():  # (A ConfigError in a map would come out as another error.)
-        network.preprocess(tf.placeholder(tf.uint8, [None, None, network.channels]), is_training)
+    network.require_preprocessing()
     data = _encoded(source, is_training, every)
     data = data.map(
         lambda encoded, label: (

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from od_qat.classifiers.networks import Network
 from od_qat.classifiers.preparation import Preparation
 from od_qat.compat import tf
 from od_qat.errors import ExportError
-from od_qat.export import difference, input_layer, tflite, tflite_checks
+from od_qat.export import difference, input_layer, tflite, tflite_checks, tflite_files
 from od_qat.graph.index import op_name
-from od_qat.model_files import description, names, tflite_metadata
+from od_qat.model_files import names
 from od_qat.model_files.preprocessing import Preprocessing
 
 NAME = "classifier.tflite"
@@ -91,11 +91,8 @@ def export(
         "float32" if options.takes_floats else options.input_type,
         of_image,
     )
-    others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": found.graph_def.SerializeToString()}
-    if options.metadata:
-        model = tflite_metadata.attach(model, beside, classes.names)
-        others[tflite_metadata.LABELS] = tflite_metadata.text_of(classes.names)
-    description.write(path, model, beside, others)
+    labels = classes.names if options.metadata else None
+    tflite_files.write(path, found.graph_def, model, beside, labels)
     return path
 
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any, Callable, Dict, Optional
 
 from od_qat.errors import ConfigError
-from od_qat.export import difference, tflite_checks, tflite_network
+from od_qat.export import difference, tflite_checks, tflite_files, tflite_network
 from od_qat.export.network import Network, freeze_network, with_same_channels
 from od_qat.export.tflite_network import Options
 from od_qat.model_files import names
@@ -65,7 +65,7 @@ def export(
         path, network, checkpoint, options.input_type, _OUTPUTS, center.max_box_predictions
     )
     beside["float_post_processing"] = floats
-    tflite_network.write(path, network.graph_def, model, beside, options.labels)
+    tflite_files.write(path, network.graph_def, model, beside, options.labels)
     text = "int8 up to the heads; what finds the best {} peaks behind them is float: {}"
     print(text.format(center.max_box_predictions, ", ".join(floats)), file=sys.stderr)
     return path

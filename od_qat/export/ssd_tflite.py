@@ -9,7 +9,7 @@ import sys
 from typing import Any, Callable, Optional, Union
 
 from od_qat.compat import tf
-from od_qat.export import difference, suppression, tflite, tflite_checks, tflite_network
+from od_qat.export import difference, suppression, tflite, tflite_checks, tflite_files, tflite_network
 from od_qat.export.network import Network, freeze_network, with_same_channels
 from od_qat.export.ssd_network import HEADS, post_process_of
 from od_qat.export.tflite_network import Options
@@ -72,7 +72,7 @@ def export(
         post_process.max_detections,
         nms=dict(post_process.as_json(), score_threshold_of_config=threshold.of_config),
     )
-    tflite_network.write(path, graph_def, model, beside, options.labels)
+    tflite_files.write(path, graph_def, model, beside, options.labels)
     warning = suppression.warning_of_threads(post_process.regular_nms, post_process.num_classes)
     if warning:
         print(warning, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What exports to .tflite have in common: what a user asks for, the conversion, the JSON, the files."""
+"""What exports to .tflite have in common: what a user asks for, the conversion, the JSON."""
 
 import functools
 import os
@@ -135,22 +135,3 @@ def labels_of(config: Any) -> Tuple[str, ...]:
     named = [reader for reader in readers if reader.label_map_path] or readers
     classes = getattr(config.model, config.model.WhichOneof("model")).num_classes
     return tflite_metadata.labels_by_index(models.class_names(config, named[0]), CLASS_ID_OFFSET, classes)
-
-
-def write(
-    path: str, graph_def: Any, model: bytes, beside: Dict[str, Any], labels: Optional[Sequence[str]]
-) -> None:
-    """Writes a .tflite, the JSON beside it, tflite_graph.pb, which it was made from, and labels; all or none.
-
-    Args:
-      path: of the .tflite.
-      graph_def: from which it was converted.
-      model: its bytes.
-      beside: of describe.
-      labels: of its classes: the .tflite then gets metadata, and labels.txt is beside it. None for neither.
-    """
-    others: Dict[str, Union[bytes, str]] = {"tflite_graph.pb": graph_def.SerializeToString()}
-    if labels is not None:
-        model = tflite_metadata.attach(model, beside, labels)
-        others[tflite_metadata.LABELS] = tflite_metadata.text_of(labels)
-    description.write(path, model, beside, others)

@@ -204,13 +204,26 @@ def _clone_batch_size(task: TrainingTask, num_clones: int, worker_replicas: int)
             found=str(replicas),
             allowed="1 to the number of workers, {}".format(worker_replicas),
         )
-    batch_size = schedule.batch_size // (num_clones * replicas)
+    parts = num_clones * replicas
+    batch_size = schedule.batch_size // parts
     if batch_size < 1:
         raise ConfigError(
             "batch_size leaves no image for a clone",
             where=task.where + ".batch_size",
             found=str(schedule.batch_size),
-            allowed="at least {}".format(num_clones * replicas),
+            allowed="at least {}".format(parts),
+        )
+    if batch_size * parts != schedule.batch_size:
+        print(
+            "warning: a step has {} images instead of {}.batch_size ({}), {} for each of {} {}".format(
+                batch_size * parts,
+                task.where,
+                schedule.batch_size,
+                batch_size,
+                parts,
+                "clones" if replicas == 1 else "workers",
+            ),
+            file=sys.stderr,
         )
     return batch_size
 
