@@ -30,7 +30,7 @@ BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"
 # The ops with which an unfused batch norm computes the statistics of a batch: those of tf.nn.moments, and
 # those of a batch norm that is synchronized between replicas (sums of values and of their squares).
 OF_MOMENTS = frozenset(["Identity", "Mean", "Reshape", "SquaredDifference", "Squeeze", "StopGradient"])
-OF_MOMENTS |= frozenset(["DivNoNan", "IdentityN", "Maximum", "Square", "Sub", "Sum"])
+OF_MOMENTS |= frozenset(["DivNoNan", "IdentityN", "Maximum", "RealDiv", "Square", "Sub", "Sum"])
 VARIABLE = frozenset(["Variable", "VariableV2", "VarHandleOp"])
 # The two fake quants that a rewrite adds, and all that a model may have itself.
 FAKE_QUANT_PER_TENSOR = "FakeQuantWithMinMaxVars"
