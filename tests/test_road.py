@@ -77,6 +77,23 @@ def test_training_reaches_its_last_step_and_saves_there(road):
     assert values.get_tensor(RANGE) != 6.0  # its start
 
 
+def test_a_training_writes_its_graph_once(road):
+    """Beside that in the checkpoints' .meta files; TensorBoard shows it."""
+    files = os.listdir(road.paths.qat_train)
+    assert "graph.pbtxt" not in files and {name for name in files if name.startswith("model.ckpt-")} == {
+        "model.ckpt-{}.{}".format(STEPS, end) for end in ("index", "meta", "data-00000-of-00001")
+    }
+    (events,) = [os.path.join(road.paths.qat_train, name) for name in files if "tfevents" in name]
+    graphs = [
+        (event.WhichOneof("what"), event.graph_def)
+        for event in tf.train.summary_iterator(events)
+        if event.WhichOneof("what") in ("graph_def", "meta_graph_def") and event.ByteSize() > 1000
+    ]
+    assert [kind for kind, _ in graphs] == ["graph_def"]
+    graph = tf.GraphDef.FromString(graphs[0][1])
+    assert any(node.op == "FakeQuantWithMinMaxVars" for node in graph.node)
+
+
 def test_training_resumes_where_it_stopped(road, tmp_path, capsys):
     train_dir = str(tmp_path / "train")
     shutil.copytree(road.paths.qat_train, train_dir)

@@ -12,9 +12,16 @@ from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.od_api import halves, keras_models
 
+# What a queue of the input holds, as upstream's input_reader.proto prefetches in the TF 2 half.
+_BATCHES = 2
+
 
 def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, in_order: bool = False):
     """Builds the input queue, with reading, augmentation and batching as `train_config` says.
+
+    The protos' own capacities, 150 images and 5 batches, are of COCO's size: they hold the images as float32
+    before they are resized, 700 MB of them at 640x480, and preparing so many delays the first step and the
+    end. Where the config does not set them, each queue holds two batches.
 
     Args:
       batch_size: images per clone and step.
@@ -24,12 +31,17 @@ def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, 
         random numbers do not depend on which of several threads comes first.
     """
     augmentation = [preprocessor_builder.build(step) for step in train_config.data_augmentation_options]
+    images, batches = _BATCHES * batch_size, _BATCHES
+    if train_config.HasField("batch_queue_capacity"):
+        images = train_config.batch_queue_capacity
+    if train_config.HasField("prefetch_queue_capacity"):
+        batches = train_config.prefetch_queue_capacity
     return upstream.create_input_queue(
         batch_size,
         create_tensor_dict_fn,
-        train_config.batch_queue_capacity,
+        images,
         1 if in_order else train_config.num_batch_queue_threads,
-        train_config.prefetch_queue_capacity,
+        batches,
         augmentation,
     )
 

@@ -235,15 +235,28 @@ def add_summaries(tags: Tags, total_loss, rates: List) -> None:
         _add_scalar(tags.of_losses + loss.op.name, loss)
     for rate in rates:
         _add_scalar(tags.of_rates + rate.op.name, rate)
-    for variable in tf.get_collection(checkpoints.QUANT_VARIABLES):
-        if variable.op.name.endswith(("/min", "/max")):
-            # Per-channel ranges are vectors; their extreme shows if one exploded.
-            bound = tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min
-            tf.summary.scalar("quant_ranges/" + variable.op.name, bound(variable))
+    ranges = [
+        v for v in tf.get_collection(checkpoints.QUANT_VARIABLES) if v.op.name.endswith(("/min", "/max"))
+    ]
+    if ranges:
+        # (One op for all of them, as a graph has hundreds.)
+        with tf.name_scope("summaries/quant_ranges"):
+            _add_scalars(["quant_ranges/" + v.op.name for v in ranges], tf.stack([_bound(v) for v in ranges]))
+
+
+def _bound(variable):
+    """A bound of a range; of one for each channel the extreme, which shows if one exploded."""
+    if not variable.shape.rank:
+        return variable
+    return (tf.reduce_max if variable.op.name.endswith("/max") else tf.reduce_min)(variable)
 
 
 def _add_scalar(tag: str, value) -> None:
-    """Adds a summary. (tf.summary.scalar would number a tag that is the name of an op.)"""
     with tf.name_scope("summaries/" + tag):
-        summary = tf.raw_ops.ScalarSummary(tags=tag, values=value)
+        _add_scalars([tag], tf.expand_dims(value, 0))
+
+
+def _add_scalars(tags: List[str], values) -> None:
+    """Adds a summary. (tf.summary.scalar would number a tag that is the name of an op.)"""
+    summary = tf.raw_ops.ScalarSummary(tags=tags, values=values)
     tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)

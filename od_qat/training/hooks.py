@@ -92,29 +92,3 @@ class StopOnSignalHook(tf.train.SessionRunHook):
         """Asks the session to stop if a signal came."""
         if self._signals.received is not None:
             run_context.request_stop()
-
-
-class FiniteVariablesHook(tf.train.SessionRunHook):
-    """Names the variables that are not finite when a step fails, because a gradient was NaN one step before.
-
-    Args:
-      variables: the trained variables and the other variables of the model.
-    """
-
-    def __init__(self, variables) -> None:
-        self._variables = list(variables)
-        self._bad = None
-
-    def begin(self) -> None:
-        """Builds one op that counts the values of each variable that are not finite."""
-        floating = [v for v in self._variables if v.dtype.base_dtype.is_floating]
-        self._names = [v.op.name for v in floating]
-        with tf.name_scope(None), tf.name_scope("finite_check"):
-            self._counts = tf.stack(
-                [tf.reduce_sum(tf.cast(tf.logical_not(tf.is_finite(v)), tf.int32)) for v in floating]
-            )
-
-    def bad_variables(self, session) -> List[str]:
-        """Returns the names of the variables that have such values."""
-        counts = session.run(self._counts)
-        return [name for name, count in zip(self._names, counts) if count]

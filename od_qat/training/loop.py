@@ -10,7 +10,7 @@ from od_qat.errors import DataError, OdQatError, first_line
 from od_qat.quiet import event_writer_silenced
 from od_qat.training import nan_trace
 from od_qat.training.graph import Built
-from od_qat.training.hooks import FiniteVariablesHook, ProgressHook, StopOnSignalHook
+from od_qat.training.hooks import ProgressHook, StopOnSignalHook
 from od_qat.training.range_gates import RangeGatesHook
 from od_qat.training.session import Place, Saving, open_session
 from od_qat.training.signals import StopSignals
@@ -59,9 +59,7 @@ def run(
         built.total_loss,
         built.rates[0] if built.rates else None,
     )
-    # The model variables include the averages of batch norms.
-    finite = FiniteVariablesHook(dict.fromkeys(tf.trainable_variables() + tf.model_variables()))
-    hooks = built.session_hooks + [progress, finite, StopOnSignalHook(signals)]
+    hooks = built.session_hooks + [progress, StopOnSignalHook(signals)]
     hooks += _hooks_of_steps(task.schedule, place) + _range_gates(built, place, saving)
     step = 0
     try:
@@ -77,7 +75,7 @@ def run(
                 except tf.errors.InvalidArgumentError as error:
                     if not _NOT_FINITE.search(error.message):
                         raise
-                    raise _not_finite(error, finite, session, built, task, saving.folder) from error
+                    raise _not_finite(error, session, built, task, saving.folder) from error
     except BaseException as error:
         if place.is_chief:
             checkpoints.remove_unfinished(saving.folder)
@@ -117,15 +115,14 @@ def _explained(error: BaseException, task: TrainingTask, train_dir: str) -> Opti
     return _unreadable(error, task) if damaged and _OF_INPUT.search(error.message) else None
 
 
-def _not_finite(
-    error, finite: FiniteVariablesHook, session, built: Built, task: TrainingTask, train_dir: str
-) -> OdQatError:
+def _not_finite(error, session, built: Built, task: TrainingTask, train_dir: str) -> OdQatError:
     session = session._tf_sess() if hasattr(session, "_tf_sess") else session
     lines = error.message.splitlines()  # (the first may be a heading)
     where = next((line for line in lines if "NaN" in line or "Inf" in line), lines[0]).strip()
     try:
-        # The check only reads variables, so it works in the failed session.
-        bad = finite.bad_variables(session)
+        # This only reads variables, so it works in the failed session.
+        variables = dict.fromkeys(tf.trainable_variables() + tf.model_variables())
+        bad = [variable.op.name for variable in nan_trace.not_finite(session, variables)]
     except Exception:  # noqa: BLE001  (the session may be gone; the loss is named all the same)
         bad = []
     found = "not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite"

@@ -218,9 +218,15 @@ class _State(object):
         return {variable.op.name: self._kinds[variable.op.name] for variable in self._bad()}
 
     def _bad(self) -> List:
-        # (In a run of its own, so that no op of the step changes them.)
-        values = self._session.run(self._variables)
-        return [variable for variable, value in zip(self._variables, values) if not _all_finite(value)]
+        return not_finite(self._session, self._variables)
+
+
+def not_finite(session, variables: Iterable) -> List:
+    """The variables of floating point that have values that are not finite."""
+    floating = [variable for variable in variables if variable.dtype.base_dtype.is_floating]
+    # (In a run of its own, so that no op of a step changes them.)
+    values = session.run(floating)
+    return [variable for variable, value in zip(floating, values) if not _all_finite(value)]
 
 
 def _forward_order(targets, stop_at=frozenset()) -> Iterator:

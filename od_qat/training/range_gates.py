@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -62,9 +62,7 @@ class RangeGatesHook(tf.train.SessionRunHook):
         self._events = events or train_dir
         self._global_step = global_step
         self._decay = decay
-        self._names: List[str] = []
-        self._sizes: List[int] = []
-        self._fetches = None
+        self._variables: Dict[str, Any] = {}
         self._steps = 0
         self._ended = False
         self._reference: Dict[str, float] = {}
@@ -75,25 +73,18 @@ class RangeGatesHook(tf.train.SessionRunHook):
         self.verdicts: Dict[str, str] = {}
 
     def begin(self) -> None:
-        """Packs all ranges into one tensor, so that a look is one read."""
-        variables = [
-            variable
+        """Finds the variables of the ranges."""
+        self._variables = {
+            variable.op.name: variable
             for variable in tf.get_collection(QUANT_VARIABLES)
             if variable.op.name.endswith(("/min", "/max", "/biased", "/local_step"))
-        ]
-        self._names = [variable.op.name for variable in variables]
-        self._sizes = [variable.shape.num_elements() for variable in variables]
-        if variables:
-            with tf.name_scope(None), tf.name_scope("range_gates"):
-                packed = tf.concat([tf.reshape(tf.cast(v, tf.float32), [-1]) for v in variables], 0)
-                step = self._global_step if self._global_step is not None else tf.constant(0, tf.int64)
-                self._fetches = [packed, tf.identity(step)]
+        }
 
     def after_create_session(self, session, coord) -> None:
         """Takes the references of the run before from its file; without one, the ranges as they are."""
         self._steps = 0
         self._ended = False
-        if self._fetches is not None:
+        if self._variables:
             ranges, _ = self._read(session)
             self._check_finite(ranges)
             kept = self._kept_references()
@@ -119,12 +110,15 @@ class RangeGatesHook(tf.train.SessionRunHook):
             self._look(session)
 
     def _read(self, session) -> Tuple[Dict[str, Range], int]:
-        packed, step = session.run(self._fetches)
-        parts = np.split(packed, np.cumsum(self._sizes)[:-1])
-        return group(dict(zip(self._names, parts))), int(step)
+        fetches = {"ranges": self._variables}
+        if self._global_step is not None:
+            fetches["step"] = self._global_step
+        found = session.run(fetches)
+        ranges = {name: value.astype(np.float32).ravel() for name, value in found["ranges"].items()}
+        return group(ranges), int(found.get("step", 0))
 
     def _look(self, session) -> None:
-        if self._fetches is None:
+        if not self._variables:
             return
         ranges, step = self._read(session)
         if self._steps >= _WARM_UP:

@@ -123,13 +123,30 @@ def open_session(
 
 
 class _SaverHook(tf.train.CheckpointSaverHook):
-    """Saves into the folder of checkpoints, and writes its events and the graph into that of events."""
+    """Saves into the folder of checkpoints, and writes its events and the graph into that of events.
+
+    TensorFlow's hook begins with a checkpoint of the state that the session starts from, and writes the graph
+    as graph.pbtxt and four times into the events. This one writes it once, for TensorBoard; each checkpoint's
+    .meta file has it too.
+    """
 
     def __init__(self, saving: Saving, scaffold) -> None:
         super(_SaverHook, self).__init__(
             saving.events, save_secs=saving.secs, save_steps=saving.steps, scaffold=scaffold
         )
         self._save_path = os.path.join(saving.folder, checkpoints.basename())
+        self._events = saving.events
+
+    def begin(self) -> None:
+        """Opens the events. (A new writer begins with the default graph.)"""
+        with tf.Graph().as_default():
+            tf.summary.FileWriterCache.get(self._events)
+        super(_SaverHook, self).begin()
+
+    def after_create_session(self, session, coord) -> None:
+        """Writes the graph. The time to the next checkpoint begins here."""
+        tf.summary.FileWriterCache.get(self._events).add_graph(tf.get_default_graph())
+        self._timer.update_last_triggered_step(session.run(self._global_step_tensor))
 
 
 class _SessionCreator(tf.train.SessionCreator):
