@@ -242,14 +242,14 @@ def test_skip_invalid(tmp_path, capsys):
         tmp_path / "voc", {"a": [VOC_CAT, ("cat", 6, 4, 6, 20)], "b": [VOC_CAT], "c": [VOC_CAT]}
     )
     lists = tmp_path / "voc" / "ImageSets" / "Main"
-    info = demo._make_data("voc:" + folder, str(tmp_path / "one"), 0, "train", "val", False)
+    info = demo.make_data("voc:" + folder, str(tmp_path / "one"), 0, "train", "val", False)
     assert info.skipped_objects == 1 and "a.xml, object 2" in capsys.readouterr().err
     (lists / "train.txt").write_text("a\nc\n")
     image = tmp_path / "voc" / "JPEGImages" / "c.jpg"
     image.write_bytes(image.read_bytes()[:-20])
     with pytest.raises(DataError, match="2 problems.*--skip_invalid.*1 image and 1 object"):
-        demo._make_data("voc:" + folder, str(tmp_path / "two"), 0, "train", "val", False)
-    info = demo._make_data("voc:" + folder, str(tmp_path / "two"), 0, "train", "val", True)
+        demo.make_data("voc:" + folder, str(tmp_path / "two"), 0, "train", "val", False)
+    info = demo.make_data("voc:" + folder, str(tmp_path / "two"), 0, "train", "val", True)
     assert (info.train_images, info.skipped_images, info.skipped_objects) == (1, 1, 1)
 
 

@@ -503,7 +503,9 @@ def _name_another(path):
     "damage, says",
     [
         (_lose, "found missing; in that folder: model.ckpt-1, model.ckpt-2"),
-        pytest.param(_empty, "found damaged; in that folder: model.ckpt-1, model.ckpt-2", marks=pytest.mark.zoo),
+        pytest.param(
+            _empty, "found damaged; in that folder: model.ckpt-1, model.ckpt-2", marks=pytest.mark.zoo
+        ),
         (_garble, "found damaged; in that folder: model.ckpt-1, model.ckpt-2"),
         pytest.param(
             _name_another,

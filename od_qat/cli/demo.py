@@ -179,7 +179,7 @@ def run(
         settings["overrides"] = list(overrides)
     one_run.require(work_dir, settings)
     _say("1/8 data")
-    dataset = _make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
+    dataset = make_data(data, os.path.join(work_dir, "data"), seed, train_list, val_list, skip_invalid)
     _say("1/8 data: " + dataset.summary())
     # This is not done earlier, so that a folder without data can be used again with other settings.
     one_run.keep(work_dir, settings)
@@ -234,7 +234,8 @@ def _say(text: str) -> None:
     print("== " + text, file=sys.stderr, flush=True)
 
 
-def _make_data(data: str, output_dir: str, seed: int, train_list: str, val_list: str, skip_invalid: bool):
+def make_data(data: str, output_dir: str, seed: int, train_list: str, val_list: str, skip_invalid: bool):
+    """Makes or converts the data, unless the folder has it; returns its DatasetInfo. See :func:`run`."""
     from od_qat.datasets import DatasetInfo, builtin, coco, voc
 
     kind, _, folder = data.partition(":")
