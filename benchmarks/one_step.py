@@ -64,7 +64,7 @@ def run(tree: str, config: str, folder: str) -> Dict[str, float]:
     environment = dict(os.environ, PYTHONPATH=tree)
     started = time.time()
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, cwd=tree, env=environment, stderr=said)
+        process = subprocess.Popen(command, cwd=tree, env=environment, stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
         if status:
             said.seek(0)
