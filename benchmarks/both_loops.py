@@ -12,6 +12,7 @@ in points, the means with their standard deviations, and the mean difference wit
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,8 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, REPOSITORY)
 
 _WARM_UP = 20
+# How often upstream's tf.function is called.
+_CALLS = 10
 
 
 def write_config(work_dir: str, steps: int) -> str:
@@ -72,17 +75,19 @@ def main() -> None:
     if arguments.upstream:
         from benchmarks import against_eager
 
-        # (One call of the tf.function takes a tenth of the steps; a checkpoint is written at the end.)
+        # (A checkpoint is written at the end.)
         steps = arguments.steps
-        against_eager.train_upstream(*arguments.upstream, max(1, steps // 10), checkpoint_every_n=steps)
+        against_eager.train_upstream(*arguments.upstream, steps // _CALLS, checkpoint_every_n=steps)
         return
     found = {"od_qat": [], "upstream": []}
+    if arguments.steps % _CALLS:
+        parser.error("--steps: a multiple of {}, the calls of upstream's tf.function".format(_CALLS))
     config = write_config(arguments.work_dir, arguments.steps)
     for number in range(arguments.repeats):
         for loop, points in found.items():
             folder = os.path.join(os.path.dirname(config), "{}_{}".format(loop, number))
-            if not os.path.exists(folder):
-                train(loop, config, folder, arguments.steps)
+            shutil.rmtree(folder, ignore_errors=True)
+            train(loop, config, folder, arguments.steps)
             points.append(evaluate(config, folder))
             print("{} {}: {:.1f}".format(loop, number, points[-1]), flush=True)
     for loop, points in found.items():

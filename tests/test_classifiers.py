@@ -502,6 +502,8 @@ def test_configs_of_detectors_and_of_classifiers_are_told_apart(road, tmp_path, 
     assert not config.is_classifiers(str(tmp_path / "missing.config"))
     without = _write(str(tmp_path), "a.config", "train_input {} graph_rewriter {}")
     assert config.is_classifiers(without)
+    both = _write(str(tmp_path), "b.config", "model { ssd { num_classes: 3 } } training { }")
+    assert not config.is_classifiers(both)
     with pytest.raises(
         ConfigError, match="unknown network: at .*a.config, network.name, found '', allowed: "
     ):

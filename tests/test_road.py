@@ -87,7 +87,7 @@ def test_a_training_writes_its_graph_once(road):
     graphs = [
         (event.WhichOneof("what"), event.graph_def)
         for event in tf.train.summary_iterator(events)
-        if event.WhichOneof("what") in ("graph_def", "meta_graph_def") and event.ByteSize() > 1000
+        if event.WhichOneof("what") in ("graph_def", "meta_graph_def")
     ]
     assert [kind for kind, _ in graphs] == ["graph_def"]
     graph = tf.GraphDef.FromString(graphs[0][1])
@@ -770,7 +770,9 @@ def test_a_loss_that_is_not_finite_stops_training_and_saves_nothing(road, tmp_pa
         "warmup_learning_rate=1e29",
         "train_config.gradient_clipping_by_norm=0",
     ]
-    with pytest.raises(OdQatError, match="not finite: at [^,]*(loss|gradients).*first at .*FeatureExtractor"):
+    says = "not finite: at [^,]*(loss|gradients).*first at .*FeatureExtractor.*nothing is saved yet"
+    with pytest.raises(OdQatError, match=says) as raised:
         commands.train(road.paths.qat_config, train_dir, overrides=wild)
-    newest = tf.train.latest_checkpoint(train_dir)
-    assert newest is None or checkpoints.step_of(newest) == 0
+    # (A range that the failed step has spoilt is no cause.)
+    assert "its range" not in str(raised.value)
+    assert checkpoints.newest(train_dir) is None

@@ -1,5 +1,6 @@
 """Waits for the checkpoints of a training, and hands each to an evaluation."""
 
+import gc
 import sys
 import time
 from typing import Callable, Optional, TypeVar
@@ -78,6 +79,7 @@ class Watch(object):
                     if latest(self._folder) == found:
                         raise
                     continue
+                gc.collect()  # (The graph of the evaluation holds itself in cycles.)
                 last = found
                 count += 1
                 deadline = _Deadline(self._timeout)

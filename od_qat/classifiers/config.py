@@ -1,6 +1,7 @@
 """Reads and checks a classifier's config."""
 
 import os
+import re
 from typing import Any, Iterable, NamedTuple, Union
 
 from google.protobuf import text_format
@@ -18,6 +19,10 @@ EXAMPLE = "configs/mobilenet_v1_025_mnist_qat.config"
 
 OPTIMIZERS = ("momentum", "sgd", "rmsprop", "adam")
 DECAYS = ("exponential", "cosine", "polynomial", "fixed")
+
+
+# A block that only a pipeline config has.
+_OF_DETECTORS = re.compile(r"^\s*(model|train_config)\s*[:{]", re.MULTILINE)
 
 
 class _Bounds(NamedTuple):
@@ -59,13 +64,15 @@ _NAMES = {
 
 
 def is_classifiers(path: str) -> bool:
-    """Whether the config in a file is a classifier's: it has a block that a pipeline config does not have.
+    """Whether the config in a file is a classifier's: it has a block of one, and no detector's.
 
     False for files that cannot be read; the reader of the other kind says what is wrong with them.
     """
     found = messages.classifier_class()()
     try:
         content = files.read(path).decode("utf-8")
+        if _OF_DETECTORS.search(content):
+            return False
         text_format.Parse(
             content, found, allow_unknown_field=True, descriptor_pool=found.DESCRIPTOR.file.pool
         )

@@ -317,7 +317,7 @@ def batches(
       a function without arguments that returns the next images, float32 [batch, height, width, channels], and
       labels, int64 [batch]. The graph's table initializer starts it.
     """
-    network.require_preprocessing()
+    network.require_preprocessing(is_training)
     data = _encoded(source, is_training, every)
     data = data.map(
         lambda encoded, label: (

@@ -90,24 +90,26 @@ class Network(NamedTuple):
             ) from error
         return tf.cast(image, tf.float32)
 
-    def require_preprocessing(self) -> None:
-        """Raises ConfigError if the preprocessing does not make images of the network's size.
+    def require_preprocessing(self, is_training: bool) -> None:
+        """Raises ConfigError if the preprocessing does not make images of the network's channels and size.
 
         Among the images of a data set it would look like an image that cannot be read.
         """
         with tf.Graph().as_default(), tf.Session() as session:
-            self.preprocess(tf.placeholder(tf.uint8, [None, None, self.channels]), is_training=True)
+            if is_training:
+                self.preprocess(tf.placeholder(tf.uint8, [None, None, self.channels]), True)
+            # (What training does is random, so the evaluation's is run.)
             blank = self.preprocess(tf.zeros(self.input_shape, tf.uint8), is_training=False)
             try:
                 session.run(blank)
             except tf.errors.InvalidArgumentError as error:
+                own = default_size(self.name)
                 raise ConfigError(
                     "slim's preprocessing {} does not make images of this size".format(self.preprocessing),
                     where="network.image_size",
                     found="{}: {}".format(self.size, first_line(error)),
-                    fix="set it to {}, the network's own, or take another network.preprocessing".format(
-                        default_size(self.name)
-                    ),
+                    fix="take another network.preprocessing"
+                    + ("" if own == self.size else ", or set it to {}, the network's own".format(own)),
                 ) from error
 
 

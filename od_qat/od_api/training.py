@@ -12,8 +12,8 @@ from od_qat.compat import tf
 from od_qat.errors import ConfigError
 from od_qat.od_api import halves, keras_models
 
-# What a queue of the input holds, as upstream's input_reader.proto prefetches in the TF 2 half.
-_BATCHES = 2
+# For how many a queue of the input has images, as upstream's input_reader.proto prefetches in the TF 2 half.
+_STEPS = 2
 
 
 def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, in_order: bool = False):
@@ -21,7 +21,7 @@ def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, 
 
     The protos' own capacities, 150 images and 5 batches, are of COCO's size: they hold the images as float32
     before they are resized, 700 MB of them at 640x480, and preparing so many delays the first step and the
-    end. Where the config does not set them, each queue holds two batches.
+    end. Where the config does not set them, each queue holds the batches of two steps.
 
     Args:
       batch_size: images per clone and step.
@@ -31,7 +31,8 @@ def input_queue(batch_size: int, create_tensor_dict_fn: Callable, train_config, 
         random numbers do not depend on which of several threads comes first.
     """
     augmentation = [preprocessor_builder.build(step) for step in train_config.data_augmentation_options]
-    images, batches = _BATCHES * batch_size, _BATCHES
+    clones = max(1, train_config.batch_size // batch_size)
+    images, batches = _STEPS * clones * batch_size, _STEPS * clones
     if train_config.HasField("batch_queue_capacity"):
         images = train_config.batch_queue_capacity
     if train_config.HasField("prefetch_queue_capacity"):

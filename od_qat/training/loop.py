@@ -126,8 +126,9 @@ def _not_finite(error, session, built: Built, task: TrainingTask, train_dir: str
     except Exception:  # noqa: BLE001  (the session may be gone; the loss is named all the same)
         bad = []
     found = "not finite variables: {}".format(", ".join(bad[:3])) if bad else "all variables finite"
+    newest = checkpoints.newest(train_dir)
     try:
-        traced = nan_trace.trace(session, built.losses, built.gradients, checkpoints.newest(train_dir))
+        traced = nan_trace.trace(session, built.losses, built.gradients, newest)
     except Exception as trouble:  # noqa: BLE001  (the same; the loss is named all the same)
         found += "; not traced to a layer ({})".format(type(trouble).__name__)
     else:
@@ -141,8 +142,9 @@ def _not_finite(error, session, built: Built, task: TrainingTask, train_dir: str
         "training stopped: a value is not finite",
         where=where,
         found=found,
-        fix="lower the learning rate, or set {}.gradient_clipping_by_norm (10.0 is usual); "
-        "the newest checkpoint is from before".format(task.where),
+        fix="lower the learning rate, or set {}.gradient_clipping_by_norm (10.0 is usual); {}".format(
+            task.where, "the newest checkpoint is from before" if newest else "nothing is saved yet"
+        ),
     )
 
 

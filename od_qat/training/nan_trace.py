@@ -5,8 +5,8 @@ fails. For one batch it fetches tensors of the forward pass, in topological orde
 (The order of creation would not do: the rewriter makes its ops last, and they stand in the middle.)
 
 The failed step has already put NaNs into moving averages. Before each run, variables that are not trained are
-set back to the values in the newest checkpoint, so that a layer that only received a NaN is not blamed. A
-value that is not finite in the checkpoint itself stays, and is found.
+set back to the values in the newest checkpoint, or to their initial values if there is none, so that a layer
+that only received a NaN is not blamed. A value that is not finite in the checkpoint stays, and is found.
 """
 
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
@@ -176,7 +176,7 @@ class _Tracer(object):
 
 
 class _State(object):
-    """The variables of the graph; those that are not trained can be set back to the newest checkpoint."""
+    """The variables of the graph; those that are not trained can be set back, to the newest checkpoint."""
 
     def __init__(self, session, checkpoint: Optional[str]) -> None:
         self._session = session
@@ -200,11 +200,13 @@ class _State(object):
 
     def heal(self) -> None:
         """Sets averages that are not finite back to the checkpoint's values if those are finite."""
-        if self._reader is None:
-            return
         initializers, feed = [], {}
         for variable in self._bad():
-            if self._kinds[variable.op.name] != "variable" and self._reader.has_tensor(variable.op.name):
+            if self._kinds[variable.op.name] == "variable":
+                continue
+            if self._reader is None:
+                initializers.append(variable.initializer)
+            elif self._reader.has_tensor(variable.op.name):
                 value = self._reader.get_tensor(variable.op.name)
                 if list(value.shape) == variable.shape.as_list() and _all_finite(value):
                     initializers.append(variable.initializer)

@@ -136,16 +136,18 @@ class _SaverHook(tf.train.CheckpointSaverHook):
         )
         self._save_path = os.path.join(saving.folder, checkpoints.basename())
         self._events = saving.events
+        self._has_graph = False
 
     def begin(self) -> None:
-        """Opens the events. (A new writer begins with the default graph.)"""
-        with tf.Graph().as_default():
-            tf.summary.FileWriterCache.get(self._events)
+        """Opens the events, without a graph; one that the cache opens has two copies of it."""
+        tf.summary.FileWriterCache._cache.setdefault(self._events, tf.summary.FileWriter(self._events))
         super(_SaverHook, self).begin()
 
     def after_create_session(self, session, coord) -> None:
-        """Writes the graph. The time to the next checkpoint begins here."""
-        tf.summary.FileWriterCache.get(self._events).add_graph(tf.get_default_graph())
+        """Writes the graph, once. The time to the next checkpoint begins here."""
+        if not self._has_graph:
+            tf.summary.FileWriterCache.get(self._events).add_graph(tf.get_default_graph())
+            self._has_graph = True
         self._timer.update_last_triggered_step(session.run(self._global_step_tensor))
 
 
