@@ -140,7 +140,9 @@ class _SaverHook(tf.train.CheckpointSaverHook):
 
     def begin(self) -> None:
         """Opens the events, without a graph; one that the cache opens has two copies of it."""
-        tf.summary.FileWriterCache._cache.setdefault(self._events, tf.summary.FileWriter(self._events))
+        writers = tf.summary.FileWriterCache._cache
+        if self._events not in writers:
+            writers[self._events] = tf.summary.FileWriter(self._events)
         super(_SaverHook, self).begin()
 
     def after_create_session(self, session, coord) -> None:
