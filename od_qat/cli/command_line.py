@@ -130,7 +130,7 @@ def _with_underscores(argv: Iterable[str]) -> List[str]:
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Python seldom looks for cycles: a graph of 10,000 ops is no garbage, and the search takes seconds."""
+    """Python seldom looks for cycles: a graph of 10,000 ops is no garbage, and the search takes a second."""
     usual = gc.get_threshold()
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION, *usual[1:])
     try:

@@ -55,7 +55,7 @@ def input_fn(reader, in_order: bool = False) -> Callable:
         one_by_one.num_readers = 1
         reader = one_by_one
 
-    # (AutoGraph would rewrite the decoder, which takes seconds. It is written for graphs, and has no need.)
+    # (AutoGraph would rewrite the decoder, which takes a second. It is written for graphs, and has no need.)
     @compat.tf.autograph.experimental.do_not_convert
     def example():
         dataset = compat.without_autotune(dataset_builder.build(reader))

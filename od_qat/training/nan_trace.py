@@ -176,7 +176,7 @@ class _Tracer(object):
 
 
 class _State(object):
-    """The variables of the graph; those that are not trained can be set back, to the newest checkpoint."""
+    """The variables of the graph; those that are not trained can be set back to before the failed step."""
 
     def __init__(self, session, checkpoint: Optional[str]) -> None:
         self._session = session
@@ -199,7 +199,10 @@ class _State(object):
         }
 
     def heal(self) -> None:
-        """Sets averages that are not finite back to the checkpoint's values if those are finite."""
+        """Sets averages that are not finite back to the checkpoint's values if those are finite.
+
+        Without a checkpoint they get their initial values.
+        """
         initializers, feed = [], {}
         for variable in self._bad():
             if self._kinds[variable.op.name] == "variable":
