@@ -1,12 +1,16 @@
 """Where does QAT pay? Float, PTQ and QAT of several detectors at equal training, over seeds.
 
-    python benchmarks/where_qat_pays.py [--data builtin voc:FOLDER] [--detectors v1 v2 v3 edgetpu fpnlite]
-        [--seeds 0 1 2] [--work_dir where_qat_pays_out] [--float_steps N] [--qat_steps N]
+    python benchmarks/where_qat_pays.py [--data builtin voc:FOLDER]
+        [--detectors v1 v2 v3 edgetpu fpnlite coco] [--seeds 0 1 2] [--work_dir where_qat_pays_out]
+        [--float_steps N] [--qat_steps N]
 
 For each data set, detector and seed it trains a float detector, and from its checkpoint for equally many more
 steps: in float, with QAT with a range for each channel of the weights, and with QAT with one range for all
 (what uint8 devices take). The float detector that was trained on is quantized after training, per channel and
 per tensor. It scores each .tflite, and the float detector as a frozen graph.
+
+The detector `coco` begins its float training, of a third of the usual length, from a published detector of
+COCO: the network of pipeline.config and the checkpoint model.ckpt-0 in the folder OD_QAT_COCO_DETECTOR.
 
 Prints a Markdown table: mAP of the float detector, and what the others have more, in points: the mean over
 the seeds and the half width of its interval of 95 % (Student's t). What is finished is not repeated.
@@ -34,6 +38,8 @@ DETECTORS = {
     "edgetpu": ("tf1", [TYPE + "ssd_mobilenet_edgetpu"] + SIX_MAPS),
     "fpnlite": ("tf2", []),
 }
+COCO = "coco"
+COCO_FLOAT_STEPS = 500
 FLOAT = "float"
 FORMS = ("PTQ per channel", "PTQ per tensor", "QAT per channel", "QAT per tensor")
 PER_TENSOR = ["graph_rewriter.[od_qat.layers].per_channel=false"]
@@ -45,8 +51,11 @@ def run(data: str, detector: str, seed: int, folder: str, steps: Dict[str, Any])
     from od_qat.cli import demo
     from od_qat.datasets import DatasetInfo
 
-    half, overrides = DETECTORS[detector]
+    half, overrides = DETECTORS.get(detector, ("tf1", []))
     schedule = demo.FOLDER_SCHEDULES[half]
+    if detector == COCO:
+        prefix = write_coco_configs(os.environ["OD_QAT_COCO_DETECTOR"], os.path.join(folder, "published"))
+        schedule = schedule._replace(configs=prefix, float_steps=COCO_FLOAT_STEPS, pixels=None)
     report = demo.run(data, folder, seed=seed, detector=half, overrides=overrides, schedule=schedule, **steps)
     rows = {row["label"]: row["map"] for row in report["rows"]["rows"]}
     found = {
@@ -68,6 +77,30 @@ def run(data: str, detector: str, seed: int, folder: str, steps: Dict[str, Any])
     commands.train(config, train_dir, overrides=PER_TENSOR, seed=seed)
     found["QAT per tensor"] = score(commands.export_tflite(config, train_dir, out, overrides=PER_TENSOR))
     return found
+
+
+def write_coco_configs(folder: str, output_dir: str) -> str:
+    """The demo's two configs with the published detector's network; returns the prefix of their names.
+
+    The float training begins from the published checkpoint. The demo has QAT begin from the float training.
+    """
+    from od_qat.cli import demo
+    from od_qat.files import write_atomically
+    from od_qat.od_api import pipeline
+
+    published = pipeline.load(os.path.join(folder, "pipeline.config"))
+    # (The demo names the configs by an absolute path, as it may run in another folder.)
+    prefix = os.path.abspath(os.path.join(output_dir, COCO))
+    for form in ("float", "qat"):
+        name = "{}_{}.config".format(demo.FOLDER_SCHEDULES["tf1"].configs, form)
+        config = pipeline.load(os.path.join(demo.CONFIG_FOLDER, name))
+        config.model.CopyFrom(published.model)
+        config.train_config.fine_tune_checkpoint = os.path.join(folder, "model.ckpt-0")
+        config.train_config.fine_tune_checkpoint_type = "detection"
+        config.train_config.load_all_detection_checkpoint_vars = True
+        os.makedirs(output_dir, exist_ok=True)
+        write_atomically("{}_{}.config".format(prefix, form), pipeline.to_text(config))
+    return prefix
 
 
 def kept(path: str, make: Any) -> Dict[str, float]:
@@ -95,12 +128,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", nargs="+", default=["builtin"], help="as of od-qat demo")
-    parser.add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS))
+    parser.add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=[*DETECTORS, COCO])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work_dir", default="where_qat_pays_out")
     parser.add_argument("--float_steps", type=int, help="another length of the float training")
     parser.add_argument("--qat_steps", type=int, help="another length of QAT and of float training beside it")
     arguments = parser.parse_args()
+    if COCO in arguments.detectors and not os.environ.get("OD_QAT_COCO_DETECTOR"):
+        parser.error("detector coco: set OD_QAT_COCO_DETECTOR to the folder of a published COCO detector")
     steps = {"float_steps": arguments.float_steps, "qat_steps": arguments.qat_steps}
     print("| data | detector | float | " + " | ".join(FORMS) + " |")
     print("| --- |" + " --- |" * (2 + len(FORMS)), flush=True)
