@@ -67,7 +67,7 @@ def train(
         reader = config.train_input_reader
         pipeline.require_paths(reader, "train_input_reader")
         pipeline.require_paths(config.train_config, "train_config")
-        models.check_inputs(config, reader)
+        available = sum(models.check_inputs(config, reader).values())
         config.train_config.fine_tune_checkpoint = checkpoints.normalised(
             config.train_config.fine_tune_checkpoint
         )
@@ -75,7 +75,7 @@ def train(
         if config.HasField("graph_rewriter"):
             hook = graph_rewriter.build(config.graph_rewriter, is_training=True)
         return trainer.train(
-            models.input_fn(reader, in_order=seed is not None),
+            models.input_fn(reader, in_order=seed is not None, available=available),
             models.model_fn(config, is_training=True),
             config.train_config,
             place.master,

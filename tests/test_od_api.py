@@ -226,3 +226,34 @@ def test_input_readers_are_not_autotuned(tmp_path):
     (only,) = options
     found = dataset_options_pb2.Options.FromString(only.attr["serialized_options"].s)
     assert found.autotune_options.HasField("enabled") and not found.autotune_options.enabled
+
+
+def _shuffle_buffer(graph) -> int:
+    """The buffer size of the graph's shuffle of records, whose input is not the few names of files."""
+    nodes = {node.name: node for node in graph.as_graph_def().node}
+    sizes = []
+    for node in nodes.values():
+        if node.op.startswith("Shuffle"):
+            (size,) = [nodes[name] for name in node.input if nodes[name].op == "Const" and "buffer" in name]
+            sizes.append(int(tf.make_ndarray(size.attr["value"].tensor)))
+    return max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("available", "given", "expected"),
+    [(None, None, 2048), (160, None, 160), (5000, None, 2048), (160, 400, 400)],
+)
+def test_shuffle_buffer_holds_no_more_than_the_data(tmp_path, available, given, expected):
+    from od_qat.od_api import models, pipeline
+
+    tiny_detector.write_data(str(tmp_path))
+    config = pipeline.load(tiny_detector.write_config(str(tmp_path), False, "float"))
+    reader = config.train_input_reader
+    reader.ClearField("shuffle_buffer_size")
+    if given:
+        reader.shuffle_buffer_size = given
+    before = reader.SerializeToString()
+    with tf.Graph().as_default() as graph:
+        models.input_fn(reader, available=available)()
+    assert _shuffle_buffer(graph) == expected
+    assert reader.SerializeToString() == before

@@ -1,7 +1,8 @@
 """Builds the model and the inputs of a pipeline config, and checks the inputs."""
 
+import copy
 import sys
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from od_qat import compat
 from od_qat.errors import ConfigError, OdQatError, quoted
@@ -39,21 +40,24 @@ def model_fn(config, is_training: bool) -> Callable:
     return build
 
 
-def input_fn(reader, in_order: bool = False) -> Callable:
+def input_fn(reader, in_order: bool = False, available: Optional[int] = None) -> Callable:
     """Returns a function without arguments that makes the tensors of one example of an input reader.
 
     Args:
-      reader: input_reader_pb2.InputReader.
+      reader: input_reader_pb2.InputReader; it is not changed.
       in_order: whether to read the record files one at a time. If the OD API reads several at once, it takes
         whichever has a record ready. Shuffling stays, and follows the graph's seed.
+      available: the number of examples in its records, if it is known. A shuffle buffer that the config does
+        not size holds no more; the proto's default, 2,048 encoded images, would hold a small data set
+        several times.
     """
     from object_detection.builders import dataset_builder
 
+    reader = copy.deepcopy(reader)
     if in_order:
-        one_by_one = type(reader)()
-        one_by_one.CopyFrom(reader)
-        one_by_one.num_readers = 1
-        reader = one_by_one
+        reader.num_readers = 1
+    if available and not reader.HasField("shuffle_buffer_size"):
+        reader.shuffle_buffer_size = min(available, reader.shuffle_buffer_size)
 
     # (AutoGraph would rewrite the decoder, which takes a second. It is written for graphs, and has no need.)
     @compat.tf.autograph.experimental.do_not_convert
