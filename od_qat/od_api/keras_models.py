@@ -116,8 +116,6 @@ def remember(model) -> None:
     tf.add_to_collection(OBJECTS, ("model", model))
     predict = model.predict
 
-    # (In a graph, AutoGraph would rewrite the layers' Python, which takes a second and changes nothing.)
-    @tf.autograph.experimental.do_not_convert
     def predict_and_note(*args, **kwargs):
         predictions = predict(*args, **kwargs)
         for tensor in tf.nest.flatten(predictions):

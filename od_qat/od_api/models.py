@@ -35,9 +35,20 @@ def model_fn(config, is_training: bool) -> Callable:
                 fix="correct the field that causes it; --debug shows where it is raised",
             ) from error
         keras_models.remember(model)
+        _keep_from_autograph(model)
         return model
 
     return build
+
+
+def _keep_from_autograph(model) -> None:
+    """Lets AutoGraph leave the model as it is.
+
+    It would rewrite the Python of Keras layers and of what tf.map_fn calls, such as the suppression. That
+    takes seconds and changes nothing, as the OD API's models are written for graphs.
+    """
+    for name in ("preprocess", "predict", "postprocess", "loss"):
+        setattr(model, name, compat.tf.autograph.experimental.do_not_convert(getattr(model, name)))
 
 
 def input_fn(reader, in_order: bool = False, available: Optional[int] = None) -> Callable:
