@@ -15,6 +15,7 @@ PACKAGE = os.path.join(REPOSITORY, "od_qat")
 ORDER = (
     "errors",
     "files",
+    "late_imports",
     "quiet",
     "compat",
     "config",

@@ -8,6 +8,7 @@ SIGTERM.
 """
 
 import argparse
+import atexit
 import contextlib
 import gc
 import os
@@ -130,9 +131,13 @@ def _with_underscores(argv: Iterable[str]) -> List[str]:
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Python seldom looks for cycles: a graph of 10,000 ops is no garbage, and the search takes a second."""
+    """Python seldom looks for cycles: a graph of 10,000 ops is no garbage, and the search takes a second.
+
+    At the end of the process it does not look at all, which would take as long.
+    """
     usual = gc.get_threshold()
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION, *usual[1:])
+    atexit.register(gc.freeze)
     try:
         yield
     finally:

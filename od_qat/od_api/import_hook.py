@@ -9,8 +9,11 @@ from types import CodeType
 from typing import Optional
 
 from od_qat.errors import EnvironmentProblem
+from od_qat.late_imports import imported_later
 from od_qat.od_api import old_protos, protos, source_changes
 from od_qat.od_api.source_changes import SOURCE_CHANGES
+
+_DRAWS = "object_detection.utils.visualization_utils"
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -18,6 +21,16 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         return compile(_changed(fullname, self.get_data(self.path)), self.path, "exec", dont_inherit=True)
+
+    def exec_module(self, module) -> None:
+        """Runs the module; the one that draws imports pyplot, a third of a second, only when it needs it."""
+        if module.__name__ != _DRAWS:
+            return super(_Loader, self).exec_module(module)
+        import matplotlib
+
+        matplotlib.use("Agg")  # (The module does so too. Pyplot is told of a change, so this comes first.)
+        with imported_later("matplotlib.pyplot"):
+            return super(_Loader, self).exec_module(module)
 
 
 class _Compiler(importlib.abc.InspectLoader):
