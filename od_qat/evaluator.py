@@ -17,6 +17,7 @@ from od_qat import checkpoints, files
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, DataError, OdQatError
 from od_qat.export import detections, freeze
+from od_qat.graph import session_config
 from od_qat.model_files import names
 from od_qat.quiet import event_writer_silenced
 
@@ -167,9 +168,10 @@ class _Run(object):
         step = checkpoints.global_step(checkpoint) or 0
         losses: Dict[str, List[float]] = {}
         coordinator = tf.train.Coordinator()
-        with tf.Session(self._config.eval_master) as session:
-            session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
-            session.run(tf.tables_initializer())
+        with tf.Session(self._config.eval_master, config=session_config.for_many_runs()) as session:
+            session.run(
+                [tf.global_variables_initializer(), tf.local_variables_initializer(), tf.tables_initializer()]
+            )
             checkpoints.restore(self._saver, session, checkpoint)
             threads = tf.train.start_queue_runners(session, coordinator)
             try:

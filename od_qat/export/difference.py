@@ -14,6 +14,7 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 
 from od_qat.compat import tf
+from od_qat.graph import session_config
 from od_qat.model_files import interpreter
 from od_qat.model_files.names import POST_PROCESS
 
@@ -39,7 +40,7 @@ def of_graph(
       wanted: op names.
       pixels: [1, height, width, 3].
     """
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default(), tf.Session(config=session_config.for_few_runs()) as session:
         tf.import_graph_def(graph_def, name="")
         plain, rounded = [
             session.run(

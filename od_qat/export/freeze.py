@@ -5,6 +5,7 @@ from typing import Any, Dict, Iterable, Mapping, Optional
 from od_qat import checkpoints, ranges
 from od_qat.compat import tf
 from od_qat.errors import ExportError
+from od_qat.graph import session_config
 from od_qat.rewrite import policy
 
 
@@ -53,7 +54,7 @@ def freeze(
         if quant_names:
             ranges.warn_of_checkpoint(checkpoint, quant_names)
         saver = tf.train.Saver(variables)
-        with tf.Session(graph=graph) as session:
+        with tf.Session(graph=graph, config=session_config.for_few_runs()) as session:
             checkpoints.restore(saver, session, checkpoint)
             frozen = tf.graph_util.convert_variables_to_constants(
                 session, graph.as_graph_def(add_shapes=False), names

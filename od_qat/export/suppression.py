@@ -22,6 +22,7 @@ import numpy as np
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError, DataError
+from od_qat.graph import session_config
 from od_qat.model_files import tflite_file
 
 LARGEST = 0.05
@@ -140,7 +141,7 @@ def best_scores(heads, input_name: str, scores: str, images: Iterable[np.ndarray
       scores: op name of the scores [1, anchors, classes + 1], background first.
       images: float32 [1, height, width, 3], normalised.
     """
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default(), tf.Session(config=session_config.for_many_runs()) as session:
         (best,) = tf.import_graph_def(heads, return_elements=[scores + ":0"], name="")
         best = tf.reduce_max(best[:, :, 1:])
         found = []

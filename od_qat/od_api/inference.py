@@ -10,6 +10,7 @@ from object_detection.protos import image_resizer_pb2
 
 from od_qat.compat import tf
 from od_qat.errors import ConfigError
+from od_qat.graph import session_config
 from od_qat.model_files import preprocessing
 from od_qat.model_files.names import IMAGE_TENSOR, OF_ROLE, ROLES, TFLITE_INPUT
 
@@ -160,7 +161,7 @@ def build_raw_heads_graph(model, model_config, height: int, width: int) -> np.nd
         tf.identity(boxes, name="box_encodings")
         tf.identity(scores, name="class_predictions")
     anchors = box_list.BoxList(predictions["anchors"]).get_center_coordinates_and_sizes()
-    with tf.Session() as session:
+    with tf.Session(config=session_config.for_few_runs()) as session:
         values = session.run(anchors)
     tf.train.get_or_create_global_step()
     return np.stack(values, axis=1).astype(np.float32)

@@ -278,7 +278,7 @@ class FrozenGraphRunner(_Runner):
     def __init__(self, description: ModelDescription, threads: int) -> None:
         super(FrozenGraphRunner, self).__init__(description)
         from od_qat import compat
-        from od_qat.graph import allowed_ops
+        from od_qat.graph import allowed_ops, session_config
 
         compat.quiet_logging()
         tf = compat.tf
@@ -299,7 +299,7 @@ class FrozenGraphRunner(_Runner):
             self._require_numbers(fetch, "an output")
         self._session = tf.Session(
             graph=graph,
-            config=tf.ConfigProto(
+            config=session_config.for_many_runs(
                 intra_op_parallelism_threads=threads,
                 inter_op_parallelism_threads=threads,
                 use_per_session_threads=True,

@@ -79,7 +79,7 @@ def train(
                 on_start()
             _say_what_was_rewritten(built.report, saving.folder)
         add_summaries(task.tags(), built.total_loss, built.rates)
-        result = loop.run(built, task, place, make_scaffold(saver, init_fn), saving, signals)
+        result = loop.run(built, task, place, make_scaffold(place, saver, init_fn), saving, signals)
     if signals.received is not None:
         _say_what_is_saved(signals, result)
         signals.deliver()
