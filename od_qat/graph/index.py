@@ -80,13 +80,21 @@ class GraphIndex(object):
         self._consumers: Dict[str, List[Consumer]] = {}
         self._inputs: Dict[str, Tuple[object, ...]] = {}
         self._positions: Dict[str, int] = {}
+        self._by_type: Dict[str, List[Tuple[int, object]]] = {}
         self._function_nodes: Optional[Dict[str, List[object]]] = None
         for at, operation in enumerate(self.operations):
-            self._positions[operation.name] = at
+            name = operation.name
+            self._positions[name] = at
+            self._by_type.setdefault(operation.type, []).append((at, operation))
             inputs = tuple(operation.inputs)
-            self._inputs[operation.name] = inputs
+            self._inputs[name] = inputs
             for position, tensor in enumerate(inputs):
                 self._consumers.setdefault(tensor.name, []).append((operation, position))
+
+    def of_types(self, types: Iterable[str]) -> List[object]:
+        """Returns the operations of some types, in creation order."""
+        found = [one for kind in types for one in self._by_type.get(kind, ())]
+        return [operation for _, operation in sorted(found, key=lambda one: one[0])]
 
     def inputs(self, operation) -> Tuple[object, ...]:
         """Returns the input tensors of an operation."""

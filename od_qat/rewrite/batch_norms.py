@@ -137,9 +137,7 @@ def _moving_average(index: GraphIndex, given, statistic) -> Optional[object]:
 def _between_reshapes(index: GraphIndex, as_contrib: bool) -> List[Tuple[object, object]]:
     """Finds [batch, channels] -> Reshape -> fused batch norm -> Reshape; (last Reshape, batch norm) pairs."""
     found = []
-    for operation in index.operations:
-        if operation.type not in policy.BATCH_NORM:
-            continue
+    for operation in index.of_types(policy.BATCH_NORM):
         waiting = None if as_contrib else _waiting_behind(index, operation)
         front = index.inputs(operation)[0]
         behind = index.consumer_ops((waiting or operation).outputs[0])
@@ -182,7 +180,7 @@ def _fused_and_switched(index: GraphIndex) -> List[str]:
     If the branches are functions (TF 2's tf.cond), the name is that of the tf.cond.
     """
     found = []
-    for operation in index.operations:
+    for operation in index.of_types(policy.BATCH_NORM | policy.BRANCHES):
         if operation.type in policy.BATCH_NORM and in_control_flow(operation):
             data = index.inputs(operation)[0].op
             if data.type == "Switch" and not in_control_flow(index.inputs(data)[0].op):

@@ -57,12 +57,10 @@ def classify(
       each op that quantized values reach, in graph order.
     """
     quantised, found = set(quantised), []
+    quantised.update(op.outputs[0].name for op in index.of_types(policy.FAKE_QUANT))  # the model's own
     for operation in index.operations:
         ends_layer = layers.ends_layer(operation)
-        if not ends_layer and not any(
-            tensor.name in quantised or tensor.op.type in policy.FAKE_QUANT
-            for tensor in index.inputs(operation)
-        ):
+        if not ends_layer and not any(tensor.name in quantised for tensor in index.inputs(operation)):
             continue
         norm = layers.norm_alone(operation)
         if noise.is_part(operation):

@@ -45,8 +45,8 @@ def _scopes(index: GraphIndex) -> Tuple[str, ...]:
     if any(_CLONE.match(v.op.name) for v in index.graph.get_collection("trainable_variables")):
         return ()  # these are scopes of the model itself, which hold its variables
     found = {}
-    for operation in index.operations:
-        match = _CLONE.match(operation.name) if operation.type in policy.WEIGHTED else None
+    for operation in index.of_types(policy.WEIGHTED):
+        match = _CLONE.match(operation.name)
         if match:
             found[match.group(1) + "/"] = None
     return tuple(found) if len(found) > 1 else ()

@@ -77,7 +77,10 @@ class Layers(object):
 
     def ends_layer(self, operation) -> bool:
         """Whether an op is a layer's bias or batch norm, or the last op of a layer that has neither."""
-        if operation.type not in policy.WEIGHTED and operation.type != "BatchToSpaceND":
+        kind = operation.type
+        if kind not in policy.ENDS_LAYER:
+            return False
+        if kind not in policy.WEIGHTED and kind != "BatchToSpaceND":
             return self.with_bias_or_norm(operation) is not None
         layer = self.making(operation.outputs[0])
         if layer is None or layer.batch_norm is not None or operation is not layer.last:

@@ -56,12 +56,12 @@ class _Matcher(object):
         for match in self._candidates():
             if match is not None:
                 found.setdefault(match.layer.op.name, match)
-        for operation in self._index.operations:
-            if operation.outputs and operation.outputs[0].dtype.is_integer:
+        for operation in self._index.of_types(policy.WEIGHTED | policy.WEIGHTED_UNSUPPORTED):
+            if operation.outputs[0].dtype.is_integer:
                 continue  # (as in the targets of a loss; no network computes so)
             if operation.type in policy.WEIGHTED_UNSUPPORTED or self._is_unknown_to_contrib(operation):
                 unmatched[operation.name] = "{} is not a supported layer".format(operation.type)
-            elif operation.type in policy.WEIGHTED and operation.name not in found:
+            elif operation.name not in found:
                 bare = self._with_nothing_behind(operation)
                 if bare is None:
                     unmatched[operation.name] = self._reason(operation)
@@ -75,20 +75,19 @@ class _Matcher(object):
 
     def _candidates(self) -> Iterator[Optional[LayerMatch]]:
         """Yields matches in contrib's order; the first of each layer counts."""
-        operations = self._index.operations
-        for operation in operations:
-            if operation.type in policy.ADD:
-                yield self._with_post_activation_bypass(operation)
-        for operation in operations:
-            if operation.type in policy.ACTIVATION and not self._feeds_only_a_batch_norm(operation):
+        of_types = self._index.of_types
+        for operation in of_types(policy.ADD):
+            yield self._with_post_activation_bypass(operation)
+        for operation in of_types(policy.ACTIVATION):
+            if not self._feeds_only_a_batch_norm(operation):
                 yield self._with_activation(operation)
-        for operation in operations:
-            if operation.type in policy.BIAS_ADD and not self._norms.is_last(operation):
+        for operation in of_types(policy.BIAS_ADD):
+            if not self._norms.is_last(operation):
                 yield self._with_bias_or_norm(operation)
-        for operation in operations:
+        for operation in of_types(policy.ENDS_BATCH_NORM):
             if self._norms.is_last(operation):
                 yield self._with_bias_or_norm(operation)
-        for operation in operations:
+        for operation in of_types(policy.WEIGHTED):
             yield self._first_of_separable(operation)
 
     def _is_unknown_to_contrib(self, operation) -> bool:
@@ -132,11 +131,10 @@ class _Matcher(object):
 
     def _first_of_separable(self, operation) -> Optional[LayerMatch]:
         """Matches the first of two layers with nothing between them; `operation` is the second."""
-        if operation.type in policy.WEIGHTED:
-            for tensor in self._index.inputs(operation):
-                layer = self._layers.making(tensor)
-                if layer is not None:
-                    return LayerMatch(layer, layer.op)
+        for tensor in self._index.inputs(operation):
+            layer = self._layers.making(tensor)
+            if layer is not None:
+                return LayerMatch(layer, layer.op)
         return None
 
     def _with_nothing_behind(self, operation) -> Optional[LayerMatch]:
@@ -190,9 +188,7 @@ class _Matcher(object):
 def _layers_in_functions(index: GraphIndex) -> Dict[str, str]:
     """Maps the calls of functions that hold layers to the reason why these stay float."""
     found = {}
-    for operation in index.operations:
-        if operation.type not in policy.CALLS:
-            continue
+    for operation in index.of_types(policy.CALLS):
         layers = sum(kind in policy.WEIGHTED for kind in index.types_in_functions(operation))
         if layers:
             found[operation.name] = (

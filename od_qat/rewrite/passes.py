@@ -288,10 +288,9 @@ def leave_out_identities(plan: Plan, state: _State) -> None:
     """
     if state.config.placement != "full":
         return
-    for operation in state.draft.index.operations:
-        if operation.type == "IdentityN":
-            for position, output in enumerate(operation.outputs):
-                state.draft.reroute(output, state.draft.current_input(operation, position))
+    for operation in state.draft.index.of_types(["IdentityN"]):
+        for position, output in enumerate(operation.outputs):
+            state.draft.reroute(output, state.draft.current_input(operation, position))
 
 
 def negatives_as_products(plan: Plan, state: _State) -> None:

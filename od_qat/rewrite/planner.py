@@ -156,7 +156,7 @@ class _Planner(object):
                 self._quants.count_name(layer.op, join(context, name))
 
     def _folds(self) -> Tuple[Layer, ...]:
-        layers = map(self._layers.of, self._index.operations)
+        layers = map(self._layers.of, self._index.of_types(policy.WEIGHTED))
         return tuple(
             layer
             for layer in layers
@@ -180,7 +180,7 @@ class _Planner(object):
     # Sums and products of quantized values, as contrib finds them.
 
     def _plan_adds_and_muls(self) -> None:
-        for operation in self._index.operations:
+        for operation in self._index.of_types(policy.INTERMEDIATE):
             if self._is_intermediate_of_quantised(operation):
                 pattern = "activation_{}_quant".format(operation.type)
                 self._quants.add_output(self._context_of(operation), pattern, operation, _FROM_BELOW)
@@ -322,7 +322,7 @@ class _Planner(object):
         exists in one of the two graphs only.
         """
         to_layers = self._layers.leading_to_layers
-        for operation in self._index.operations:
+        for operation in self._index.of_types(policy.JOINS):
             joined = self._joined(operation)
             found = [self._quantised_source(tensor) for tensor in joined]
             sources = [source for source in found if source is not None]
@@ -409,8 +409,8 @@ class _Planner(object):
     def _parts(self) -> Dict[str, List[object]]:
         """Maps the tensor name of an output to its parts; see ActivationQuant."""
         parts: Dict[str, List[object]] = {}
-        for operation in self._index.operations:
-            if operation.type in policy.SPLIT and not all(map(self._index.consumers, operation.outputs)):
+        for operation in self._index.of_types(policy.SPLIT):
+            if not all(map(self._index.consumers, operation.outputs)):
                 for part in filter(self._index.consumers, operation.outputs):
                     source = self._quantised_source(part)
                     if source is not None:

@@ -27,6 +27,10 @@ RELU = frozenset(["Relu", "Relu6"])
 LEAKY_RELU = frozenset(["LeakyRelu"])
 ACTIVATION = RELU | frozenset(["Identity"])
 BATCH_NORM = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
+# The last op of a batch norm of any form: fused, unfused, or fused with a Reshape behind it.
+ENDS_BATCH_NORM = BATCH_NORM | ADD | frozenset(["Reshape"])
+# What the last op of a layer can be.
+ENDS_LAYER = WEIGHTED | BIAS_ADD | ENDS_BATCH_NORM | frozenset(["BatchToSpaceND"])
 # The ops with which an unfused batch norm computes the statistics of a batch: those of tf.nn.moments, and
 # those of a batch norm that is synchronized between replicas (sums of values and of their squares).
 OF_MOMENTS = frozenset(["Identity", "Mean", "Reshape", "SquaredDifference", "Squeeze", "StopGradient"])

@@ -76,7 +76,7 @@ def _averaged_by(index: GraphIndex, operation, statistic) -> Optional[object]:
 
 def leading_to_layers(index: GraphIndex) -> FrozenSet[str]:
     """Returns the names of all tensors from which data flows into an op with weights."""
-    layers = (op for op in index.operations if op.type in policy.WEIGHTED)
+    layers = index.of_types(policy.WEIGHTED)
     pending = [index.inputs(op)[policy.DATA_INPUT.get(op.type, 0)] for op in layers]
     found = set()
     while pending:

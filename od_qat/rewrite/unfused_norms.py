@@ -38,8 +38,8 @@ def find(index: GraphIndex, as_contrib: bool) -> Tuple[List[BatchNorm], List[str
       training and evaluation.
     """
     norms, switched = [], []
-    for operation in index.operations:
-        if operation.type not in policy.ADD or (as_contrib and "BatchNorm/batchnorm" not in operation.name):
+    for operation in index.of_types(policy.ADD):
+        if as_contrib and "BatchNorm/batchnorm" not in operation.name:
             continue
         parts = _arithmetic_ending_in(index, operation)
         if parts is None:

@@ -33,10 +33,9 @@ class WeightedSum(NamedTuple):
 def find(index: GraphIndex) -> Dict[str, WeightedSum]:
     """Finds all weighted sums of a graph, by the name of each of their three ops."""
     found = {}
-    for matmul in index.operations:
-        if matmul.type in policy.BATCH_MATMUL:
-            for one in _ending_in(index, matmul):
-                found.update({op.name: one for op in (one.pack, one.matmul, one.squeeze)})
+    for matmul in index.of_types(policy.BATCH_MATMUL):
+        for one in _ending_in(index, matmul):
+            found.update({op.name: one for op in (one.pack, one.matmul, one.squeeze)})
     return found
 
 
