@@ -15,8 +15,8 @@ PACKAGE = os.path.join(REPOSITORY, "od_qat")
 ORDER = (
     "errors",
     "files",
-    "late_imports",
     "quiet",
+    "late_imports",
     "compat",
     "config",
     "graph",
