@@ -257,3 +257,46 @@ def test_shuffle_buffer_holds_no_more_than_the_data(tmp_path, available, given, 
         models.input_fn(reader, available=available)()
     assert _shuffle_buffer(graph) == expected
     assert reader.SerializeToString() == before
+
+
+@pytest.mark.parametrize("half", ["tf1", "tf2"])
+def test_graphs_without_autograph_are_the_same(tmp_path, monkeypatch, half):
+    """AutoGraph takes seconds for the Python of a model, and its graph is the same, to the node."""
+    from od_qat.od_api import halves, inference, models
+
+    if half == "tf2" and not compat.HAS_TF2_MODELS:
+        pytest.skip("TensorFlow 1.15 has no TF 2 models")
+    tiny_detector.write_data(str(tmp_path))
+    config = pipeline.load(tiny_detector.write_config(str(tmp_path), False, "a", tf2=half == "tf2"))
+
+    def build():
+        with tf.Graph().as_default() as graph, halves.active(config):
+            tf.set_random_seed(1)
+            inference.build_detection_graph(models.model_fn(config, is_training=False)())
+            return graph.as_graph_def()
+
+    without = build()
+    monkeypatch.setattr(models, "_keep_from_autograph", lambda model: None)
+    assert build() == without
+    assert len(without.node) > 1000
+
+
+def test_sessions_optimize_as_often_as_is_worth_it():
+    """What a graph computes does not depend on it."""
+    from od_qat.graph import session_config
+
+    configs = [session_config.for_many_runs(log_device_placement=True), session_config.for_few_runs(), None]
+    assert configs[0].log_device_placement
+    rewrites = [config.graph_options.rewrite_options for config in configs[:2]]
+    assert rewrites[0].meta_optimizer_iterations == rewrites[0].ONE
+    assert rewrites[1].disable_meta_optimizer and not rewrites[0].disable_meta_optimizer
+    value = np.random.RandomState(0).rand(4, 5).astype(np.float32)
+    found = []
+    for config in configs:
+        with tf.Graph().as_default(), tf.Session(config=config) as session:
+            data = tf.placeholder(tf.float32, [4, 5])
+            found.append(
+                session.run(tf.nn.relu(tf.matmul(data, data, transpose_b=True) - 1.0), {data: value})
+            )
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
