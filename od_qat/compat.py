@@ -51,8 +51,11 @@ warnings.filterwarnings("ignore", message=".*layer.apply. is deprecated.*")
 warnings.filterwarnings("ignore", message=".*set_learning_phase. is deprecated.*")
 
 
-# (TensorFlow imports Keras, to register its optimizers with SavedModels; many commands do without Keras.)
-with native_stderr_silenced(), imported_later("tf_keras.src.optimizers"):
+# TensorFlow imports Keras, by either of two names, to register its optimizers with SavedModels, and Keras
+# knows the tables of pandas. Many commands do without both.
+_OF_TENSORFLOW = ("tf_keras.src.optimizers", "keras.src.optimizers", "pandas")
+
+with native_stderr_silenced(), imported_later(*_OF_TENSORFLOW):
     import tensorflow as _tensorflow
     import tensorflow.compat.v1 as tf  # noqa: F401  (re-exported)
 
@@ -250,14 +253,18 @@ def enable_tf1_behaviour() -> None:
 
 
 def restore_names() -> None:
-    """Adds names that tf-slim and the OD API look for in TensorFlow. It may be called again."""
+    """Adds names that tf-slim and the OD API look for in TensorFlow, and imports tf-slim if it is installed.
+
+    It may be called again.
+    """
     # Keras knows the tables of pandas, and tf-slim's cluster loss needs scikit-learn. They take 0.3 and 0.6
     # seconds to import, where they are installed.
     with imported_later("pandas", "sklearn.metrics"):
         if not IS_TF1:
             _restore_names_for_tf_slim()
             _restore_estimator()
-        importlib.import_module("tf_slim")
+        if importlib.util.find_spec("tf_slim") is not None:
+            importlib.import_module("tf_slim")
 
 
 def behaves_as_tf2() -> bool:

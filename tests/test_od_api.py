@@ -262,6 +262,7 @@ def test_shuffle_buffer_holds_no_more_than_the_data(tmp_path, available, given, 
 @pytest.mark.parametrize("half", ["tf1", "tf2"])
 def test_graphs_without_autograph_are_the_same(tmp_path, monkeypatch, half):
     """AutoGraph takes seconds for the Python of a model, and its graph is the same, to the node."""
+    from od_qat import plugin  # noqa: F401  (before object_detection)
     from od_qat.od_api import halves, inference, models
 
     if half == "tf2" and not compat.HAS_TF2_MODELS:
@@ -279,6 +280,36 @@ def test_graphs_without_autograph_are_the_same(tmp_path, monkeypatch, half):
     monkeypatch.setattr(models, "_keep_from_autograph", lambda model: None)
     assert build() == without
     assert len(without.node) > 1000
+
+
+@pytest.mark.skipif(IS_TF1, reason="TensorFlow 1.15's tf.map_fn does without AutoGraph")
+def test_a_users_model_keeps_autograph():
+    """A registered feature extractor may have Python that branches on tensors."""
+    from od_qat.od_api import models
+
+    class Model(object):
+        def preprocess(self, data):
+            if tf.reduce_sum(data) > 0:
+                data = -data
+            return data
+
+        predict = postprocess = loss = preprocess
+
+    class OfUpstream(Model):
+        pass
+
+    OfUpstream.__module__ = "object_detection.meta_architectures.ssd_meta_arch"
+    users, upstreams, extended = Model(), OfUpstream(), OfUpstream()
+    extended._feature_extractor = Model()
+    for model in (users, upstreams, extended):
+        models._keep_from_autograph(model)
+    with tf.Graph().as_default():
+        data = tf.constant([1.0])
+        for model in (users, extended):
+            assert tf.map_fn(model.preprocess, data[None]).shape == [1, 1]
+        # (Its class is TypeError, or one of TensorFlow's own.)
+        with pytest.raises(Exception, match="as a Python `bool`"):
+            tf.map_fn(upstreams.preprocess, data[None])
 
 
 def test_sessions_optimize_as_often_as_is_worth_it():

@@ -17,6 +17,7 @@ import traceback
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import od_qat
+from od_qat import late_imports
 from od_qat.cli import (
     agree,
     compare,
@@ -131,17 +132,24 @@ def _with_underscores(argv: Iterable[str]) -> List[str]:
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Python seldom looks for cycles: a graph of 10,000 ops is no garbage, and the search takes a second.
-
-    At the end of the process it does not look at all, which would take as long.
-    """
+    """Python seldom looks for cycles: a graph of 10,000 ops is no garbage, and the search takes a second."""
     usual = gc.get_threshold()
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION, *usual[1:])
-    atexit.register(gc.freeze)
     try:
         yield
     finally:
         gc.set_threshold(*usual)
+
+
+def _only_for_this(command: str) -> None:
+    """Sets up a process that runs one command, and no program of the user.
+
+    Libraries then import late what is rarely needed, and at the end of the process Python looks for no
+    cycles, which would take most of a second.
+    """
+    if command != run.NAME:
+        late_imports.allow()
+        atexit.register(gc.freeze)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -153,11 +161,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
       the exit status, also where argparse raises SystemExit (help, usage errors).
     """
+    of_process = argv is None
     argv, program_arguments = _split_program(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser().parse_args(_with_underscores(argv))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    if of_process:
+        _only_for_this(arguments.command)
     arguments.program_arguments = program_arguments
     if arguments.debug:
         os.environ.setdefault("OD_QAT_DEBUG", "1")

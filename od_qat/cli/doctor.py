@@ -48,8 +48,10 @@ _PYTHON_VERSIONS = ((3, 7), (3, 9), (3, 10), (3, 11), (3, 12), (3, 13))
 # (A process that only imports needs no garbage collection; it would take as long as half of the imports.)
 _EVERYTHING = """
 import atexit, gc
+import od_qat.late_imports
 gc.disable()
 atexit.register(gc.freeze)
+od_qat.late_imports.allow()
 import od_qat.plugin
 import object_detection.builders.model_builder, object_detection.eval_util
 import object_detection.legacy.trainer, object_detection.legacy.evaluator

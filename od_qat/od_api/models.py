@@ -42,11 +42,15 @@ def model_fn(config, is_training: bool) -> Callable:
 
 
 def _keep_from_autograph(model) -> None:
-    """Lets AutoGraph leave the model as it is.
+    """Lets AutoGraph leave a model of upstream's as it is.
 
     It would rewrite the Python of Keras layers and of what tf.map_fn calls, such as the suppression. That
-    takes seconds and changes nothing, as the OD API's models are written for graphs.
+    takes seconds and changes nothing, as the OD API's models are written for graphs. A model or a feature
+    extractor that the user registered may rely on it.
     """
+    for part in (model, getattr(model, "_feature_extractor", None)):
+        if part is not None and not type(part).__module__.startswith("object_detection."):
+            return
     for name in ("preprocess", "predict", "postprocess", "loss"):
         setattr(model, name, compat.tf.autograph.experimental.do_not_convert(getattr(model, name)))
 

@@ -57,6 +57,11 @@ class Place(NamedTuple):
     is_chief: bool = True
     server: object = None
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process initialises or holds variables of this one."""
+        return self.is_chief and not self.ps_tasks
+
 
 class Saving(NamedTuple):
     """Where and how often a training saves.
@@ -87,7 +92,7 @@ def make_scaffold(place: Place, saver, init_fn: Optional[Callable]):
       saver: tf.train.Saver of all variables.
       init_fn: restores a fine-tune checkpoint; None if there is none.
     """
-    none_missing = None if place.ps_tasks else tf.constant([], tf.string)
+    none_missing = tf.constant([], tf.string) if place.is_alone else None
     local_init = tf.group(
         tf.local_variables_initializer(), tf.tables_initializer(), name="local_and_table_initializers"
     )
@@ -181,8 +186,8 @@ class _SessionCreator(tf.train.SessionCreator):
         scaffold.finalize()
         manager = tf.train.SessionManager(
             local_init_op=scaffold.local_init_op,
-            ready_op=scaffold.ready_op if place.ps_tasks else None,
-            ready_for_local_init_op=scaffold.ready_for_local_init_op if place.ps_tasks else None,
+            ready_op=None if place.is_alone else scaffold.ready_op,
+            ready_for_local_init_op=None if place.is_alone else scaffold.ready_for_local_init_op,
             graph=tf.get_default_graph(),
             recovery_wait_secs=_POLL_SECS,
         )
