@@ -55,7 +55,7 @@ KIND = $(firstword $(subst :, ,$(DATA)))
 FOLDER = $(patsubst voc:%,%,$(patsubst coco:%,%,$(DATA)))
 
 .PHONY: help setup setup-tf1 setup-tf215 demo demo-classifier test test-main test-tf1 test-tf215 oracle-check lint data train eval export \
-        export-tflite score nodes doctor patch unpatch test-zoo test-all generations lock dist clean
+        export-tflite score nodes doctor patch unpatch bench test-zoo test-all generations lock dist clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -156,6 +156,9 @@ oracle-check: setup setup-tf1 ## check that contrib does what was recorded, and 
 	PATH="$$PWD/.venv-tf1/bin:$$PATH" PYTHONPATH="$$PWD" \
 	  $(TF1) -m tests.zoo.record_oracle --check --graphs "$$graphs" || status=1; \
 	.venv/bin/python -m tests.zoo.across_versions "$$graphs" || status=1; exit "$$status"
+
+bench: setup ## measure a QAT step against a float step, and the rewriting, of five networks (three minutes)
+	@.venv/bin/python benchmarks/steps.py $(ARGS)
 
 lint: setup ## check errors, style and layout with ruff
 	@.venv/bin/python -m ruff check .
