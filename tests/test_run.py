@@ -330,3 +330,28 @@ def test_model_main(tmp_path, kind):
         os.path.join(folder, "model", "export", "Servo", saved, "saved_model.pb")
     )
     assert exported > 20 if kind == "qat" else exported == 0
+
+
+_WITH_A_CYCLE = """
+import gc
+
+class Log(object):
+    def __init__(self):
+        self.itself, self.stream = self, open("log.txt", "w")
+
+    def __del__(self):
+        self.stream.write("closed")
+        self.stream.close()
+
+log = Log()
+gc.collect()  # (as in a longer program; it is then looked at only at the end)
+"""
+
+
+@needs_od_api
+def test_a_program_ends_as_it_does_by_itself(tmp_path):
+    """What is left in cycles is finalized, which od-qat's own commands leave out."""
+    (tmp_path / "cycle.py").write_text(_WITH_A_CYCLE)
+    status, _, errors = od_qat_run(tmp_path, "cycle")
+    assert status == 0, errors
+    assert (tmp_path / "log.txt").read_text() == "closed"
