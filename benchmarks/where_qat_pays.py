@@ -40,6 +40,8 @@ DETECTORS = {
 }
 COCO = "coco"
 COCO_FLOAT_STEPS = 500
+# The images of the built-in data set are smaller than photographs.
+BUILTIN_PIXELS = 128 * 128
 FLOAT = "float"
 FORMS = ("PTQ per channel", "PTQ per tensor", "QAT per channel", "QAT per tensor")
 PER_TENSOR = ["graph_rewriter.[od_qat.layers].per_channel=false"]
@@ -53,6 +55,8 @@ def run(data: str, detector: str, seed: int, folder: str, steps: Dict[str, Any])
 
     half, overrides = DETECTORS.get(detector, ("tf1", []))
     schedule = demo.FOLDER_SCHEDULES[half]
+    if data == "builtin":
+        schedule = schedule._replace(pixels=BUILTIN_PIXELS)
     if detector == COCO:
         prefix = write_coco_configs(os.environ["OD_QAT_COCO_DETECTOR"], os.path.join(folder, "published"))
         schedule = schedule._replace(configs=prefix, float_steps=COCO_FLOAT_STEPS, pixels=None)
